@@ -1,0 +1,25 @@
+"""Turning a matplotlib figure into bytes, on machines without a screen."""
+
+import io
+from typing import Any
+
+
+def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (8.0, 3.0)) -> tuple[Any, Any]:
+    """A figure and its axes, drawn without any window system.
+
+    Returns:
+        ``(figure, axes)`` with ``axes`` always an array ``[rows, columns]``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def png(figure: Any) -> bytes:
+    """The figure as PNG bytes, the same for the same data (no timestamps inside)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,88 @@
+"""The one place that reads the environment.
+
+Every setting is an ``APEAGENT_*`` variable, or a line of a ``.env`` file in the current folder. ``apeagent config``
+shows them all with their source and with secrets masked.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+
+PREFIX = "APEAGENT_"
+SMOLLM2 = "smollm2-135m-instruct"
+
+Profile = Literal["demo", "full"]
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names the variable, its value and the remedy."""
+
+
+class Settings(BaseSettings):
+    """Everything a user can set. The field descriptions are what ``apeagent config`` prints."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    profile: Profile = Field("demo", description="demo: small, CPU, minutes; full: the source document's sizes")
+    home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
+    storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
+    rpc_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Comma-separated JSON-RPC endpoints of the chain; none: the embedded chain"
+    )
+    swaps_archive: Path | None = Field(None, description="CSV or Parquet file or folder of swaps to import instead")
+    pool_manager: str = Field(BASE_ETH_USDC.pool_manager, description="Uniswap V4 PoolManager contract")
+    pool_id: str = Field(BASE_ETH_USDC.pool_id, description="Pool id (32 bytes, hex)")
+    teacher: Literal["rules", "openai"] = Field("rules", description="Embedded policy, or any OpenAI-compatible server")
+    teacher_base_url: str = Field("https://openrouter.ai/api/v1", description="For teacher=openai: the server")
+    teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")
+    teacher_api_key: SecretStr | None = Field(None, description="For teacher=openai: the key")
+    student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
+    eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
+    seed: int = Field(42, ge=0, description="The one seed of everything random")
+
+    @field_validator("rpc_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("swaps_archive", "teacher_api_key", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_profile(cls, values: dict[str, object]) -> dict[str, object]:
+        if values.get("profile") == "full":
+            full = {"teacher": "openai", "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
+            return {**full, **values}
+        return values
+
+    @property
+    def storage_url(self) -> str:
+        """Folder or fsspec URL of all artifacts; ``{home}/storage`` unless set."""
+        return self.storage or str(self.home.absolute() / "storage")
+
+
+def load_settings() -> Settings:
+    """Read the environment and ``.env``.
+
+    Raises:
+        SettingsError: naming each wrong variable, its value (unless secret) and what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = PREFIX + str(problem["loc"][0]).upper()
+            value = "***" if name.endswith(("_KEY", "_URLS")) else repr(problem["input"])
+            lines.append(f"{name}={value}: {problem['msg']}")
+        # "from None": pydantic's own text would repeat the values, secrets included.
+        raise SettingsError("; ".join(lines) + ". Run `apeagent config` to see every setting.") from None
