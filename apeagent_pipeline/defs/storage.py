@@ -1,0 +1,215 @@
+"""How artifacts lie on disk or in an object store, and how each says what it was made from.
+
+A daily table is ``{root}/{asset}/{YYYY-MM-DD}.parquet``; everything else is the folder ``{root}/{asset}/``. Beside each
+lies a manifest (``{YYYY-MM-DD}.manifest.json`` or ``manifest.json``): the files with their hashes, the inputs with
+their data versions, the configuration. The manifest is written last, so an artifact whose manifest does not fit its
+files was interrupted half-way and counts as missing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from upath import UPath
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+class StorageError(RuntimeError):
+    """An artifact cannot be read or written; the message names it and the remedy."""
+
+
+class StoredFile(BaseModel):
+    """One file of an artifact."""
+
+    size: int = Field(description="Bytes")
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact consists of and what it was made from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    asset: str
+    partition: str | None = None
+    data_version: str = Field(description="Hash of the content; equal content has an equal version")
+    code_version: str = Field(description="Version of the asset's code, and a hash of its configuration")
+    config: dict[str, Any] = {}
+    inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
+    files: dict[str, StoredFile]
+    rows: int | None = None
+    package_version: str = version("apeagent_pipeline")
+    created_at: str = ""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What reports print: everything that decides the content, nothing that differs from run to run."""
+        return self.model_dump(include={"asset", "partition", "code_version", "inputs", "package_version"})
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a JSON value; equal values have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def parquet_bytes(table: pl.DataFrame) -> bytes:
+    """The table as Parquet; the same rows give the same bytes."""
+    buffer = io.BytesIO()
+    table.rechunk().write_parquet(buffer, compression="zstd", statistics=True)
+    return buffer.getvalue()
+
+
+class ArtifactStore:
+    """Reads and publishes artifacts below one root, a local folder or an fsspec URL."""
+
+    def __init__(self, root: str, cache: Path) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            root: Folder or fsspec URL of all artifacts.
+            cache: Local folder for copies of remote artifacts.
+        """
+        self.root = UPath(root)
+        self.cache = cache
+
+    @property
+    def _is_local(self) -> bool:
+        return self.root.protocol in ("", "file")
+
+    def folder(self, asset: str) -> UPath:
+        """Where an asset's files lie."""
+        return self.root / asset
+
+    def path(self, asset: str, partition: str | None = None) -> UPath:
+        """What to show people: the day's table, or the asset's folder."""
+        return self.folder(asset) / f"{partition}.parquet" if partition else self.folder(asset)
+
+    def _manifest_path(self, asset: str, partition: str | None) -> UPath:
+        return self.folder(asset) / (f"{partition}.manifest.json" if partition else "manifest.json")
+
+    def manifest(self, asset: str, partition: str | None = None) -> Manifest | None:
+        """The manifest of a whole artifact, or None if it is missing, torn or was deleted in part."""
+        try:
+            manifest = Manifest.model_validate_json(self._manifest_path(asset, partition).read_text())
+            sizes = {name: (self.folder(asset) / name).stat().st_size for name in manifest.files}
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None
+        return manifest if all(sizes[name] == file.size for name, file in manifest.files.items()) else None
+
+    def days(self, asset: str) -> list[str]:
+        """The days of which a table is stored, in order."""
+        folder = self.folder(asset)
+        if not folder.exists():
+            return []
+        return sorted(path.stem for path in folder.glob("*.parquet") if _DAY.fullmatch(path.stem))
+
+    def scan(self, asset: str, partition: str | None = None) -> pl.LazyFrame:
+        """An asset's table, read when collected.
+
+        Raises:
+            StorageError: There is no such table.
+        """
+        path = self.folder(asset) / f"{partition or asset}.parquet"
+        if not path.exists():
+            raise StorageError(f"{path} does not exist: materialize {asset} {partition or ''} first".rstrip())
+        return pl.scan_parquet(str(path)) if self._is_local else pl.scan_parquet(io.BytesIO(path.read_bytes()))
+
+    def local_folder(self, asset: str) -> Path:
+        """The asset's folder as a local path; a remote one is copied to the cache once per data version.
+
+        Raises:
+            StorageError: There is no whole artifact.
+        """
+        manifest = self.manifest(asset)
+        if manifest is None:
+            raise StorageError(f"{self.folder(asset)} holds no complete artifact: materialize {asset} first")
+        if self._is_local:
+            return Path(str(self.folder(asset)))
+        copy = self.cache / asset / manifest.data_version
+        if not copy.exists():
+            aside = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
+            for name in manifest.files:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).write_bytes((self.folder(asset) / name).read_bytes())
+            aside.replace(copy)
+        return copy
+
+    def publish_table(self, table: pl.DataFrame, **made_from: Any) -> Manifest:
+        """Publish one table; keyword arguments are fields of the manifest (asset, partition, inputs, ...)."""
+        name = f"{made_from.get('partition') or made_from['asset']}.parquet"
+        return self._publish({name: parquet_bytes(table)}, rows=table.height, **made_from)
+
+    def publish_bytes(self, files: Mapping[str, bytes], **made_from: Any) -> Manifest:
+        """Publish an artifact of small files."""
+        return self._publish(files, **made_from)
+
+    def publish_folder(self, folder: Path, **made_from: Any) -> Manifest:
+        """Publish every file below a local folder."""
+        files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        return self._publish(files, **made_from)
+
+    def _publish(
+        self, files: Mapping[str, bytes | Path], *, asset: str, partition: str | None = None, **rest: Any
+    ) -> Manifest:
+        stored = {name: _describe(content) for name, content in files.items()}
+        manifest = Manifest(
+            asset=asset,
+            partition=partition,
+            data_version=digest({name: file.sha256 for name, file in stored.items()}),
+            files=stored,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            **rest,
+        )
+        previous = None if partition else self.manifest(asset)
+        self._put(asset, files)
+        manifest_name = self._manifest_path(asset, partition).name
+        self._put(asset, {manifest_name: (manifest.model_dump_json(indent=2) + "\n").encode()})
+        for name in set(previous.files if previous else ()) - set(stored):
+            (self.folder(asset) / name).unlink(missing_ok=True)
+        return manifest
+
+    def _put(self, asset: str, files: Mapping[str, bytes | Path]) -> None:
+        """Write files so that each is the old or the new one at any moment; locally all change within moments."""
+        if not self._is_local:
+            for name, content in files.items():  # an object store's put is atomic by itself
+                (self.folder(asset) / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            return
+        folder = Path(str(self.folder(asset)))
+        aside: dict[Path, Path] = {}
+        try:
+            for name, content in files.items():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside[target] = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+                with aside[target].open("wb") as file:
+                    if isinstance(content, bytes):
+                        file.write(content)
+                    else:
+                        with content.open("rb") as source:
+                            shutil.copyfileobj(source, file, 1 << 22)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for target, path in aside.items():
+                path.replace(target)
+        finally:
+            for path in aside.values():
+                path.unlink(missing_ok=True)
+
+
+def _describe(content: bytes | Path) -> StoredFile:
+    if isinstance(content, bytes):
+        return StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with content.open("rb") as file:
+        return StoredFile(size=content.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
