@@ -1,0 +1,20 @@
+"""The id under which the PoolManager knows a pool."""
+
+from eth_hash.auto import keccak
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+
+
+def pool_id(spec: PoolSpec) -> str:
+    """Keccak-256 of the ABI-encoded pool key, 0x-prefixed lower-case hex (``PoolId.sol``).
+
+    The key is (currency0, currency1, fee, tickSpacing, hooks), each in one 32-byte word.
+    """
+    words = (
+        int(spec.token0.address, 16),
+        int(spec.token1.address, 16),
+        spec.fee,
+        spec.tick_spacing,
+        int(spec.hooks, 16),
+    )
+    return "0x" + keccak(b"".join(word.to_bytes(32, "big") for word in words)).hex()
