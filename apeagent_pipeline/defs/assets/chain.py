@@ -1,0 +1,43 @@
+"""The swaps as the chain has them."""
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.daily import DAILY, materialize_days
+from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
+
+
+def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """``swap_source`` (external) and ``raw_swaps``."""
+
+    @dg.asset(
+        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc"),
+        partitions_def=DAILY,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[SWAP_SOURCE],
+    )
+    def raw_swaps(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        """Every Swap event of the pool on a UTC day, exactly once, in (block_number, log_index) order.
+
+        Amounts are in the tokens' smallest units and from the swapper's side: negative is paid in.
+        """
+
+        def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+            swaps = runtime.source.read_day(date.fromisoformat(day))
+            blocks = {} if swaps.is_empty() else {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
+            return swaps, {"source": runtime.source.name, **blocks}
+
+        yield from materialize_days(context, runtime.artifacts, compute, lambda day: [])
+
+    source = dg.AssetSpec(
+        SWAP_SOURCE,
+        group_name="chain",
+        kinds={"ethereum"},
+        owners=raw_swaps.owners_by_key[raw_swaps.key],
+        description="Where the swaps come from: the embedded chain, an archive file or a JSON-RPC node",
+    )
+    return [source, raw_swaps]

@@ -1,0 +1,74 @@
+"""The generator of swaps and the proof of its quality."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.gan.config import GanConfig
+from apeagent_pipeline.gan.quality import QualityConfig, quality_report
+from apeagent_pipeline.gan.sampling import SamplingConfig
+from apeagent_pipeline.market.windows import TrainingWindows
+
+
+def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
+    """``trained_gan``, ``synthetic_windows`` and ``synthetic_quality``."""
+    profile = runtime.settings.profile
+
+    @dg.asset(**runtime.declare("gan", {"pytorch"}, config=GanConfig.preset(profile), pool="training"))
+    def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
+        """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
+        from apeagent_pipeline.gan.training import train_gan  # noqa: PLC0415 - torch
+
+        config, seed = launched_config(context, GanConfig)
+        gan = train_gan(
+            training_windows,
+            config,
+            seed=seed,
+            progress=runtime.watcher.started(context),
+            checkpoint_dir=runtime.scratch("checkpoints/trained_gan"),
+        )
+        return dg.MaterializeResult(value=gan, metadata=gan.summary())
+
+    @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, config=SamplingConfig.preset(profile)))
+    def synthetic_windows(
+        context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
+    ) -> dg.MaterializeResult:
+        """Generated swap windows whose every row obeys the pool's own arithmetic."""
+        from apeagent_pipeline.gan.sampling import sample_windows  # noqa: PLC0415 - torch
+        from apeagent_pipeline.gan.training import TrainedGan  # noqa: PLC0415
+
+        config, seed = launched_config(context, SamplingConfig)
+        windows = sample_windows(
+            TrainedGan.load(trained_gan),
+            training_windows,
+            runtime.source.pool,
+            config,
+            seed=seed,
+            progress=runtime.watcher.started(context),
+        )
+        return dg.MaterializeResult(value=windows)
+
+    @dg.asset(**runtime.declare("gan", {"python", "markdown"}, config=QualityConfig.preset(profile)))
+    def synthetic_quality(
+        context: dg.AssetExecutionContext,
+        synthetic_windows: pl.DataFrame,
+        training_windows: TrainingWindows,
+        trained_gan: Path,
+    ) -> dg.MaterializeResult:
+        """How close synthetic windows are to held-out real ones, with plots; a check guards what comes after."""
+        config, seed = launched_config(context, QualityConfig)
+        report = quality_report(
+            synthetic_windows,
+            training_windows,
+            runtime.source.pool,
+            config,
+            seed=seed,
+            progress=runtime.watcher.started(context),
+            history=trained_gan / "history.json",
+        )
+        return dg.MaterializeResult(value=report)
+
+    return [trained_gan, synthetic_windows, synthetic_quality]

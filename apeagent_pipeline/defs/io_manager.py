@@ -1,0 +1,160 @@
+"""The one way by which values of assets come from and go to the store, with the metadata that every asset shows."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.columns import COLUMNS
+from apeagent_pipeline.defs.launchpad import code_version
+from apeagent_pipeline.defs.storage import ArtifactStore, Manifest, StorageError
+from apeagent_pipeline.defs.watching import Watcher
+from apeagent_pipeline.reporting.report import Report
+
+LAST_DAYS = "last_days"
+_PREVIEW_ROWS = 5
+
+
+class ArtifactIOManager(dg.IOManager):
+    """Tables, artifact folders and reports.
+
+    What an asset returns decides how it is stored: a polars frame as ``{asset}.parquet``, a `Report` as
+    ``report.json``, ``report.md`` and its figures, anything with ``save(folder)`` as the folder it writes, and a
+    `Path` as the folder it names, which is moved.
+
+    What the argument of a downstream asset is annotated with decides how it is read: ``pl.DataFrame``, `Path`
+    (the artifact's folder), or a class with ``load(folder)``. A daily upstream comes as a dict from day to lazy frame,
+    missing days left out; ``AssetIn(metadata={"last_days": n})`` takes the newest ``n``.
+    """
+
+    def __init__(self, store: ArtifactStore, externals: Mapping[str, Callable[[], str]], watcher: Watcher) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: Where the artifacts are.
+            externals: External asset -> how to ask for its present data version.
+            watcher: Is told of everything stored.
+        """
+        self.store = store
+        self.externals = externals
+        self.watcher = watcher
+        self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read an upstream artifact and remember its data version as an input of this step."""
+        asset = context.asset_key.to_user_string()
+        loaded = self._loaded[_step(context)]
+        if context.has_asset_partitions:
+            wanted = set(context.asset_partition_keys)
+            days = [day for day in self.store.days(asset) if day in wanted]
+            days = days[-(context.definition_metadata or {}).get(LAST_DAYS, len(days)) :]
+            loaded.update({f"{asset}/{day}": self._version(asset, day) for day in days})
+            return {day: self.store.scan(asset, day) for day in days}
+        loaded[asset] = self._version(asset, None)
+        kind = context.dagster_type.typing_type
+        if kind is pl.DataFrame:
+            return self.store.scan(asset).collect()
+        folder = self.store.local_folder(asset)
+        return folder if kind is Path else kind.load(folder)
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Publish what an unpartitioned asset returned and write the metadata that every asset has."""
+        asset = context.asset_key.to_user_string()
+        step = context.step_context
+        made_from = self.made_from(context.asset_spec, step.op_config or {}, _step(context))
+        if isinstance(obj, pl.DataFrame):
+            manifest = self.store.publish_table(obj, **made_from)
+            context.add_output_metadata(table_metadata(obj))
+        elif isinstance(obj, Report):
+            provenance = {key: made_from[key] for key in ("asset", "code_version", "inputs")}
+            manifest = self.store.publish_bytes(obj.files(provenance), **made_from)
+            context.add_output_metadata(report_metadata(obj))
+        elif isinstance(obj, Path):
+            manifest = self.store.publish_folder(obj, **made_from)
+            shutil.rmtree(obj)
+        else:
+            work = self.store.cache / "saving" / f"{asset}-{step.run_id}"
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+                obj.save(work)
+                manifest = self.store.publish_folder(work, **made_from)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        step.set_data_version(context.asset_key, dg.DataVersion(manifest.data_version))
+        context.add_output_metadata(artifact_metadata(manifest, self.store))
+        self.watcher.stored(asset, None, manifest.rows)
+
+    def made_from(self, spec: dg.AssetSpec, config: Mapping[str, Any], step: tuple[str, str]) -> dict[str, Any]:
+        """The fields of a manifest that say what an artifact was made from."""
+        upstream = [dep.asset_key.to_user_string() for dep in spec.deps]
+        return {
+            "asset": spec.key.to_user_string(),
+            "config": dict(config),
+            "code_version": code_version((spec.code_version or "").split(".")[0], dict(config)),
+            "inputs": {
+                **self._loaded[step],
+                **{name: self.externals[name]() for name in upstream if name in self.externals},
+            },
+        }
+
+    def _version(self, asset: str, day: str | None) -> str:
+        manifest = self.store.manifest(asset, day)
+        if manifest is None:
+            where = f"{asset} {day}" if day else asset
+            raise StorageError(
+                f"{where} is missing or incomplete in {self.store.folder(asset)}: materialize {where} first"
+            )
+        return manifest.data_version
+
+
+def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:
+    return context.step_context.run_id, context.step_context.step.key
+
+
+def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
+    """Path, hash, size and origin of an artifact."""
+    return {
+        "path": dg.MetadataValue.path(str(store.path(manifest.asset, manifest.partition))),
+        "content_hash": manifest.data_version,
+        "size_bytes": sum(file.size for file in manifest.files.values()),
+        "inputs": dg.MetadataValue.json(manifest.inputs),
+        "config": dg.MetadataValue.json(manifest.config),
+    }
+
+
+def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
+    """Row count, column schema and a preview of a table."""
+    return {
+        "dagster/partition_row_count" if partition else "dagster/row_count": table.height,
+        "dagster/column_schema": dg.TableSchema(
+            columns=[
+                dg.TableColumn(name=name, type=str(kind), description=COLUMNS.get(name))
+                for name, kind in table.schema.items()
+            ]
+        ),
+        "preview": dg.MetadataValue.md(_markdown(table.head(_PREVIEW_ROWS))),
+    }
+
+
+def report_metadata(report: Report) -> dict[str, Any]:
+    """Every metric as a number that the UI plots over time, and the page itself."""
+    return {
+        **{name: float(value) for name, value in report.metrics.items()},
+        "report": dg.MetadataValue.md(report.inline_markdown()),
+    }
+
+
+def _markdown(table: pl.DataFrame) -> str:
+    with pl.Config(
+        tbl_formatting="ASCII_MARKDOWN",
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        tbl_cols=-1,
+        fmt_str_lengths=24,
+        tbl_width_chars=10_000,
+    ):
+        return str(table)

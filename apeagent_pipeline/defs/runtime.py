@@ -1,0 +1,84 @@
+"""What the assets of one graph share: settings, store, swap source and watcher."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from apeagent_pipeline.chain.source import SwapSource, open_swap_source
+from apeagent_pipeline.defs.io_manager import ArtifactIOManager
+from apeagent_pipeline.defs.launchpad import code_version, config_schema
+from apeagent_pipeline.defs.storage import ArtifactStore, digest
+from apeagent_pipeline.defs.watching import Watcher
+from apeagent_pipeline.settings import Settings
+
+OWNER = "team:apeagent"
+SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
+
+
+class Runtime:
+    """Built once for a graph; opens nothing before it is needed."""
+
+    def __init__(self, settings: Settings, watcher: Watcher) -> None:
+        """Nothing is opened yet."""
+        self.settings = settings
+        self.watcher = watcher
+        self.store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher)
+
+    @cached_property
+    def source(self) -> SwapSource:
+        """Where the swaps come from, as the settings say."""
+        return open_swap_source(self.settings)
+
+    @property
+    def externals(self) -> Mapping[str, Callable[[], str]]:
+        """External asset -> how to ask for its present data version."""
+        return {
+            SWAP_SOURCE: lambda: self.source.fingerprint(),
+            TEACHER: lambda: digest(self.teacher_identity),
+            STUDENT_BASE: self._student_fingerprint,
+        }
+
+    @property
+    def teacher_identity(self) -> dict[str, str]:
+        """Which teacher answers; never its key."""
+        settings = self.settings
+        if settings.teacher == "rules":
+            return {"teacher": "rules"}
+        return {"teacher": "openai", "base_url": settings.teacher_base_url, "model": settings.teacher_model}
+
+    def _student_fingerprint(self) -> str:
+        from apeagent_pipeline.student.base_model import base_fingerprint  # noqa: PLC0415
+
+        return base_fingerprint(self.settings.student)
+
+    def scratch(self, purpose: str) -> Path:
+        """A local folder for checkpoints and caches, kept between runs."""
+        folder = self.settings.home.absolute() / purpose
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def declare(
+        self, group: str, kinds: set[str], *, code: str = "1", config: BaseModel | None = None, pool: str | None = None
+    ) -> dict[str, Any]:
+        """The arguments that every ``@dg.asset`` has.
+
+        Args:
+            group: Group in the asset graph.
+            kinds: What the UI shows as badges (at most three).
+            code: Version of the asset's code; raise it when the same inputs give other content.
+            config: Preset of the profile, shown in the Launchpad; none: the asset has no options.
+            pool: Concurrency pool.
+        """
+        defaults = {} if config is None else {**config.model_dump(), "seed": self.settings.seed}
+        return {
+            "group_name": group,
+            "kinds": kinds,
+            "owners": [OWNER],
+            "code_version": code_version(code, defaults),
+            "pool": pool,
+            **({} if config is None else {"config_schema": config_schema(config, self.settings.seed)}),
+        }

@@ -1,0 +1,103 @@
+"""Which artifacts are out of date, and why.
+
+An artifact is up to date if it is whole, was made by the present code and configuration, and from the present data
+versions of everything its asset reads. This is read from the manifests alone, so it holds whoever materialized it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import dagster as dg
+
+from apeagent_pipeline.defs.io_manager import LAST_DAYS
+from apeagent_pipeline.defs.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Stale:
+    """One artifact to make again."""
+
+    asset: str
+    day: str | None
+    reason: str
+
+
+def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, days: list[str]) -> list[Stale]:
+    """Everything out of date, in the order of the graph.
+
+    Args:
+        assets: The graph's assets, each defining one key.
+        runtime: Store and external assets.
+        days: The days that daily assets should have.
+    """
+    external = {name: ask() for name, ask in _asked(assets, runtime).items()}
+    found: list[Stale] = []
+    for asset in _in_order(assets):
+        name = asset.key.to_user_string()
+        for day in days if asset.partitions_def else [None]:
+            reason = _reason(asset, day, runtime, external)
+            if reason:
+                found.append(Stale(name, day, reason))
+    return found
+
+
+def _reason(asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]) -> str | None:
+    manifest = runtime.store.manifest(asset.key.to_user_string(), day)
+    if manifest is None:
+        return "missing"
+    if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
+        return "code or settings changed"
+    expected = _inputs(asset, day, runtime, external)
+    changed = sorted(name for name in expected.keys() | manifest.inputs.keys() if expected.get(name) != manifest.inputs.get(name))
+    return f"{', '.join(changed[:3])} changed" if changed else None
+
+
+def _inputs(
+    asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Every input that a materialization now would record, with its present data version."""
+    store = runtime.store
+    versions: dict[str, str | None] = {}
+    for input_def in asset.op.input_defs:
+        key = asset.keys_by_input_name[input_def.name].to_user_string()
+        if key in external:
+            versions[key] = external[key]
+        elif input_def.dagster_type.is_nothing:
+            continue  # only the order matters
+        elif LAST_DAYS in input_def.metadata:
+            versions |= {f"{key}/{each}": _version(runtime, key, each) for each in store.days(key)[-input_def.metadata[LAST_DAYS] :]}
+        elif day is not None:
+            mapping = asset.get_partition_mapping(dg.AssetKey(key))
+            offset = getattr(mapping, "start_offset", 0)
+            read = [str(date.fromisoformat(day) + timedelta(days=step)) for step in range(offset, 1)]
+            stored = set(store.days(key))
+            versions |= {f"{key}/{each}": _version(runtime, key, each) for each in read if each in stored}
+        else:
+            versions[key] = _version(runtime, key, None)
+    return versions
+
+
+def _version(runtime: Runtime, asset: str, day: str | None) -> str | None:
+    manifest = runtime.store.manifest(asset, day)
+    return manifest.data_version if manifest else None
+
+
+def _asked(assets: Iterable[dg.AssetsDefinition], runtime: Runtime) -> dict[str, Callable[[], str]]:
+    used = {key.to_user_string() for asset in assets for key in asset.dependency_keys}
+    return {name: ask for name, ask in runtime.externals.items() if name in used}
+
+
+def _in_order(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+    by_key = {asset.key: asset for asset in assets}
+    ordered: dict[dg.AssetKey, dg.AssetsDefinition] = {}
+
+    def visit(asset: dg.AssetsDefinition) -> None:
+        for key in sorted(asset.dependency_keys):
+            if key in by_key and key not in ordered:
+                visit(by_key[key])
+        ordered[asset.key] = asset
+
+    for asset in by_key.values():
+        visit(asset)
+    return list(ordered.values())
