@@ -1,0 +1,149 @@
+"""Features of swaps: one row a swap, exact integers kept as decimal strings, floats derived from them."""
+
+import polars as pl
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.price import price_from_sqrt_price
+
+VOLATILITY_SWAPS = 24
+"""Returns in a volatility: that of the swap itself and of those before it."""
+
+VOLUME_SWAPS = 50
+"""Volumes in a volume average, the swap's own included."""
+
+HISTORY_SWAPS = max(VOLATILITY_SWAPS + 1, VOLUME_SWAPS)
+"""How many earlier swaps the features of a swap can see."""
+
+Q96 = 2.0**96
+
+SWAP_FEATURES_SCHEMA: dict[str, pl.DataType] = {
+    "block_number": pl.Int64(),
+    "log_index": pl.Int64(),
+    "block_timestamp": pl.Datetime("us", "UTC"),
+    "seconds_since_previous": pl.Int64(),
+    "tick": pl.Int64(),
+    "price": pl.Float64(),
+    "amount0_eth": pl.Float64(),
+    "amount1_usdc": pl.Float64(),
+    "volume_usdc": pl.Float64(),
+    "volatility": pl.Float64(),
+    "volume_ma": pl.Float64(),
+    "tick_change": pl.Int64(),
+    "liquidity": pl.String(),
+    "liquidity_usage": pl.Float64(),
+    "sqrt_price_x96": pl.String(),
+    "side": pl.String(),
+}
+
+_RAW_COLUMNS = (
+    "block_number",
+    "log_index",
+    "block_timestamp",
+    "amount0",
+    "amount1",
+    "sqrt_price_x96",
+    "liquidity",
+    "tick",
+)
+_INTEGER_COLUMNS = ("amount0", "amount1", "sqrt_price_x96", "liquidity")
+
+
+class FeaturesError(ValueError):
+    """Swaps that no features can be computed from; the message names the column or the row and the remedy."""
+
+
+def swap_features(raw: pl.DataFrame, pool: PoolSpec, previous: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Features of every swap of ``raw``.
+
+    Args:
+        raw: Swaps as `chain.events.RAW_SWAPS_SCHEMA` describes them, in (block_number, log_index) order.
+        pool: Gives the decimals of both tokens.
+        previous: Swaps before ``raw`` (the same columns), so that the first rows of a day see the day before.
+
+    Returns:
+        One row a swap of ``raw`` with the columns of `SWAP_FEATURES_SCHEMA`:
+
+        - ``seconds_since_previous``, ``tick_change``: null only where no earlier swap is visible.
+        - ``price``: token1 per token0 after the swap, in human units (USDC per ETH).
+        - ``amount0_eth``, ``amount1_usdc``: human units, the swapper's side (negative: paid in).
+        - ``volume_usdc``: size in token1.
+        - ``volatility``: root mean square of the log returns of the last 24 swaps, this one included; null only where
+          no return is visible.
+        - ``volume_ma``: mean volume of the last 50 swaps, this one included.
+        - ``liquidity_usage``: size over the virtual token1 reserve ``L * sqrt(price)`` of the active range; null
+          where the range is empty.
+        - ``side``: "BUY" if the swapper received token0, else "SELL".
+
+    Raises:
+        FeaturesError: if a column is missing, a value is null or not a number, or the rows are out of order.
+    """
+    history = raw.clear() if previous is None else previous.select(raw.columns).tail(HISTORY_SWAPS)
+    swaps = pl.concat([history, raw])
+    _check(swaps)
+    swaps = swaps.with_columns(
+        price=price_from_sqrt_price(pl.col("sqrt_price_x96").cast(pl.Float64), pool),
+        amount0_eth=pl.col("amount0").cast(pl.Float64) / 10.0**pool.token0.decimals,
+        amount1_usdc=pl.col("amount1").cast(pl.Float64) / 10.0**pool.token1.decimals,
+        tick=pl.col("tick").cast(pl.Int64),
+        seconds_since_previous=pl.col("block_timestamp").diff().dt.total_seconds(),
+        side=pl.when(~pl.col("amount0").str.starts_with("-") & (pl.col("amount0") != "0"))
+        .then(pl.lit("BUY"))
+        .otherwise(pl.lit("SELL")),
+    ).with_columns(volume_usdc=pl.col("amount1_usdc").abs(), tick_change=pl.col("tick").diff())
+    swaps = swaps.with_columns(
+        volatility=volatility(), volume_ma=volume_average(), liquidity_usage=liquidity_usage(pool)
+    )
+    features = swaps.tail(raw.height) if raw.height else swaps.clear()
+    return features.select(pl.col(name).cast(dtype) for name, dtype in SWAP_FEATURES_SCHEMA.items())
+
+
+def volatility() -> pl.Expr:
+    """Root mean square of the last `VOLATILITY_SWAPS` log returns of ``price``; null where there is none."""
+    squares = pl.col("price").log().diff().pow(2)
+    # The running sum can end a rounding error below zero.
+    return squares.rolling_mean(VOLATILITY_SWAPS, min_samples=1).clip(lower_bound=0.0).sqrt()
+
+
+def volume_average() -> pl.Expr:
+    """Mean of the last `VOLUME_SWAPS` values of ``volume_usdc``."""
+    return pl.col("volume_usdc").rolling_mean(VOLUME_SWAPS, min_samples=1)
+
+
+def liquidity_usage(pool: PoolSpec) -> pl.Expr:
+    """``volume_usdc`` over the virtual token1 reserve ``L * sqrt(price)``; null where there is no liquidity."""
+    usage = pl.col("volume_usdc") / virtual_reserve(pool)
+    return pl.when(virtual_reserve(pool) > 0).then(usage)
+
+
+def virtual_reserve(pool: PoolSpec) -> pl.Expr:
+    """Virtual token1 reserve of the active range in human units: ``L * sqrt(price)``."""
+    root = pl.col("sqrt_price_x96").cast(pl.Float64) / Q96
+    return pl.col("liquidity").cast(pl.Float64) * root / 10.0**pool.token1.decimals
+
+
+def in_order() -> pl.Expr:
+    """Whether each row comes after the one before it by (block_number, log_index)."""
+    blocks, logs = pl.col("block_number").diff(), pl.col("log_index").diff()
+    return ((blocks > 0) | ((blocks == 0) & (logs > 0))).fill_null(True)
+
+
+def _check(swaps: pl.DataFrame) -> None:
+    missing = [name for name in _RAW_COLUMNS if name not in swaps.columns]
+    if missing:
+        raise FeaturesError(
+            f"the swaps lack the columns {missing}; they have {swaps.columns}. Expected: chain.events.RAW_SWAPS_SCHEMA"
+        )
+    empty = {name: count for name in _RAW_COLUMNS if (count := swaps[name].null_count())}
+    if empty:
+        raise FeaturesError(f"the swaps have missing values {empty}; read those days again")
+    for name in _INTEGER_COLUMNS:
+        wrong = swaps.filter(~pl.col(name).cast(pl.String).str.contains(r"^-?\d+$"))
+        if wrong.height:
+            raise FeaturesError(
+                f"{name}={wrong[name][0]!r} in block {wrong['block_number'][0]} is not a whole number; "
+                "read that day again"
+            )
+    if not swaps.select(in_order().all()).item():
+        raise FeaturesError(
+            "the swaps are not in strictly increasing (block_number, log_index) order; sort and de-duplicate them first"
+        )

@@ -1,0 +1,275 @@
+"""Training windows: cleaned swaps as irreducible features, split by time, scaled by the train split alone.
+
+A swap has five things the pool's arithmetic does not fix: its side, its size, when it comes, how far the price moved
+since the swap before (through routers the archive does not show, or through arbitrage), and how the liquidity changed.
+Everything else follows from them.
+
+A row is flagged and left out where its features describe an accident and not the market:
+
+- ``thin_liquidity``: liquidity below ``thin_liquidity`` times the median of the 501 rows around it. This holds for the
+  rows of a pool's launch and for moments when the active range is all but empty.
+- ``price_jump``: the price moved by more than ``price_jump`` (log) since the swap before, or since a flagged one.
+- ``dust``: one of the two amounts is zero: no effective price.
+
+A segment is a run of rows without a flagged row, a pause longer than ``longest_pause`` seconds or a missing day. The
+first row of a segment has no previous row to be measured against and only serves as that. A window lies within one
+segment and one split.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.market.features import Q96, SWAP_FEATURES_SCHEMA, in_order, virtual_reserve
+
+FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
+"""The irreducible features of a swap, in the order a row is generated."""
+
+SPLITS = ("train", "valid", "holdout")
+
+_MEDIAN_ROWS = 501
+_ROUNDING_UNITS = 3.0
+"""Rounding leaves the pre-swap price in doubt by so many smallest units of token1, measured as a swap's impact."""
+
+TABLE_FILE = "training_windows.parquet"
+SCALER_FILE = "scaler.json"
+
+
+class WindowsError(ValueError):
+    """Features that no training windows can be made of; the message says what is there and what is needed."""
+
+
+class WindowsConfig(BaseModel):
+    """How features become training windows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    context: int = Field(20, description="Swaps a window continues", ge=2)
+    length: int = Field(24, description="Swaps in a window", ge=2)
+    days: int = Field(30, description="Only the last so many days are used", ge=1)
+    train_share: float = Field(0.75, description="Share of the rows, the earliest ones, to train on", gt=0, lt=1)
+    valid_share: float = Field(0.10, description="Share of the rows after them to watch the training with", gt=0, lt=1)
+    longest_pause: int = Field(7200, description="Seconds without a swap after which a new segment begins", ge=1)
+    thin_liquidity: float = Field(0.10, description="Flag rows below this share of the median liquidity", ge=0, lt=1)
+    price_jump: float = Field(0.05, description="Flag rows whose log price moved by more than this", gt=0)
+    fewest_train_windows: int = Field(200, description="Fewer window starts to train on are an error", ge=1)
+
+    @classmethod
+    def preset(cls, profile: str) -> Self:
+        """The values of a profile: "demo" or "full"."""
+        return cls(days=90) if profile == "full" else cls()
+
+    @property
+    def rows(self) -> int:
+        """Rows of a window together with the rows it continues."""
+        return self.context + self.length
+
+
+class TrainingWindows:
+    """Windows of swaps as one table with a row a swap, not a copy of the row for every window it is in.
+
+    Attributes:
+        table: The features' columns and ``segment`` Int64, ``split`` ("train", "valid", "holdout", or "gap" between
+            them), ``window_start`` (whether the ``context + length`` rows from here lie in one segment and split),
+            and the irreducible features: ``seconds`` Float64, ``is_buy`` Float64 (1 for BUY), ``log_size`` (log
+            USDC), ``move`` (log price moved between the previous swap and this one; exactly 0 if within rounding)
+            and ``liquidity_change`` (log).
+        scaler: JSON values: ``context``, ``length``, ``rows`` by split, ``flagged`` rows by rule, and for every
+            irreducible feature the mean, standard deviation and quantiles of the train split.
+    """
+
+    def __init__(self, table: pl.DataFrame, scaler: dict[str, Any]) -> None:
+        self.table = table
+        self.scaler = scaler
+        self.context = int(scaler["context"])
+        self.length = int(scaler["length"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of a window together with the rows it continues."""
+        return self.context + self.length
+
+    def starts(self, *splits: str) -> np.ndarray:
+        """Positions [n] in the table of the first context row of every window of the given splits, in time order."""
+        unknown = set(splits) - set(SPLITS)
+        if unknown:
+            raise WindowsError(f"unknown splits {sorted(unknown)}; there are {list(SPLITS)}")
+        return np.flatnonzero((self.table["window_start"] & self.table["split"].is_in(list(splits))).to_numpy())
+
+    def free_features(self) -> np.ndarray:
+        """The irreducible features of every row, float64 [rows, 5] in the order of `FREE_FEATURES`."""
+        return self.table.select(FREE_FEATURES).to_numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write ``training_windows.parquet`` and ``scaler.json`` into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table.write_parquet(folder / TABLE_FILE)
+        (folder / SCALER_FILE).write_text(json.dumps(self.scaler, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingWindows":
+        """Read what `save` wrote.
+
+        Raises:
+            WindowsError: if a file is missing.
+        """
+        missing = [name for name in (TABLE_FILE, SCALER_FILE) if not (folder / name).is_file()]
+        if missing:
+            raise WindowsError(f"{folder} has no {missing}; materialize training_windows first")
+        return cls(pl.read_parquet(folder / TABLE_FILE), json.loads((folder / SCALER_FILE).read_text()))
+
+
+def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: WindowsConfig) -> TrainingWindows:
+    """Clean, measure, split and scale.
+
+    Args:
+        features: Rows of `market.features.swap_features` of one or more days, in (block_number, log_index) order.
+        pool: Gives the fee and decimals needed to take a swap's own price impact out of the price.
+        config: See `WindowsConfig`.
+
+    Raises:
+        WindowsError: if columns are missing, a number is not finite, rows are out of order or too few windows are left.
+    """
+    features = _checked(features)
+    if features.height:
+        last_day = features["block_timestamp"].dt.date().max()
+        features = features.filter(
+            pl.col("block_timestamp").dt.date() > pl.lit(last_day).dt.offset_by(f"-{config.days}d")
+        )
+    table = _measured(_flagged(features, config), pool)
+    flagged = {name: int(table[name].sum()) for name in ("thin_liquidity", "price_jump", "dust")}
+    kept = table.filter(~(pl.col("thin_liquidity") | pl.col("price_jump") | pl.col("dust")))
+    kept = kept.filter(pl.int_range(pl.len()).over("segment") > 0)
+    kept = _split(kept, config).drop("thin_liquidity", "price_jump", "dust")
+    _check_enough(features, kept, flagged, config)
+    kept = kept.with_columns(pl.col("segment").rank("dense").cast(pl.Int64) - 1)
+    scaler = {
+        "context": config.context,
+        "length": config.length,
+        "rows": {split: int((kept["split"] == split).sum()) for split in (*SPLITS, "gap")},
+        "flagged": flagged,
+        "features": _fitted(kept.filter(pl.col("split") == "train")),
+    }
+    return TrainingWindows(kept, scaler)
+
+
+def free_feature_expressions(pool: PoolSpec, over: str) -> dict[str, pl.Expr]:
+    """The irreducible features of `FREE_FEATURES` as expressions over the columns of `SWAP_FEATURES_SCHEMA`.
+
+    Args:
+        pool: Gives the fee.
+        over: Column that names the run of consecutive rows; the first row of a run has no previous row, so nulls.
+    """
+    # Both kinds of swap move sqrt(price) by amount1 / L; of what a buyer pays, the fee does not reach the price.
+    reserve = virtual_reserve(pool)
+    reaching = pl.when(pl.col("side") == "BUY").then(1.0 - pool.fee / 1e6).otherwise(-1.0)
+    impact = reaching * pl.col("volume_usdc") / reserve
+    log_root = (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log()
+    # log1p(-x) is the log of the pre-swap over the post-swap root.
+    move = 2.0 * (log_root + (-impact).log1p() - log_root.shift().over(over))
+    rounding = 2.0 * (_ROUNDING_UNITS / 10.0**pool.token1.decimals / reserve + 1e-15)
+    log_liquidity = pl.col("liquidity").cast(pl.Float64).log()
+    return {
+        "seconds": pl.col("seconds_since_previous").cast(pl.Float64),
+        "is_buy": (pl.col("side") == "BUY").cast(pl.Float64),
+        "log_size": pl.col("volume_usdc").log(),
+        "move": pl.when(move.abs() <= rounding).then(0.0).otherwise(move),
+        "liquidity_change": pl.when(pl.col("liquidity") == pl.col("liquidity").shift().over(over))
+        .then(0.0)
+        .otherwise(log_liquidity - log_liquidity.shift().over(over)),
+    }
+
+
+def _checked(features: pl.DataFrame) -> pl.DataFrame:
+    missing = [name for name in SWAP_FEATURES_SCHEMA if name not in features.columns]
+    if missing:
+        raise WindowsError(f"the features lack the columns {missing}; materialize swap_features again")
+    features = features.select(pl.col(name).cast(dtype) for name, dtype in SWAP_FEATURES_SCHEMA.items())
+    for name in ("price", "amount0_eth", "amount1_usdc"):
+        wrong = features.filter(pl.col(name).is_null() | ~pl.col(name).is_finite())
+        if wrong.height:
+            raise WindowsError(
+                f"{name}={wrong[name][0]} in block {wrong['block_number'][0]} is not a number "
+                f"({wrong.height} such rows); materialize swap_features of that day again"
+            )
+    if not features.select(in_order().all()).item():
+        raise WindowsError("the features are not in (block_number, log_index) order; concatenate the days in order")
+    return features
+
+
+def _flagged(features: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
+    liquidity = pl.col("liquidity").cast(pl.Float64)
+    median = liquidity.rolling_median(_MEDIAN_ROWS, center=True, min_samples=1)
+    days = pl.col("block_timestamp").dt.date()
+    flagged = features.with_columns(
+        thin_liquidity=(liquidity < config.thin_liquidity * median) | (liquidity <= 0),
+        dust=(pl.col("amount0_eth") == 0) | (pl.col("amount1_usdc") == 0),
+        price_jump=(pl.col("price").log().diff().abs() > config.price_jump).fill_null(False),
+        pause=(pl.col("block_timestamp").diff().dt.total_seconds() > config.longest_pause).fill_null(True)
+        | (days.diff().dt.total_days() > 1).fill_null(True),
+    )
+    bad = pl.col("thin_liquidity") | pl.col("dust") | pl.col("price_jump")
+    # A flagged row ends its segment and the next row begins one; the row itself is dropped later.
+    breaks = pl.col("pause") | bad | bad.shift().fill_null(True)
+    return flagged.with_columns(segment=breaks.cast(pl.Int64).cum_sum()).drop("pause")
+
+
+def _measured(table: pl.DataFrame, pool: PoolSpec) -> pl.DataFrame:
+    return table.with_columns(**free_feature_expressions(pool, over="segment"))
+
+
+def _split(kept: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
+    position = pl.int_range(pl.len())
+    gap = config.rows
+    train_end = math.floor(config.train_share * kept.height)
+    valid_end = math.floor((config.train_share + config.valid_share) * kept.height)
+    kept = kept.with_columns(
+        split=pl.when(position < train_end)
+        .then(pl.lit("train"))
+        .when(position < train_end + gap)
+        .then(pl.lit("gap"))
+        .when(position < valid_end)
+        .then(pl.lit("valid"))
+        .when(position < valid_end + gap)
+        .then(pl.lit("gap"))
+        .otherwise(pl.lit("holdout"))
+    )
+    same = [pl.col(name) == pl.col(name).shift(-(config.rows - 1)) for name in ("segment", "split")]
+    return kept.with_columns(window_start=(same[0] & same[1]).fill_null(False) & (pl.col("split") != "gap"))
+
+
+def _check_enough(features: pl.DataFrame, kept: pl.DataFrame, flagged: dict[str, int], config: WindowsConfig) -> None:
+    counts = {
+        split: int(kept.select((pl.col("window_start") & (pl.col("split") == split)).sum()).item()) for split in SPLITS
+    }
+    if counts["train"] < config.fewest_train_windows or min(counts.values()) == 0:
+        needed = math.ceil((config.fewest_train_windows + 2 * config.rows) / config.train_share)
+        shortest = min(config.valid_share, 1 - config.train_share - config.valid_share)
+        needed = max(needed, math.ceil(2 * config.rows / shortest))
+        raise WindowsError(
+            f"{features.height} swaps ({kept.height} after leaving out {flagged} and the rows after pauses) give "
+            f"{counts} windows of {config.rows} swaps; needed are {config.fewest_train_windows} to train on and one in "
+            f"each other split, which takes about {needed} swaps without long pauses. Sync more days"
+        )
+    broken = [name for name in FREE_FEATURES if kept[name].null_count() or not kept[name].is_finite().all()]
+    if broken:
+        raise WindowsError(f"the features {broken} are not finite in some rows; materialize swap_features again")
+
+
+def _fitted(train: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    grid = np.linspace(0.0, 1.0, 101)
+    values = {name: train[name].to_numpy() for name in FREE_FEATURES}
+    return {
+        name: {
+            "mean": float(column.mean()),
+            "std": float(column.std()),
+            "quantiles": [float(q) for q in np.quantile(column, grid)],
+        }
+        for name, column in values.items()
+    }
