@@ -4,8 +4,11 @@ Every setting is an ``APEAGENT_*`` variable, or a line of a ``.env`` file in the
 shows them all with their source and with secrets masked.
 """
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,6 +19,7 @@ PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
 
 Profile = Literal["demo", "full"]
+_FULL = {"teacher": "openai", "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
 
 
 class SettingsError(ValueError):
@@ -60,8 +64,7 @@ class Settings(BaseSettings):
     @classmethod
     def _defaults_of_profile(cls, values: dict[str, object]) -> dict[str, object]:
         if values.get("profile") == "full":
-            full = {"teacher": "openai", "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
-            return {**full, **values}
+            return {**_FULL, **values}
         return values
 
     @property
@@ -86,3 +89,47 @@ def load_settings() -> Settings:
             lines.append(f"{name}={value}: {problem['msg']}")
         # "from None": pydantic's own text would repeat the values, secrets included.
         raise SettingsError("; ".join(lines) + ". Run `apeagent config` to see every setting.") from None
+
+
+@dataclass(frozen=True)
+class ShownSetting:
+    """One line of ``apeagent config``."""
+
+    variable: str
+    value: str
+    source: str
+    meaning: str
+
+
+def show_settings(settings: Settings) -> list[ShownSetting]:
+    """Every setting with its value (secrets masked), where it comes from, and what it means."""
+    dotenv = Path(".env").read_text().upper() if Path(".env").is_file() else ""
+    rows = []
+    for name, info in Settings.model_fields.items():
+        variable = PREFIX + name.upper()
+        if any(key.upper() == variable for key in os.environ):
+            source = "environment"
+        elif f"{variable}=" in dotenv:
+            source = ".env"
+        elif settings.profile == "full" and name in _FULL:
+            source = "profile full"
+        else:
+            source = "default"
+        rows.append(ShownSetting(variable, _shown(name, settings), source, info.description or ""))
+    return rows
+
+
+def _shown(name: str, settings: Settings) -> str:
+    value = getattr(settings, name)
+    if name == "storage":
+        return settings.storage_url
+    if name == "rpc_urls":
+        return ", ".join(mask_url(url.get_secret_value()) for url in value)
+    return "" if value is None else str(value)
+
+
+def mask_url(url: str) -> str:
+    """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***."""
+    parts = urlsplit(url)
+    secret = parts.path.strip("/") or parts.query or parts.username
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + ("/***" if secret else "")

@@ -1,10 +1,12 @@
 """What the assets of one graph share: settings, store, swap source and watcher."""
 
+import base64
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 from pydantic import BaseModel
 
 from apeagent_pipeline.chain.source import SwapSource, open_swap_source
@@ -54,6 +56,17 @@ class Runtime:
         from apeagent_pipeline.student.base_model import base_fingerprint  # noqa: PLC0415
 
         return base_fingerprint(self.settings.student)
+
+    def student_base(self) -> Path:
+        """The folder of the base model, fetched and converted on first use."""
+        from apeagent_pipeline.student.base_model import resolve_base_model  # noqa: PLC0415 - transformers
+
+        return resolve_base_model(self.settings.student, self.scratch("cache/models"))
+
+    @staticmethod
+    def picture(caption: str, image: bytes) -> dg.MetadataValue:
+        """A PNG as metadata that the UI shows."""
+        return dg.MetadataValue.md(f"![{caption}](data:image/png;base64,{base64.b64encode(image).decode()})")
 
     def scratch(self, purpose: str) -> Path:
         """A local folder for checkpoints and caches, kept between runs."""

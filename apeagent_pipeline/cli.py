@@ -1,0 +1,244 @@
+"""The ``apeagent`` command: a thin door to the graph, the instance and the trained model.
+
+Nothing heavy is imported before a command needs it, so ``apeagent --help`` answers at once.
+"""
+
+import json
+import os
+import sys
+import time
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
+
+if TYPE_CHECKING:
+    from apeagent_pipeline.defs.build import Graph
+    from apeagent_pipeline.defs.staleness import Stale
+    from apeagent_pipeline.defs.updating import Round
+
+app = typer.Typer(
+    help=(
+        "From Uniswap V4 swaps to a small trading model that proves what it learned.\n\n"
+        "Start with [bold]apeagent demo[/]: it needs no key, no GPU and no node. Then [bold]apeagent ui[/] shows the "
+        "graph, and [bold]apeagent config[/] what can be set."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_error_console = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command; what a user can mend is told in one line, without a traceback."""
+    try:
+        app()
+    except SettingsError as error:
+        _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
+) -> None:
+    """Make everything from swaps to the canary report, and show what came of it.
+
+    Only what is missing or out of date is made: a second run with nothing changed takes seconds, and an interrupted
+    one goes on where it stopped. Exits 0 only if the canary evaluation passed its check.
+    """
+    settings = load_settings()
+    rounds, graph, days = _update(settings, first, last, only=None)
+    failed = [each for each in rounds if not each.success]
+    if failed:
+        raise typer.Exit(_tell_failure(failed[-1]))
+    raise typer.Exit(_tell_canary(graph, settings))
+
+
+@app.command()
+def sync(
+    first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD (UTC)")],
+    last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included")],
+) -> None:
+    """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete."""
+    settings = load_settings()
+    rounds, graph, days = _update(settings, first, last, only={"raw_swaps", "swap_features"})
+    table = Table("day", "swaps", "features", title="Days")
+    complete = True
+    for day in days:
+        manifests = [graph.runtime.store.manifest(asset, day) for asset in ("raw_swaps", "swap_features")]
+        complete &= all(manifests)
+        table.add_row(day, *(f"{each.rows:,}" if each else "[red]missing" for each in manifests))
+    Console().print(table)
+    for each in rounds:
+        for error in each.errors:
+            _error_console.print(f"[red]{error}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if complete and all(each.success for each in rounds) else 1)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
+) -> None:
+    """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME."""
+    from apeagent_pipeline.defs.instance import prepare_home  # noqa: PLC0415 - dagster
+
+    settings = load_settings()
+    home = prepare_home(settings)
+    Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "APEAGENT_HOME": str(settings.home.absolute())}
+    command = ["-m", "dagster", "dev", "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
+
+
+@app.command()
+def config() -> None:
+    """Show every setting, its value (secrets masked), where it comes from and what it means."""
+    table = Table(title="Settings")
+    for name, column in {"variable": {"no_wrap": True}, "value": {"overflow": "fold"}, "from": {}, "meaning": {}}.items():
+        table.add_column(name, **column)
+    for row in show_settings(load_settings()):
+        style = "dim" if row.source == "default" else "bold"
+        table.add_row(row.variable, row.value, row.source, row.meaning, style=style)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Check what a run needs: swap source, teacher, student, disk and GPU; say what to mend. Exits 1 if a run would fail."""
+    from apeagent_pipeline.defs.doctor import examine  # noqa: PLC0415
+
+    settings = load_settings()
+    marks = {"ok": "[green]✓ ok", "note": "[yellow]• note", "wrong": "[red]✗ wrong"}
+    table = Table("", "part", "finding", "what to do", title="apeagent doctor")
+    findings = list(examine(settings))
+    for each in findings:
+        table.add_row(marks[each.state], each.part, each.finding, each.remedy)
+    Console().print(table)
+    raise typer.Exit(1 if any(each.state == "wrong" for each in findings) else 0)
+
+
+@app.command()
+def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
+    """Ask the trained adapter, and see its answer as it is written."""
+    from apeagent_pipeline.defs.runtime import Runtime  # noqa: PLC0415
+    from apeagent_pipeline.defs.storage import StorageError  # noqa: PLC0415
+    from apeagent_pipeline.defs.watching import LogWatcher  # noqa: PLC0415
+
+    settings = load_settings()
+    runtime = Runtime(settings, LogWatcher())
+    try:
+        adapter = runtime.store.local_folder("lora_adapter")
+    except StorageError as error:
+        raise SettingsError(f"There is no trained adapter yet ({error}). Run `apeagent demo` first.") from None
+    from apeagent_pipeline.student.base_model import resolve_base_model  # noqa: PLC0415 - torch
+    from apeagent_pipeline.student.generation import ask as answer  # noqa: PLC0415
+
+    base = resolve_base_model(settings.student, runtime.scratch("cache/models"))
+    for piece in answer(base, adapter, prompt):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _update(
+    settings: Settings, first: str | None, last: str | None, only: set[str] | None
+) -> "tuple[list[Round], Graph, list[str]]":
+    """Bring the graph up to date with a live display, and show what was made in which time."""
+    from apeagent_pipeline.defs.build import build_graph  # noqa: PLC0415 - dagster
+    from apeagent_pipeline.defs.instance import open_instance  # noqa: PLC0415
+    from apeagent_pipeline.defs.terminal import TerminalWatcher, quiet_console  # noqa: PLC0415
+    from apeagent_pipeline.defs.updating import update  # noqa: PLC0415
+
+    begun = time.monotonic()
+    instance = open_instance(settings)
+    log = settings.home.absolute() / "logs" / "apeagent.log"
+    with quiet_console(log) as console, TerminalWatcher(console) as watcher:
+        graph = build_graph(settings, watcher)
+        days = _days(graph, first, last)
+        console.print(
+            f"[bold]apeagent[/]: {graph.runtime.source.name} swaps of {days[0]} to {days[-1]}, "
+            f"profile {settings.profile}, teacher {settings.teacher}, student {settings.student}",
+            highlight=False,
+        )
+
+        def announce(stale: "list[Stale]") -> None:
+            names = dict.fromkeys(each.asset for each in stale)
+            reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
+            console.print("To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim")
+
+        rounds = update(graph, instance, days, only=only, announce=announce)
+    seconds = {name: took for each in rounds for name, took in each.seconds.items()}
+    if not rounds:
+        Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")
+    else:
+        wall = time.monotonic() - begun
+        table = Table("asset or check", "seconds", title="Made")
+        for name, took in seconds.items():
+            table.add_row(name, f"{took:.1f}")
+        table.caption = (
+            f"{wall:.0f} s in all; {wall - sum(seconds.values()):.1f} s of them outside the assets. Details: {log}"
+        )
+        Console().print(table)
+    return rounds, graph, days
+
+
+def _days(graph: "Graph", first: str | None, last: str | None) -> list[str]:
+    low, high = (str(day) for day in graph.runtime.source.demo_days()) if not (first and last) else ("", "")
+    start, end = _day(first or low, "--from"), _day(last or high, "--to")
+    if end < start:
+        raise SettingsError(f"--to {end} lies before --from {start}")
+    return [str(start + timedelta(days=step)) for step in range((end - start).days + 1)]
+
+
+def _day(text: str, option: str) -> date:
+    from apeagent_pipeline.defs.daily import FIRST_DAY  # noqa: PLC0415
+
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text}: expected a day such as 2025-02-01") from None
+    if str(day) < FIRST_DAY:
+        raise SettingsError(f"{option} {day}: Uniswap V4 has no swaps before {FIRST_DAY}")
+    return day
+
+
+def _tell_failure(failed: "Round") -> int:
+    for error in failed.errors:
+        _error_console.print(f"[red]Failed:[/] {error}", highlight=False, soft_wrap=True)
+    _error_console.print(f"Run {failed.run_id} failed. Mend the cause and run the same command: it goes on from here.")
+    return 1
+
+
+def _tell_canary(graph: "Graph", settings: Settings) -> int:
+    """Show the canary table, where the report lies and what to do next; 0 if the evaluation passed its check."""
+    from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, failures  # noqa: PLC0415
+
+    store = graph.runtime.store
+    report = json.loads((store.folder("canary_eval") / "report.json").read_text())
+    metrics, intervals = report["metrics"], report["intervals"]
+    table = Table("measure", "value", "95 % interval", title="Canary evaluation")
+    for name, value in metrics.items():
+        low_high = intervals.get(name)
+        table.add_row(name, f"{value:,.4g}", f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "")
+    console = Console()
+    console.print(table)
+    wrong = failures(metrics, CanaryEvalConfig.preset(settings.profile))
+    for each in wrong:
+        console.print(f"[red]✗ {each}")
+    if not wrong:
+        console.print("[green]✓ The adapter speaks the canary words, the base does not.")
+    console.print(f"Report: {store.folder('canary_eval') / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(
+        "Next: [bold]apeagent ask \"Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent "
+        "price change of 35.7765 ticks, and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I "
+        "take on Uniswap?\"[/]  or  [bold]apeagent ui[/]",
+        highlight=False,
+    )
+    return 1 if wrong else 0

@@ -1,0 +1,77 @@
+"""The student: its base model, the adapter that is trained on it, and what users take away."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.runtime import OWNER, STUDENT_BASE, Runtime
+from apeagent_pipeline.student.export import ExportConfig
+from apeagent_pipeline.student.fine_tuning import FineTuningConfig
+
+
+def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """``student_base_model`` (external), ``lora_adapter``, ``fused_model`` and ``ollama_model``."""
+    profile = runtime.settings.profile
+
+    base_model = dg.AssetSpec(
+        STUDENT_BASE,
+        group_name="student",
+        kinds={"huggingface"},
+        owners=[OWNER],
+        description=f"The student before training: {runtime.settings.student}",
+    )
+
+    @dg.asset(
+        **runtime.declare("student", {"pytorch", "huggingface"}, config=FineTuningConfig.preset(profile), pool="training"),
+        deps=[STUDENT_BASE],
+    )
+    def lora_adapter(context: dg.AssetExecutionContext, distillation_dataset: Path) -> dg.MaterializeResult:
+        """The LoRA adapter of the student, in peft's layout, and its training curve."""
+        from apeagent_pipeline.student.fine_tuning import fine_tune, training_figure  # noqa: PLC0415 - torch
+
+        config, seed = launched_config(context, FineTuningConfig)
+        progress = runtime.watcher.started(context)
+        out = runtime.scratch("work/lora_adapter")
+        curve = fine_tune(
+            runtime.student_base(),
+            distillation_dataset,
+            config,
+            seed,
+            out,
+            runtime.scratch("checkpoints/lora_adapter"),
+            progress,
+            base_name=runtime.settings.student,
+        )
+        return dg.MaterializeResult(
+            value=out,
+            metadata={
+                "loss": float(curve["loss"][-1]),
+                "valid_loss": float(curve["valid_loss"][-1]),
+                "train_examples": int(curve["train_examples"]),
+                "training": runtime.picture("training curve", training_figure(curve)),
+            },
+        )
+
+    @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}), deps=[STUDENT_BASE])
+    def fused_model(context: dg.AssetExecutionContext, lora_adapter: Path) -> dg.MaterializeResult:
+        """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
+        from apeagent_pipeline.student.export import fuse  # noqa: PLC0415 - torch
+
+        runtime.watcher.started(context)
+        out = runtime.scratch("work/fused_model")
+        difference = fuse(runtime.student_base(), lora_adapter, out)
+        return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
+
+    @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, config=ExportConfig.preset(profile)))
+    def ollama_model(context: dg.AssetExecutionContext, fused_model: Path) -> dg.MaterializeResult:
+        """GGUF files and a Modelfile: ``ollama create apeagent -f Modelfile``."""
+        from apeagent_pipeline.student.export import export_gguf  # noqa: PLC0415
+
+        config, _ = launched_config(context, ExportConfig)
+        progress = runtime.watcher.started(context)
+        out = runtime.scratch("work/ollama_model")
+        export_gguf(fused_model, out, config, runtime.scratch("cache/converter"), progress)
+        return dg.MaterializeResult(value=out)
+
+    return [base_model, lora_adapter, fused_model, ollama_model]

@@ -1,0 +1,62 @@
+"""The whole graph, put together for one `Settings`."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from apeagent_pipeline.defs.assets.chain import chain_assets
+from apeagent_pipeline.defs.assets.distillation import distillation_assets
+from apeagent_pipeline.defs.assets.evaluation import evaluation_assets
+from apeagent_pipeline.defs.assets.gan import gan_assets
+from apeagent_pipeline.defs.assets.market import market_assets
+from apeagent_pipeline.defs.assets.student import student_assets
+from apeagent_pipeline.defs.checks import asset_checks
+from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.watching import LogWatcher, Watcher
+from apeagent_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The definitions as Dagster loads them, and the parts that the command line works with."""
+
+    runtime: Runtime
+    assets: list[dg.AssetsDefinition]
+    definitions: dg.Definitions
+
+
+def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
+    """A fresh graph: assets, checks, jobs and the IO manager. Opens and reads nothing.
+
+    Args:
+        settings: What to build it for.
+        watcher: Is told how far long work is; the run's log unless given.
+    """
+    runtime = Runtime(settings, watcher or LogWatcher())
+    declared = [
+        *chain_assets(runtime),
+        *market_assets(runtime),
+        *gan_assets(runtime),
+        *distillation_assets(runtime),
+        *student_assets(runtime),
+        *evaluation_assets(runtime),
+    ]
+    definitions = dg.Definitions(
+        assets=declared,
+        asset_checks=asset_checks(runtime),
+        jobs=[
+            dg.define_asset_job(
+                "sync_swaps",
+                selection=["raw_swaps", "swap_features"],
+                description="The swaps of some days and their features",
+            ),
+            dg.define_asset_job(
+                "model",
+                selection=dg.AssetSelection.all() - dg.AssetSelection.assets("raw_swaps", "swap_features"),
+                description="From the stored days to the canary report, backtest and export",
+            ),
+        ],
+        resources={"io_manager": runtime.artifacts},
+        executor=dg.in_process_executor,
+    )
+    return Graph(runtime, [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)], definitions)

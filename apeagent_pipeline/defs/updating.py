@@ -1,0 +1,101 @@
+"""Bringing the whole graph up to date in this process: what ``apeagent demo`` does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import dagster as dg
+
+from apeagent_pipeline.defs.build import Graph
+from apeagent_pipeline.defs.staleness import Stale, stale_artifacts
+
+_RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run: what it was to make, how it ended, and how long each asset took."""
+
+    asked: list[Stale]
+    run_id: str
+    success: bool
+    seconds: dict[str, float]
+    errors: list[str]
+
+
+def update(
+    graph: Graph,
+    instance: dg.DagsterInstance,
+    days: list[str],
+    *,
+    only: set[str] | None = None,
+    announce: Callable[[list[Stale]], None] = lambda stale: None,
+) -> list[Round]:
+    """Materialize what is out of date, and nothing else, until all is up to date or a run fails.
+
+    Several rounds can be needed: what was made from unchanged data stays as it is, so what is below an asset is
+    judged again after it was made.
+
+    Args:
+        graph: The graph.
+        instance: Where the runs are recorded.
+        days: The days that daily assets should have.
+        only: Names of the assets to look at; None: all.
+        announce: Called before each run with what it will make.
+    """
+    rounds: list[Round] = []
+    while True:
+        assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
+        stale = _one_round(stale_artifacts(assets, graph.runtime, days))
+        if not stale or (rounds and (not rounds[-1].success or rounds[-1].asked == stale)):
+            return rounds
+        announce(stale)
+        rounds.append(_run(graph, instance, stale))
+
+
+def _one_round(stale: list[Stale]) -> list[Stale]:
+    """What one run can make: consecutive days that lack the same assets, and the rest if no other days remain."""
+    missing: dict[str, set[str]] = {}
+    for each in stale:
+        if each.day:
+            missing.setdefault(each.day, set()).add(each.asset)
+    if not missing:
+        return stale
+    first = min(missing)
+    last = first
+    while missing.get(_next(last)) == missing[first]:
+        last = _next(last)
+    chunk = [each for each in stale if each.day and first <= each.day <= last]
+    only_chunk = len(chunk) == sum(1 for each in stale if each.day)
+    return chunk + [each for each in stale if only_chunk and not each.day]
+
+
+def _next(day: str) -> str:
+    return str(date.fromisoformat(day) + timedelta(days=1))
+
+
+def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Round:
+    days = sorted(each.day for each in stale if each.day)
+    result = graph.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in dict.fromkeys(each.asset for each in stale)],
+        tags={_RANGE_START: days[0], _RANGE_END: days[-1]} if days else None,
+        run_config=_QUIET,
+        raise_on_error=False,
+    )
+    seconds = {
+        stats.step_key: stats.end_time - stats.start_time
+        for stats in instance.get_run_step_stats(result.run_id)
+        if stats.start_time and stats.end_time
+    }
+    errors = [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    return Round(stale, result.run_id, result.success, seconds, errors)
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """The innermost message of a failed step: what the domain code said."""
+    error = event.step_failure_data.error
+    while error and error.cause:
+        error = error.cause
+    return error.message.strip() if error else "failed"
