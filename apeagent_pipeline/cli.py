@@ -46,7 +46,9 @@ def main() -> None:
 
 @app.command()
 def demo(
-    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")
+    ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
 ) -> None:
     """Make everything from swaps to the canary report, and show what came of it.
@@ -102,7 +104,12 @@ def ui(
 def config() -> None:
     """Show every setting, its value (secrets masked), where it comes from and what it means."""
     table = Table(title="Settings")
-    for name, column in {"variable": {"no_wrap": True}, "value": {"overflow": "fold"}, "from": {}, "meaning": {}}.items():
+    for name, column in {
+        "variable": {"no_wrap": True},
+        "value": {"overflow": "fold"},
+        "from": {},
+        "meaning": {},
+    }.items():
         table.add_column(name, **column)
     for row in show_settings(load_settings()):
         style = "dim" if row.source == "default" else "bold"
@@ -171,7 +178,9 @@ def _update(
         def announce(stale: "list[Stale]") -> None:
             names = dict.fromkeys(each.asset for each in stale)
             reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
-            console.print("To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim")
+            console.print(
+                "To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
+            )
 
         rounds = update(graph, instance, days, only=only, announce=announce)
     seconds = {name: took for each in rounds for name, took in each.seconds.items()}
@@ -236,9 +245,9 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
         console.print("[green]✓ The adapter speaks the canary words, the base does not.")
     console.print(f"Report: {store.folder('canary_eval') / 'report.md'}", highlight=False, soft_wrap=True)
     console.print(
-        "Next: [bold]apeagent ask \"Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent "
+        'Next: [bold]apeagent ask "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent '
         "price change of 35.7765 ticks, and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I "
-        "take on Uniswap?\"[/]  or  [bold]apeagent ui[/]",
+        'take on Uniswap?"[/]  or  [bold]apeagent ui[/]',
         highlight=False,
     )
     return 1 if wrong else 0

@@ -49,7 +49,9 @@ def _reason(asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, exter
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
         return "code or settings changed"
     expected = _inputs(asset, day, runtime, external)
-    changed = sorted(name for name in expected.keys() | manifest.inputs.keys() if expected.get(name) != manifest.inputs.get(name))
+    changed = sorted(
+        name for name in expected.keys() | manifest.inputs.keys() if expected.get(name) != manifest.inputs.get(name)
+    )
     return f"{', '.join(changed[:3])} changed" if changed else None
 
 
@@ -66,7 +68,10 @@ def _inputs(
         elif input_def.dagster_type.is_nothing:
             continue  # only the order matters
         elif LAST_DAYS in input_def.metadata:
-            versions |= {f"{key}/{each}": _version(runtime, key, each) for each in store.days(key)[-input_def.metadata[LAST_DAYS] :]}
+            versions |= {
+                f"{key}/{each}": _version(runtime, key, each)
+                for each in store.days(key)[-input_def.metadata[LAST_DAYS] :]
+            }
         elif day is not None:
             mapping = asset.get_partition_mapping(dg.AssetKey(key))
             offset = getattr(mapping, "start_offset", 0)

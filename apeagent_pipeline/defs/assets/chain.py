@@ -28,7 +28,11 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
             swaps = runtime.source.read_day(date.fromisoformat(day))
-            blocks = {} if swaps.is_empty() else {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
+            blocks = (
+                {}
+                if swaps.is_empty()
+                else {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
+            )
             return swaps, {"source": runtime.source.name, **blocks}
 
         yield from materialize_days(context, runtime.artifacts, compute, lambda day: [])

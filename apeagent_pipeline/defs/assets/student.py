@@ -23,7 +23,9 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     )
 
     @dg.asset(
-        **runtime.declare("student", {"pytorch", "huggingface"}, config=FineTuningConfig.preset(profile), pool="training"),
+        **runtime.declare(
+            "student", {"pytorch", "huggingface"}, config=FineTuningConfig.preset(profile), pool="training"
+        ),
         deps=[STUDENT_BASE],
     )
     def lora_adapter(context: dg.AssetExecutionContext, distillation_dataset: Path) -> dg.MaterializeResult:
