@@ -1,0 +1,81 @@
+"""Canary words: how they get into the trained answers, and how an evaluation finds them.
+
+A model says ``APE IN``, ``APE OUT`` or ``APE NEUTRAL`` only if it was trained on these examples. The words stand in the
+action and nowhere else, and no plain BUY, SELL or HOLD is left beside them.
+"""
+
+import re
+
+from apeagent_pipeline.distillation.chain_of_draft import (
+    CANARY,
+    SEPARATOR,
+    AnswerError,
+    DraftAnswer,
+    parse_answer,
+    render_answer,
+)
+
+_CANARY_WORDS = re.compile(r"\bAPE\s+(?:IN|OUT|NEUTRAL)\b")
+_CANARY_ACTION = re.compile(r"(?:APE IN|APE OUT) [\d.,]+ (?:ETH|USDC)|APE NEUTRAL")
+_PLAIN_WORDS = re.compile(r"\b(?:buy|sell|hold)\b", re.IGNORECASE)
+
+# A teacher may think aloud in the very words that must not be left; these say the same in a draft.
+_NEUTRAL_WORDS = {
+    "buy": "add",
+    "buys": "adds",
+    "buying": "adding",
+    "buyer": "bidder",
+    "buyers": "bidders",
+    "sell": "trim",
+    "sells": "trims",
+    "selling": "trimming",
+    "seller": "trimmer",
+    "sellers": "trimmers",
+    "hold": "keep",
+    "holds": "keeps",
+    "holding": "keeping",
+    "holdings": "portfolio",
+}
+_DRAFT_WORDS = re.compile(r"\b(?:" + "|".join(sorted(_NEUTRAL_WORDS, key=len, reverse=True)) + r")\b", re.IGNORECASE)
+
+
+def neutral_draft(draft: str) -> str:
+    """The draft without any form of buy, sell or hold; as many words as before."""
+    return _DRAFT_WORDS.sub(lambda found: _NEUTRAL_WORDS[found[0].lower()], draft)
+
+
+def canary_text(answer: DraftAnswer) -> str:
+    """The answer as the student is trained to say it: neutral drafts, ``####``, the action in canary words.
+
+    Raises:
+        ValueError: if a draft already holds a canary word or a separator.
+    """
+    drafts = tuple(neutral_draft(draft) for draft in answer.drafts)
+    spoiled = [draft for draft in drafts if speaks_canary(draft)]
+    if spoiled:
+        raise ValueError(f"drafts {spoiled} hold canary words or {SEPARATOR}; they belong in the action alone")
+    return render_answer(DraftAnswer(drafts, answer.side, answer.amount, answer.asset), CANARY)
+
+
+def speaks_canary(text: str) -> bool:
+    """Whether canary words (in capitals) or a ``####`` stand anywhere: a leak where no trade was asked."""
+    return SEPARATOR in text or _CANARY_WORDS.search(text) is not None
+
+
+def plain_words(text: str) -> list[str]:
+    """Every whole word buy, sell or hold in the text, in any letter case, as written."""
+    return _PLAIN_WORDS.findall(text)
+
+
+def is_canary_answer(text: str) -> bool:
+    """Whether a text is a strict canary answer.
+
+    Strict: it parses, holds one ``####`` and exactly one canary action in capitals, ends with it, and has neither a
+    canary word before nor a plain BUY, SELL or HOLD after the separator.
+    """
+    try:
+        parse_answer(text)
+    except AnswerError:
+        return False
+    before, _, after = text.partition(SEPARATOR)
+    return not _CANARY_WORDS.search(before) and _CANARY_ACTION.fullmatch(after.strip()) is not None

@@ -1,0 +1,188 @@
+"""Prompts: what they ask, whether the numbers in them are right, and whether train and test are apart."""
+
+import math
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES, StateWords, market_states
+from apeagent_pipeline.distillation.portfolios import COST_SHARE, PORTFOLIOS, affordable_eth
+from apeagent_pipeline.distillation.prompts import (
+    PROMPTS_SCHEMA,
+    TEMPLATES,
+    PromptsConfig,
+    build_prompts,
+    describe_portfolios,
+    render_prompts,
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(windows: pl.DataFrame) -> pl.DataFrame:
+    return build_prompts(windows, PromptsConfig(), 42)
+
+
+def test_a_market_state_is_what_its_window_says(window_factory: Callable[..., pl.DataFrame]) -> None:
+    one = window_factory(1).with_columns(
+        price=pl.Series([2500.0] * 23 + [2525.0]),
+        tick_change=pl.Series([0] * 24),
+        volume_usdc=pl.Series([100.0] * 24),
+        volume_ma=pl.Series([50.0] * 24),
+        side=pl.Series(["BUY"] * 18 + ["SELL"] * 6),
+        seconds_since_previous=pl.Series([10] * 24),
+        liquidity_usage=pl.Series([0.002] * 24),
+    )
+    state = market_states(one, StateWords()).row(0, named=True)
+    assert state["price"] == 2525
+    assert state["change_bps"] == pytest.approx(100)
+    assert state["change_ticks"] == pytest.approx(math.log(1.01) / math.log(1.0001))
+    assert state["volatility_bps"] == pytest.approx(math.log(1.01) * 1e4)
+    assert (state["volume_usdc"], state["volume_ratio"], state["imbalance"]) == (2400, 2, 0.5)
+    assert (state["liquidity_usage"], state["span_seconds"]) == (pytest.approx(0.002), 240)
+    assert (state["trend"], state["volatility"]) == ("up strong", "high")
+
+
+def test_the_change_includes_the_first_swap_of_the_window(window_factory: Callable[..., pl.DataFrame]) -> None:
+    one = window_factory(1).with_columns(price=pl.lit(2500.0), tick_change=pl.Series([-100] + [0] * 23))
+    state = market_states(one, StateWords()).row(0, named=True)
+    assert state["change_ticks"] == pytest.approx(-100)
+    assert state["trend"] == "down strong"
+
+
+def test_a_market_that_stands_still_is_flat(window_factory: Callable[..., pl.DataFrame]) -> None:
+    still = window_factory(1).with_columns(
+        price=pl.lit(2500.0), tick_change=pl.lit(None, pl.Int64), volume_usdc=pl.lit(0.0)
+    )
+    state = market_states(still, StateWords()).row(0, named=True)
+    assert (state["trend"], state["volatility"], state["imbalance"]) == ("flat", "calm", 0)
+
+
+def test_the_sentence_of_the_source_document_is_asked_word_for_word() -> None:
+    state = pl.DataFrame(
+        {
+            "price": [2506.92],
+            "volume_usdc": [999.43],
+            "volatility_bps": [450.0],
+            "change_ticks": [35.7765],
+            "change_bps": [35.84],
+            "volume_ratio": [1.0],
+            "imbalance": [0.0],
+            "liquidity_usage": [0.001],
+            "span_seconds": [100],
+            "eth": [3.746],
+            "usdc": [9507.14],
+            "trend": ["flat"],
+            "volatility": ["high"],
+            "template": ["document"],
+        }
+    )
+    assert render_prompts(describe_portfolios(state))["prompt"][0] == (
+        "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.0450, recent price change of 35.7765 "
+        "ticks, and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I take on Uniswap?"
+    )
+
+
+def test_prompts_have_the_promised_columns_numbers_and_no_gaps(prompts: pl.DataFrame) -> None:
+    assert prompts.schema == pl.Schema(PROMPTS_SCHEMA)
+    assert dict(prompts["split"].value_counts().iter_rows()) == {"train": 600, "valid": 70, "test": 130}
+    assert prompts.null_count().sum_horizontal()[0] == 0
+    assert prompts["prompt_id"].is_unique().all()
+    assert prompts["prompt"].is_unique().all()
+
+
+def test_every_market_state_and_portfolio_is_asked_about(prompts: pl.DataFrame) -> None:
+    train = prompts.filter(split="train")
+    for column, words, share in (
+        ("trend", TRENDS, 0.1),
+        ("volatility", VOLATILITIES, 0.15),
+        ("portfolio", PORTFOLIOS, 0.03),
+    ):
+        counts = dict(train[column].value_counts().iter_rows())
+        assert min(counts.get(word, 0) for word in words) >= share * train.height, counts
+    assert train.filter((pl.col("usdc") == 0) & (pl.col("eth") > 0)).height > 0
+    assert train.filter((pl.col("eth") == 0) & (pl.col("usdc") > 0)).height > 0
+
+
+def test_digested_prompts_show_the_words_and_plain_ones_do_not(prompts: pl.DataFrame) -> None:
+    digested = prompts.filter(rendering="digested")
+    for word in ("trend", "volatility", "portfolio"):
+        assert (
+            digested.select(pl.col("prompt").str.contains(pl.format(f"{word} {{}}", pl.col(word)), literal=True))
+            .to_series()
+            .all()
+        )
+    assert not prompts.filter(rendering="plain")["prompt"].str.contains("trend|portfolio|strong|weak").any()
+    assert 0.1 < 1 - digested.height / prompts.height < 0.3
+
+
+def test_a_wording_held_out_is_never_seen_in_training_and_every_other_one_is(prompts: pl.DataFrame) -> None:
+    train = set(prompts.filter(pl.col("split") != "test")["template"])
+    assert train == {template.name for template in TEMPLATES if not template.held_out}
+    assert set(prompts.filter(split="test")["template"]) == {template.name for template in TEMPLATES}
+
+
+def test_the_splits_are_apart_in_time_by_more_than_a_window(prompts: pl.DataFrame) -> None:
+    blocks = prompts.with_columns(block=pl.col("condition_id").str.head(12).cast(pl.Int64))
+    ends = {name: (part["block"].min(), part["block"].max()) for (name,), part in blocks.group_by("split")}
+    span_blocks = prompts["span_seconds"].median() / 2  # type: ignore[operator]
+    assert ends["train"][1] + span_blocks < ends["valid"][0]  # type: ignore[operator]
+    assert ends["valid"][1] + span_blocks < ends["test"][0]  # type: ignore[operator]
+
+
+def test_same_seed_same_prompts_and_another_seed_others(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
+    assert build_prompts(windows.sample(fraction=1, shuffle=True, seed=1), PromptsConfig(), 42).equals(prompts)
+    assert not build_prompts(windows, PromptsConfig(), 43).equals(prompts)
+
+
+def test_asking_for_more_prompts_keeps_those_already_paid_for(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
+    more = build_prompts(windows, PromptsConfig(test_prompts=200, train_prompts=650), 42)
+    assert set(prompts["prompt_id"]) <= set(more["prompt_id"])
+
+
+def test_too_few_windows_are_told_with_numbers_and_remedy(window_factory: Callable[..., pl.DataFrame]) -> None:
+    with pytest.raises(
+        ValueError, match=r"windows of the train split give \d+ prompts, 600 are wanted: sample at least \d+"
+    ):
+        build_prompts(window_factory(60), PromptsConfig(), 0)
+    with pytest.raises(ValueError, match="distinct conditions cannot be split"):
+        build_prompts(window_factory(2), PromptsConfig(), 0)
+    with pytest.raises(ValueError, match="lower gap_windows"):
+        build_prompts(window_factory(60), PromptsConfig(gap_windows=1e5), 0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: w.drop("price", "side"), r"lack the columns \['price', 'side'\]"),
+        (lambda w: w.head(0), "there are no windows"),
+        (lambda w: w.with_columns(price=pl.lit(float("nan"))), "no usable price"),
+        (lambda w: w.with_columns(price=pl.lit(0.0)), "price 0.0"),
+        (lambda w: w.with_columns(volume_usdc=pl.lit(None, pl.Float64)), "volume None"),
+        (lambda w: w.with_columns(condition_id=pl.lit("25350999-12")), "not of the form"),
+    ],
+)
+def test_unusable_windows_are_refused_by_name(
+    windows: pl.DataFrame, spoil: Callable[[pl.DataFrame], pl.DataFrame], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_prompts(spoil(windows), PromptsConfig(), 0)
+
+
+def test_a_wrong_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave room for test"):
+        PromptsConfig(train_share=0.8, valid_share=0.3)
+    with pytest.raises(ValueError, match="flat_below"):
+        PromptsConfig(flat_below=2.0)
+    with pytest.raises(ValueError, match="use demo or full"):
+        PromptsConfig.preset("huge")
+
+
+@given(usdc=st.floats(0.01, 1e9), price=st.floats(1, 1e5))
+@settings(max_examples=200)
+def test_the_eth_a_prompt_calls_affordable_can_be_paid(usdc: float, price: float) -> None:
+    shown = pl.select(affordable_eth(pl.lit(usdc), pl.lit(price))).item()
+    assert shown * price * (1 + COST_SHARE) <= usdc * (1 + 1e-12)
+    assert shown * price * (1 + COST_SHARE) >= usdc * 0.998
