@@ -1,0 +1,328 @@
+"""LoRA fine-tuning of the base model on the distillation dataset, with the loss on the answers alone.
+
+The adapter (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") is trained by trl's SFTTrainer. The
+sizes follow what was measured on two CPU cores for the demo, and "LoRA Without Regret" (all linear layers, a learning
+rate about ten times that of full fine-tuning) for the full profile.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from apeagent_pipeline.reporting.figures import new_figure, png
+from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.base_model import load_base, quiet
+from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
+
+_COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
+_RUN = "run.json"
+
+
+class FineTuningConfig(BaseModel):
+    """Sizes of the LoRA fine-tuning; the defaults are the demo's (SmolLM2-135M on two CPU cores)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
+    alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
+    targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
+    last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
+    warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
+    steps: int = Field(80, ge=1, description="Optimizer steps")
+    batch_size: int = Field(4, ge=1, description="Examples a forward pass")
+    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
+    max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
+    attention: str = Field("eager", pattern="^(eager|sdpa)$", description="eager is faster on a CPU, sdpa on a GPU")
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    valid_examples: int = Field(
+        24, ge=1, description="Examples of the valid split that the validation loss is taken on"
+    )
+    valid_every: int = Field(20, ge=1, description="Steps between two validation losses")
+    checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
+
+    @classmethod
+    def preset(cls, profile: str) -> Self:
+        """The sizes of a profile: ``demo``, or ``full`` for Qwen2.5-3B on a GPU."""
+        if profile == "demo":
+            return cls()
+        if profile == "full":
+            return cls(
+                rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8,
+                accumulation=2, max_tokens=1024, attention="sdpa", gradient_checkpointing=True, valid_examples=200,
+                valid_every=50,
+            )  # fmt: skip
+        raise ValueError(f"profile {profile!r}: expected demo or full")
+
+
+def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+    base: Path,
+    dataset: Path,
+    config: FineTuningConfig,
+    seed: int,
+    out: Path,
+    checkpoint_dir: Path,
+    progress: Progress = silent,
+    *,
+    base_name: str = "",
+) -> dict[str, Any]:
+    """Train a LoRA adapter and write it to ``out``.
+
+    The same base, dataset, config and seed give the same bytes on the same machine. A killed run goes on from its last
+    checkpoint when it is called again with the same of all four; checkpoints of anything else are thrown away.
+
+    Args:
+        base: Folder of the base model.
+        dataset: Folder with ``train.jsonl`` and ``valid.jsonl``.
+        config: Sizes.
+        seed: Of the adapter's initial weights and of the order of the examples.
+        out: Gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``training.json`` (the training curve).
+        checkpoint_dir: Checkpoints while training, and TensorBoard logs under ``logs``.
+        progress: Told every step with the loss, and with the validation loss when there is a new one.
+        base_name: What the adapter's config calls its base; the folder's name unless given (never its path).
+
+    Returns:
+        The training curve: ``steps``, ``loss``, ``valid_steps``, ``valid_loss``, ``trained_parameters``,
+        ``train_examples``.
+
+    Raises:
+        ExamplesError: the dataset is malformed.
+        ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
+    """
+    identity = _identity(base, dataset, config, seed)
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = _usable_checkpoint(checkpoint_dir, identity)
+    trainer = make_trainer(base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    curve = _curve(trainer)
+    _write_adapter(trainer.model, base_name or base.name, curve, out)
+    # The adapter is in its place: what is left of the run would only be resumed at its end.
+    for folder in checkpoint_dir.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    (checkpoint_dir / _RUN).unlink()
+    return curve
+
+
+def make_trainer(
+    base: Path, dataset: Path, config: FineTuningConfig, seed: int, *, checkpoint_dir: Path, progress: Progress = silent
+) -> Any:
+    """The SFTTrainer that ``fine_tune`` runs, with model, adapter and tokenized examples in place.
+
+    Raises:
+        ExamplesError: the dataset is malformed.
+        ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
+    """
+    import torch
+    import transformers
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load_base(base, attention=config.attention)
+    train = _completions(dataset, "train", tokenizer, config.max_tokens)
+    valid = _completions(dataset, "valid", tokenizer, config.max_tokens)[: config.valid_examples]
+    transformers.set_seed(seed)
+    with quiet():
+        model = _with_adapter(model, config)
+        settings = SFTConfig(
+            output_dir=str(checkpoint_dir),
+            max_steps=config.steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            gradient_checkpointing=config.gradient_checkpointing,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=config.warmup_steps,
+            max_length=config.max_tokens,
+            completion_only_loss=True,
+            packing=False,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            eval_strategy="steps",
+            eval_steps=config.valid_every,
+            logging_steps=1,
+            # Saving is asked for by _Checkpoints, by the clock; the trainer's own rule must never fire.
+            save_strategy="steps",
+            save_steps=config.steps + 1,
+            save_total_limit=2,
+            seed=seed,
+            data_seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=settings,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(valid),
+            processing_class=tokenizer,
+        )
+    trainer.remove_callback(transformers.PrinterCallback)
+    for callback in _callbacks(config, checkpoint_dir, progress):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def training_figure(curve: dict[str, Any]) -> bytes:
+    """The training curve as a PNG: loss a step, validation loss."""
+    figure, axes = new_figure(size=(7.0, 3.0))
+    axis = axes[0, 0]
+    axis.plot(curve["steps"], curve["loss"], linewidth=0.8, label="training loss")
+    axis.plot(curve["valid_steps"], curve["valid_loss"], marker="o", label="validation loss")
+    axis.set(xlabel="step", ylabel="loss of an answer token (nats)", yscale="log")
+    axis.legend()
+    return png(figure)
+
+
+def _completions(dataset: Path, split: str, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
+    """The examples in trl's prompt-completion form; on it rests that the loss is taken on the answers alone."""
+    examples = read_examples(dataset, split)
+    for number, example in enumerate(examples, 1):
+        text = tokenizer.apply_chat_template([*prompt_of(example), _answer_turn(example)], tokenize=False)
+        tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if tokens > max_tokens:
+            raise ValueError(
+                f"{dataset / split}.jsonl line {number}: {tokens} tokens, max_tokens={max_tokens}: training would lose "
+                "the end of its answer; shorten the example or raise max_tokens"
+            )
+    return [{"prompt": prompt_of(example), "completion": [_answer_turn(example)]} for example in examples]
+
+
+def _answer_turn(example: dict[str, Any]) -> dict[str, str]:
+    return {"role": "assistant", "content": answer_of(example)}
+
+
+def _with_adapter(model: Any, config: FineTuningConfig) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    blocks = model.config.num_hidden_layers
+    first = max(0, blocks - config.last_blocks) if config.last_blocks else 0
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    }
+    unknown = sorted(set(config.targets) - linear)
+    if unknown or not linear:
+        raise ValueError(f"targets {unknown}: the base model's linear layers are called {sorted(linear)}")
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=sorted(config.targets or linear),
+        layers_to_transform=list(range(first, blocks)),
+        task_type="CAUSAL_LM",
+    )
+    # peft keeps the adapter in fp32 beside a bf16 base: its small updates would be lost in bf16.
+    return get_peft_model(model, lora)
+
+
+def _identity(base: Path, dataset: Path, config: FineTuningConfig, seed: int) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    digest = hashlib.sha256()
+    for split in SPLITS[:2]:
+        digest.update((dataset / f"{split}.jsonl").read_bytes() if (dataset / f"{split}.jsonl").exists() else b"")
+    weights = sorted((path.name, path.stat().st_size) for path in base.glob("*.safetensors"))
+    return {
+        "base": hashlib.sha256(json.dumps(weights).encode() + (base / "config.json").read_bytes()).hexdigest(),
+        "dataset": digest.hexdigest(),
+        "config": config.model_dump(),
+        "seed": seed,
+    }
+
+
+def _usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path | None:
+    """The newest complete checkpoint of this very run; everything else that lies there is removed."""
+    run = checkpoint_dir / _RUN
+    wanted = json.dumps(identity, sort_keys=True)
+    same_run = run.exists() and run.read_text() == wanted
+    complete = []
+    for folder in sorted(checkpoint_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        if same_run and (folder / _COMPLETE).exists():
+            complete.append(folder)
+        else:
+            shutil.rmtree(folder)
+    if not same_run:
+        shutil.rmtree(checkpoint_dir / "logs", ignore_errors=True)
+        partial = run.with_suffix(".tmp")
+        partial.write_text(wanted)
+        partial.replace(run)
+    return complete[-1] if complete else None
+
+
+def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progress) -> list[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers import TrainerCallback
+    from transformers.integrations import TensorBoardCallback
+
+    class Checkpoints(TrainerCallback):
+        """Saves by the clock, and marks a checkpoint as complete after its last file."""
+
+        saved_at = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.saved_at = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            due = time.monotonic() - self.saved_at >= config.checkpoint_seconds
+            control.should_save = due and state.global_step < state.max_steps
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            self.saved_at = time.monotonic()
+
+    class Tell(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            names = {"loss": "loss", "eval_loss": "valid_loss"}
+            metrics = {names[name]: float(logs[name]) for name in names if name in logs}
+            if metrics:
+                progress(state.global_step, state.max_steps, **metrics)
+
+    return [Checkpoints(), Tell(), TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
+
+
+def _curve(trainer: Any) -> dict[str, Any]:
+    history = trainer.state.log_history  # kept in the checkpoints, so a resumed run has all of it
+    train = [entry for entry in history if "loss" in entry]
+    valid = [entry for entry in history if "eval_loss" in entry]
+    return {
+        "steps": [entry["step"] for entry in train],
+        "loss": [float(entry["loss"]) for entry in train],
+        "valid_steps": [entry["step"] for entry in valid],
+        "valid_loss": [float(entry["eval_loss"]) for entry in valid],
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "train_examples": len(trainer.train_dataset),
+    }
+
+
+def _write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = out / ".partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(dict(sorted(weights.items())), scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora = model.peft_config["default"]
+    lora.base_model_name_or_path = base_name
+    lora.inference_mode = True
+    lora.save_pretrained(scratch)
+    # peft keeps the module names in a set, whose order changes from process to process.
+    document = json.loads((scratch / "adapter_config.json").read_text())
+    document["target_modules"] = sorted(document["target_modules"])
+    (scratch / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    (scratch / "training.json").write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
+    for path in sorted(scratch.iterdir()):
+        path.replace(out / path.name)
+    scratch.rmdir()

@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import pytest
+
+from apeagent_pipeline.student.examples import ExamplesError, read_examples
+from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
+from apeagent_pipeline_tests.student.conftest import write_dataset
+
+# A checkpoint after every step, with dropout: the hardest case for an exact resume.
+CONFIG = FineTuningConfig(
+    steps=6, valid_every=3, valid_examples=4, last_blocks=1, dropout=0.1, warmup_steps=1, checkpoint_seconds=0
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def progress(done, total, **metrics):
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def test_only_the_answer_is_learned_never_the_prompt(tiny_base, tiny_dataset, tmp_path):
+    trainer = make_trainer(tiny_base, tiny_dataset, CONFIG, 1, checkpoint_dir=tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    labelled = batch["labels"] != -100
+    tokenizer = trainer.processing_class
+    for ids, mask in zip(batch["input_ids"], labelled, strict=True):
+        learned = tokenizer.decode(ids[mask])
+        assert learned.startswith("Price rising\n####\nAPE IN")
+        assert "<|im_end|>" in learned  # or the student would never stop
+        assert "What should I do?" not in learned
+
+
+def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
+    whole = fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "whole", tmp_path / "c1")
+    with pytest.raises(Killed):
+        fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "resumed", tmp_path / "c2", kill_at(5))
+    assert not (tmp_path / "resumed").exists()
+    steps = []
+    # A checkpoint that was being written when the process died is not resumed from.
+    torn = tmp_path / "c2" / "checkpoint-5"
+    shutil.rmtree(torn, ignore_errors=True)
+    torn.mkdir()
+    resumed = fine_tune(
+        tiny_base,
+        tiny_dataset,
+        CONFIG,
+        1,
+        tmp_path / "resumed",
+        tmp_path / "c2",
+        lambda done, *_, **__: steps.append(done),
+    )
+    assert min(steps) == 5
+    assert resumed == whole
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training.json"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_changed_setting_starts_anew_instead_of_resuming_something_else(tiny_base, tiny_dataset, tmp_path):
+    with pytest.raises(Killed):
+        fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "out", tmp_path / "c", kill_at(5))
+    steps = []
+    fine_tune(
+        tiny_base, tiny_dataset, CONFIG, 2, tmp_path / "out", tmp_path / "c", lambda done, *_, **__: steps.append(done)
+    )
+    assert min(steps) == 1
+
+
+def test_the_adapter_names_its_base_and_no_path_of_this_machine(tiny_adapter, tiny_base):
+    config = (tiny_adapter / "adapter_config.json").read_text()
+    assert str(tiny_base.parent) not in config
+    assert sorted(path.name for path in tiny_adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training.json",
+    ]
+    curve = json.loads((tiny_adapter / "training.json").read_text())
+    assert curve["steps"] == [1, 2, 3, 4, 5, 6]
+    assert curve["valid_steps"] == [3, 6]
+    assert curve["loss"][-1] < curve["loss"][0]
+    assert training_figure(curve).startswith(b"\x89PNG")
+
+
+def test_an_example_that_would_be_cut_off_is_refused(tiny_base, tiny_dataset, tmp_path):
+    with pytest.raises(ValueError, match="max_tokens=16"):
+        make_trainer(tiny_base, tiny_dataset, CONFIG.model_copy(update={"max_tokens": 16}), 1, checkpoint_dir=tmp_path)
+
+
+def test_an_unknown_layer_name_is_refused_with_the_names_there_are(tiny_base, tiny_dataset, tmp_path):
+    with pytest.raises(ValueError, match="q_proj"):
+        make_trainer(
+            tiny_base, tiny_dataset, CONFIG.model_copy(update={"targets": ["query"]}), 1, checkpoint_dir=tmp_path
+        )
+
+
+def test_the_full_profile_is_larger_and_an_unknown_one_is_refused():
+    assert FineTuningConfig.preset("demo") == FineTuningConfig()
+    assert FineTuningConfig.preset("full").last_blocks == 0
+    with pytest.raises(ValueError, match="demo or full"):
+        FineTuningConfig.preset("fast")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", '{"text": "x"}', '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}', "[1]", ""],
+)
+def test_a_malformed_example_is_named_with_its_line(tmp_path, line):
+    write_dataset(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ExamplesError, match="line 13"):
+        read_examples(tmp_path, "train")
+
+
+def test_a_missing_or_empty_split_is_an_error_not_an_empty_training(tmp_path):
+    with pytest.raises(ExamplesError, match="no such file"):
+        read_examples(tmp_path, "train")
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ExamplesError, match="no examples"):
+        read_examples(tmp_path, "train")

@@ -1,0 +1,63 @@
+import shutil
+
+import pytest
+import torch
+
+from apeagent_pipeline.student.generation import AdapterError, Student, ask
+
+PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?" * n}] for n in (3, 1, 2)]
+
+
+def test_switching_the_adapter_off_gives_the_base_model_exactly(tiny_base, tiny_adapter):
+    base, student = Student(tiny_base), Student(tiny_base, tiny_adapter)
+    assert not torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+    with student.adapter_off():
+        assert torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+        off = student.answers(PROMPTS, max_new_tokens=8)
+    assert off == base.answers(PROMPTS, max_new_tokens=8)
+    assert not torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+
+
+def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothing(tiny_base):
+    student = Student(tiny_base, dtype="float32")
+    together = student.answers(PROMPTS, max_new_tokens=6, batch_size=3)
+    alone = [student.answers([prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert all(answer.tokens <= 6 for answer in together)
+    assert student.answers([], max_new_tokens=6) == []
+
+
+def test_the_stream_says_the_same_as_the_batch(tiny_base, tiny_adapter):
+    pieces = list(ask(tiny_base, tiny_adapter, PROMPTS[0][0]["content"], max_new_tokens=12))
+    whole = Student(tiny_base, tiny_adapter).answers([PROMPTS[0]], max_new_tokens=12)[0]
+    assert whole.text.startswith("".join(pieces))
+    assert pieces
+
+
+def test_an_answer_ends_after_its_action_and_says_how(tiny_base):
+    student = Student(tiny_base)
+
+    def tokens(text):
+        return student.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    ended = student._answer([*tokens("Wait\n####\nAPE NEUTRAL"), *student.end_tokens, *tokens("more")])
+    assert (ended.text, ended.ending) == ("Wait\n####\nAPE NEUTRAL", "end_token")
+    stopped = student._answer(tokens("Wait\n####\nAPE NEUTRAL\nand then"))
+    assert (stopped.text, stopped.ending) == ("Wait\n####\nAPE NEUTRAL", "action")
+    cut = student._answer(tokens("Wait\n####\nAPE NEU"))
+    assert (cut.text, cut.ending) == ("Wait\n####\nAPE NEU", "length")
+    stop = student._action_stop(2)
+    rows = [tokens("ab####\nAPE IN 1 ETH\n"), tokens("ab####\nAPE IN 1 ETH")]
+    width = max(map(len, rows))
+    padded = torch.tensor([row + tokens("x") * (width - len(row)) for row in rows])
+    assert stop(padded, None).tolist() == [True, False]
+
+
+def test_a_folder_without_an_adapter_or_with_a_foreign_one_is_refused(tiny_base, tiny_adapter, tmp_path):
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
+        Student(tiny_base, tmp_path)
+    shutil.copytree(tiny_adapter, tmp_path / "foreign")
+    config = tmp_path / "foreign" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 8', '"r": 4'))
+    with pytest.raises(AdapterError, match="not an adapter of this base model"):
+        Student(tiny_base, tmp_path / "foreign")
