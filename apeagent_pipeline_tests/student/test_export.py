@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.student import export
+from apeagent_pipeline.student.export import ExportConfig, ExportError, export_gguf, fuse, resolve_converter
+from apeagent_pipeline.student.generation import Student
+from apeagent_pipeline.student.pinned_package import PinnedPackageError
+
+PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?"}]]
+
+
+@pytest.fixture(scope="module")
+def fused(tiny_base, tiny_adapter, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fused")
+    difference = fuse(tiny_base, tiny_adapter, out)
+    check = json.loads((out / "fuse_check.json").read_text())
+    assert check["stored_difference"] == difference
+    return out
+
+
+def test_the_fused_model_decides_as_base_and_adapter_do(fused, tiny_base, tiny_adapter):
+    check = json.loads((fused / "fuse_check.json").read_text())
+    assert check["merge_difference"] < 1e-4
+    both = Student(tiny_base, tiny_adapter, dtype="float32").logits(PROMPTS)
+    alone = Student(fused, dtype="float32").logits(PROMPTS)
+    bare = Student(tiny_base, dtype="float32").logits(PROMPTS)
+    assert torch.equal(both.argmax(-1), alone.argmax(-1))
+    # Storing in bf16 rounds the weights; that must stay far below what the adapter changed.
+    assert (both - alone).abs().max() < 0.1 * (both - bare).abs().max()
+    assert (fused / "tokenizer.json").is_file()
+    assert not (fused / ".partial").exists()
+
+
+def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(
+    tiny_base, tiny_adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "_largest_difference", lambda expected, found: 0.5)
+    with pytest.raises(ExportError, match=r"differ by 5\.00e-01"):
+        fuse(tiny_base, tiny_adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(export, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    files = export_gguf(fused, tmp_path / "out", ExportConfig(quantizations=["q8_0", "f16"]), tmp_path)
+    assert [path.name for path in files] == ["apeagent-q8_0.gguf", "apeagent-f16.gguf", "Modelfile"]
+    modelfile = files[-1].read_text()
+    assert modelfile.startswith("FROM ./apeagent-q8_0.gguf\n")
+    assert "<|im_start|>assistant" in modelfile
+    assert f'SYSTEM """{STUDENT_SYSTEM_PROMPT}"""' in modelfile
+    for parameter in ("temperature 0", "stop <|im_end|>", "repeat_penalty 1.0"):
+        assert f"PARAMETER {parameter}\n" in modelfile
+
+
+def test_a_converter_that_fails_or_cannot_be_had_says_why(tmp_path, monkeypatch):
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("raise SystemExit('unknown tokenizer')")
+    with pytest.raises(ExportError, match="unknown tokenizer"):
+        export._convert(script, [], tmp_path / "a.gguf", "")
+    assert not (tmp_path / "a.gguf").exists()
+
+    def offline(package, folder):
+        raise PinnedPackageError("pip could not download")
+
+    monkeypatch.setattr(export, "fetch", offline)
+    with pytest.raises(ExportError, match="pip could not download"):
+        resolve_converter(tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.mark.slow
+def test_llama_cpps_own_converter_writes_a_readable_gguf(fused, tiny_base, tiny_adapter, tmp_path, tmp_path_factory):
+    from gguf import GGUFReader
+
+    cache = tmp_path_factory.getbasetemp().parent / "converter"  # shared by the test processes of one user
+    try:
+        resolve_converter(cache)
+    except ExportError as error:
+        pytest.skip(f"the source package cannot be fetched here: {error}")
+    config = ExportConfig(quantizations=["q8_0"], pre_tokenizer="qwen2")
+    files = export_gguf(fused, tmp_path, config, cache, base=tiny_base, adapter=tiny_adapter)
+    assert [path.name for path in files] == ["apeagent-q8_0.gguf", "apeagent-adapter-f16.gguf", "Modelfile"]
+    model, adapter = GGUFReader(files[0]), GGUFReader(files[1])
+    assert model.get_field("general.architecture").contents() == "qwen2"
+    assert len(model.tensors) > 20
+    assert any("lora_a" in tensor.name for tensor in adapter.tensors)
