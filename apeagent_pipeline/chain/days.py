@@ -1,0 +1,75 @@
+"""UTC days and the blocks that belong to them.
+
+A day is the half-open range of time from its midnight to the next. Its blocks are those from the first block at or
+after its start to the block before the next day's first. Neighbouring days share the function that finds the border,
+so there is neither a gap nor an overlap.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+
+FIRST_DAY = date(2025, 1, 21)
+"""The first day of the partitions: the day on which Uniswap V4's routers came to Base."""
+
+SECONDS_PER_DAY = 86_400
+
+
+def day_bounds(day: date) -> tuple[int, int]:
+    """Start (included) and end (excluded) of a UTC day in seconds since 1970."""
+    start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    return start, start + SECONDS_PER_DAY
+
+
+def day_of(timestamp: int) -> date:
+    """The UTC day in which a moment lies."""
+    return datetime.fromtimestamp(timestamp, UTC).date()
+
+
+def days_between(first: date, last: date) -> list[date]:
+    """Every day from ``first`` to ``last``, both included."""
+    return [first + timedelta(days=i) for i in range((last - first).days + 1)]
+
+
+def first_block_at_or_after(
+    moment: int, head: int, timestamp_of: Callable[[int], int], block_seconds: float = 2.0
+) -> int:
+    """The first block whose timestamp is at or after a moment.
+
+    The chain's block time gives a first guess, the headers on both sides confirm it; where it is wrong, the search
+    interpolates and bisects. With a steady block time it takes three headers.
+
+    Args:
+        moment: Seconds since 1970.
+        head: A block known to exist; blocks after it are not asked for.
+        timestamp_of: Gives a block's timestamp from its header.
+        block_seconds: Usual time between two blocks.
+
+    Returns:
+        A number in [0, head].
+
+    Raises:
+        ValueError: if the head itself is older than the moment.
+    """
+    head_time = timestamp_of(head)
+    if head_time < moment:
+        raise ValueError(f"block {head} is of {head_time}, before {moment}: the block asked for does not exist yet")
+    # Invariant: timestamp(low) < moment <= timestamp(high), with block -1 before all time.
+    low, high = -1, head
+    guess = head - int((head_time - moment) // block_seconds)
+    bisects = False
+    while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
+        found = timestamp_of(guess)
+        if found >= moment:
+            high = guess
+            step = int((found - moment) // block_seconds)
+            guess -= max(step, 1)
+        else:
+            low = guess
+            step = int((moment - found) // block_seconds)
+            guess += max(step, 1)
+        # A block time that misleads twice in a row is not trusted every time: halving ends the search for certain.
+        if bisects:
+            guess = (low + high) // 2
+        bisects = step > 1 and not bisects
+    return high

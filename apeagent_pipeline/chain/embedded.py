@@ -1,0 +1,236 @@
+"""A chain inside this process: a web3 provider that answers JSON-RPC from the simulated market.
+
+Whoever reads it cannot tell it from a node, so the collector has one code path. The chain grows with the clock, like a
+real one: blocks every two seconds with Base's numbers and timestamps, final after twenty minutes. What a day holds
+depends on the seed alone.
+"""
+
+import hashlib
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Any
+
+from web3.providers.base import BaseProvider
+from web3.types import RPCEndpoint, RPCResponse
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
+from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.events import SWAP_TOPIC
+from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION, simulate_day
+
+BLOCK_SECONDS = 2
+GENESIS_TIMESTAMP = 1_686_789_347
+SAFE_DEPTH, FINALIZED_DEPTH = 150, 600
+MAX_RANGE = 100_000
+
+_KEPT_DAYS = 6
+_ZERO_HASH = "0x" + "0" * 64
+
+
+class _RequestError(Exception):
+    """A JSON-RPC error object."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EmbeddedChainProvider(BaseProvider):
+    """Answers what a reader of swaps asks a node: head, blocks by number or tag, code, and logs by block range.
+
+    Args:
+        seed: Of the market.
+        pool: The one pool of this chain; decimals, fee and tick spacing are taken from it.
+        now: Seconds since 1970; the head of the chain is the last block before it. Tests pass a fixed clock.
+    """
+
+    def __init__(self, seed: int, pool: PoolSpec = BASE_ETH_USDC, now: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self.seed = seed
+        self.pool = pool
+        self._now = now
+        self._days: OrderedDict[date, tuple[list[int], list[dict[str, Any]]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._methods: dict[str, Callable[..., Any]] = {
+            "web3_clientVersion": lambda: f"apeagent-embedded-chain/{SIMULATION_VERSION}",
+            "net_version": lambda: str(pool.chain_id),
+            "eth_chainId": lambda: hex(pool.chain_id),
+            "eth_syncing": lambda: False,
+            "eth_blockNumber": lambda: hex(self._head()),
+            "eth_getBlockByNumber": self._block_by_number,
+            "eth_getLogs": self._logs,
+            "eth_getCode": self._code,
+        }
+
+    def __str__(self) -> str:
+        return f"embedded chain (seed {self.seed})"
+
+    def is_connected(self, show_traceback: bool = False) -> bool:
+        """Always: there is nothing in between."""
+        return True
+
+    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Answer one request as a node does, errors included."""
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": 1}
+        known = self._methods.get(method)
+        try:
+            if known is None:
+                raise _RequestError(-32601, f"the method {method} does not exist on the embedded chain")
+            answer["result"] = known(*(params or []))
+        except _RequestError as error:
+            answer["error"] = {"code": error.code, "message": str(error)}
+        except (TypeError, ValueError, AttributeError) as error:
+            answer["error"] = {"code": -32602, "message": f"invalid params for {method}: {error}"}
+        return RPCResponse(**answer)  # type: ignore[typeddict-item]
+
+    def make_batch_request(self, requests: list[tuple[RPCEndpoint, Any]]) -> list[RPCResponse]:
+        """Answer several requests in their order."""
+        return [self.make_request(method, params) for method, params in requests]
+
+    def _head(self) -> int:
+        return int(self._now() - GENESIS_TIMESTAMP) // BLOCK_SECONDS
+
+    def _number(self, block: str) -> int:
+        head = self._head()
+        named = {
+            "latest": head,
+            "pending": head,
+            "safe": head - SAFE_DEPTH,
+            "finalized": head - FINALIZED_DEPTH,
+            "earliest": 0,
+        }
+        return named[block] if block in named else int(block, 16)
+
+    def _block_hash(self, number: int) -> str:
+        return self._digest("block", number) if number >= 0 else _ZERO_HASH
+
+    def _digest(self, *what: object) -> str:
+        text = repr(("apeagent", SIMULATION_VERSION, self.seed, *what))
+        return "0x" + hashlib.sha256(text.encode()).hexdigest()
+
+    def _block_by_number(self, block: str, full_transactions: bool = False) -> dict[str, Any] | None:
+        number = self._number(block)
+        if not 0 <= number <= self._head():
+            return None
+        return {
+            "number": hex(number),
+            "hash": self._block_hash(number),
+            "parentHash": self._block_hash(number - 1),
+            "timestamp": hex(_timestamp(number)),
+            "transactions": [],
+            "uncles": [],
+            "miner": self.pool.token0.address,
+            "extraData": "0x",
+            "difficulty": "0x0",
+            "totalDifficulty": "0x0",
+            "gasLimit": hex(120_000_000),
+            "gasUsed": "0x0",
+            "baseFeePerGas": "0x1",
+            "size": "0x220",
+            "nonce": "0x0000000000000000",
+            "mixHash": _ZERO_HASH,
+            "sha3Uncles": _ZERO_HASH,
+            "stateRoot": _ZERO_HASH,
+            "transactionsRoot": _ZERO_HASH,
+            "receiptsRoot": _ZERO_HASH,
+            "logsBloom": "0x" + "0" * 512,
+        }
+
+    def _code(self, address: str, block: str = "latest") -> str:
+        # One invalid opcode: enough to say that a contract stands there.
+        return "0xfe" if address.lower() == self.pool.pool_manager.lower() else "0x"
+
+    def _logs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        if "blockHash" in query:
+            raise _RequestError(-32602, "the embedded chain finds logs by block range, not by block hash")
+        first, last = self._number(query.get("fromBlock", "latest")), self._number(query.get("toBlock", "latest"))
+        if last > self._head():
+            raise _RequestError(-32000, "block range extends beyond current head block")
+        if last - first + 1 > MAX_RANGE:
+            raise _RequestError(-32602, f"query exceeds max block range {MAX_RANGE}")
+        if first > last:
+            raise _RequestError(-32000, "invalid block range params")
+        if not self._matches(query):
+            return []
+        found = []
+        for ordinal in range(_day(first).toordinal(), _day(last).toordinal() + 1):
+            blocks, logs = self._logs_of(date.fromordinal(ordinal))
+            found += logs[bisect_left(blocks, first) : bisect_left(blocks, last + 1)]
+        return [{**log, "topics": list(log["topics"])} for log in found]
+
+    def _matches(self, query: dict[str, Any]) -> bool:
+        # Every log of this chain comes from one contract and one pool; only the sender, topic 2, differs.
+        topics = list(query.get("topics") or [])
+        if len(topics) > 2 and any(topic is not None for topic in topics[2:]):
+            raise _RequestError(-32602, "the embedded chain filters by contract, event and pool, not by sender")
+        asked = [query.get("address"), *topics[:2]]
+        for wanted, value in zip(asked, (self.pool.pool_manager, SWAP_TOPIC, self.pool.pool_id), strict=False):
+            choices = [wanted] if isinstance(wanted, str) else wanted
+            if choices and value.lower() not in {choice.lower() for choice in choices}:
+                return False
+        return True
+
+    def _logs_of(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
+        if day < FIRST_DAY:
+            return [], []
+        with self._lock:
+            if day not in self._days:
+                self._days[day] = self._make_day(day)
+                while len(self._days) > _KEPT_DAYS:
+                    self._days.popitem(last=False)
+            self._days.move_to_end(day)
+            return self._days[day]
+
+    def _make_day(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
+        midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+        first_block = math.ceil((midnight - GENESIS_TIMESTAMP) / BLOCK_SECONDS)
+        address = self.pool.pool_manager.lower()
+        blocks: list[int] = []
+        logs: list[dict[str, Any]] = []
+        index_in_block = 0
+        for position, swap in enumerate(simulate_day(self.seed, day, self.pool)):
+            number = first_block + swap.block
+            same_block = bool(blocks) and blocks[-1] == number
+            transaction = self._digest("transaction", number, position)
+            # Other contracts' transactions and logs stand between ours; two bytes of the hash say how many.
+            others = int(transaction[2:4], 16) % 24
+            index_in_block = index_in_block + 1 + others // 4 if same_block else 1 + others
+            blocks.append(number)
+            logs.append(
+                {
+                    "address": address,
+                    "topics": [SWAP_TOPIC, self.pool.pool_id, "0x" + "0" * 24 + swap.sender[2:]],
+                    "data": "0x"
+                    + _word(swap.amount0)
+                    + _word(swap.amount1)
+                    + _word(swap.sqrt_price_x96)
+                    + _word(swap.liquidity)
+                    + _word(swap.tick)
+                    + _word(self.pool.fee),
+                    "blockNumber": hex(number),
+                    "blockHash": self._block_hash(number),
+                    "blockTimestamp": hex(_timestamp(number)),
+                    "transactionHash": transaction,
+                    "transactionIndex": hex(index_in_block),
+                    "logIndex": hex(4 * index_in_block + 2),
+                    "removed": False,
+                }
+            )
+        return blocks, logs
+
+
+def _timestamp(number: int) -> int:
+    return GENESIS_TIMESTAMP + BLOCK_SECONDS * number
+
+
+def _day(number: int) -> date:
+    return datetime.fromtimestamp(_timestamp(number), UTC).date()
+
+
+def _word(value: int) -> str:
+    return f"{value % (1 << 256):064x}"

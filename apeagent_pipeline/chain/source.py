@@ -1,0 +1,225 @@
+"""Where swaps come from, chosen by the settings: the embedded chain, an archive, or a node."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+import polars as pl
+from pydantic import SecretStr
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
+from apeagent_pipeline.chain.archive import SwapArchive
+from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.events import check_raw_swaps
+from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from apeagent_pipeline.chain.collector import Collector
+
+DEMO_DAYS = 5
+
+
+class SwapSource(Protocol):
+    """Anything that gives days of raw swaps."""
+
+    @property
+    def name(self) -> str:
+        """``embedded``, ``archive`` or ``rpc``."""
+        ...
+
+    @property
+    def pool(self) -> PoolSpec:
+        """Whose swaps these are."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What the data depends on: equal fingerprints give equal days. Holds no URL and no path."""
+        ...
+
+    def days(self) -> tuple[date, date]:
+        """First and last day that can be given in full. A node is asked for it."""
+        ...
+
+    def demo_days(self) -> tuple[date, date]:
+        """First and last day of the range that the demo uses."""
+        ...
+
+    def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """All swaps of one UTC day, RAW_SWAPS_SCHEMA, checked.
+
+        Raises:
+            ChainError: if the day cannot be given in full.
+        """
+        ...
+
+
+class ArchiveSource:
+    """Swaps imported from files."""
+
+    name = "archive"
+
+    def __init__(self, pool: PoolSpec, path: Path) -> None:
+        self.pool = pool
+        self._archive = SwapArchive(path, pool)
+
+    def fingerprint(self) -> str:
+        """Depends on the files' contents and on the pool."""
+        return f"archive-{self._archive.content_hash}-{self.pool.chain_id}-{self.pool.pool_id}"
+
+    def days(self) -> tuple[date, date]:
+        """First and last day with a swap."""
+        return self._archive.span()
+
+    def demo_days(self) -> tuple[date, date]:
+        """The whole span."""
+        return self.days()
+
+    def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """The swaps of a day, from memory after the first call.
+
+        Raises:
+            ArchiveError: if the archive is malformed or the day lies outside it.
+        """
+        swaps = self._archive.read_day(day)
+        check_raw_swaps(swaps, day)
+        progress(1, 1, swaps=swaps.height)
+        return swaps
+
+
+class EmbeddedSource:
+    """Swaps of the chain that lives in this process, read like any other chain."""
+
+    name = "embedded"
+
+    def __init__(self, pool: PoolSpec, seed: int, now: Callable[[], float] = time.time) -> None:
+        self.pool = pool
+        self.seed = seed
+        self._now = now
+
+    @cached_property
+    def _collector(self) -> "Collector":
+        # Here and below: web3 is imported when a chain is read, not when the graph is loaded.
+        from apeagent_pipeline.chain.collector import Collector
+        from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
+        from apeagent_pipeline.chain.rpc import RpcClient
+
+        return Collector(RpcClient([EmbeddedChainProvider(self.seed, self.pool, self._now)]), self.pool)
+
+    def fingerprint(self) -> str:
+        """Depends on the simulation's version, the seed and the pool."""
+        from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION
+
+        return f"embedded-v{SIMULATION_VERSION}-seed{self.seed}-{self.pool.chain_id}-{self.pool.pool_id}"
+
+    def days(self) -> tuple[date, date]:
+        """From the first partition to the last day that the clock made final."""
+        return FIRST_DAY, self._collector.last_final_day()
+
+    def demo_days(self) -> tuple[date, date]:
+        """Five days from the first one: the same on every machine at any time."""
+        return FIRST_DAY, FIRST_DAY + timedelta(days=DEMO_DAYS - 1)
+
+    def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """The swaps of a day.
+
+        Raises:
+            ChainError: if the day is not final yet.
+        """
+        return self._collector.read_day(day, progress)
+
+
+class RpcSource:
+    """Swaps read from nodes over JSON-RPC.
+
+    Args:
+        pool: Chain, contract and pool.
+        urls: One or more endpoints of the same chain.
+    """
+
+    name = "rpc"
+
+    def __init__(self, pool: PoolSpec, urls: Sequence[SecretStr]) -> None:
+        self.pool = pool
+        self._urls = tuple(urls)
+
+    @cached_property
+    def _collector(self) -> "Collector":
+        from apeagent_pipeline.chain.collector import Collector
+        from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
+
+        labels = [f"RPC endpoint {i} of {len(self._urls)}" for i in range(1, len(self._urls) + 1)]
+        providers = [MaskedHTTPProvider(url, label) for url, label in zip(self._urls, labels, strict=True)]
+        return Collector(RpcClient(providers), self.pool)
+
+    def fingerprint(self) -> str:
+        """Depends on chain, PoolManager and pool: a final day is the same on every node."""
+        return f"rpc-{self.pool.chain_id}-{self.pool.pool_manager.lower()}-{self.pool.pool_id}"
+
+    def days(self) -> tuple[date, date]:
+        """From the first partition to the last final day.
+
+        Raises:
+            ChainError: if no endpoint answers or it serves another chain.
+        """
+        self._collector.check_chain()
+        return FIRST_DAY, self._collector.last_final_day()
+
+    def demo_days(self) -> tuple[date, date]:
+        """The last five final days.
+
+        Raises:
+            ChainError: as `days`.
+        """
+        first, last = self.days()
+        return max(first, last - timedelta(days=DEMO_DAYS - 1)), last
+
+    def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """The swaps of a day.
+
+        Raises:
+            ChainError: if the day is not final, or could not be read in full.
+        """
+        return self._collector.read_day(day, progress)
+
+
+def open_swap_source(settings: Settings) -> SwapSource:
+    """The source that the settings choose. Reads no file and asks no node yet.
+
+    Raises:
+        SettingsError: if two sources are set, a URL is none, or the pool's tokens are unknown.
+    """
+    if settings.swaps_archive is not None and settings.rpc_urls:
+        raise SettingsError(
+            "APEAGENT_SWAPS_ARCHIVE and APEAGENT_RPC_URLS are both set; unset the one that swaps shall not come from"
+        )
+    pool = _pool(settings)
+    if settings.swaps_archive is not None:
+        return ArchiveSource(pool, settings.swaps_archive)
+    if not settings.rpc_urls:
+        return EmbeddedSource(pool, settings.seed)
+    for position, url in enumerate(settings.rpc_urls, start=1):
+        split = urlsplit(url.get_secret_value())
+        if split.scheme not in ("http", "https") or not split.hostname:
+            raise SettingsError(
+                f"APEAGENT_RPC_URLS: entry {position} is not an http or https URL (it is not shown: it may be a secret)"
+            )
+    return RpcSource(pool, settings.rpc_urls)
+
+
+def _pool(settings: Settings) -> PoolSpec:
+    preset = BASE_ETH_USDC
+    if settings.pool_id.lower() != preset.pool_id:
+        raise SettingsError(
+            f"APEAGENT_POOL_ID={settings.pool_id}: only the tokens of the preset pool {preset.pool_id} "
+            f"({preset.token0.symbol}-{preset.token1.symbol} on chain {preset.chain_id}) are known; unset it"
+        )
+    manager = settings.pool_manager
+    digits = manager.lower().removeprefix("0x")
+    if len(digits) != 40 or set(digits) - set("0123456789abcdef"):
+        raise SettingsError(f"APEAGENT_POOL_MANAGER={manager}: expected an address, 0x and 40 hex digits")
+    return preset.model_copy(update={"pool_manager": "0x" + digits}) if manager != preset.pool_manager else preset
