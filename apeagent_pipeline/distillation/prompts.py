@@ -24,7 +24,7 @@ from apeagent_pipeline.distillation.portfolios import (
 Rendering = Literal["plain", "digested"]
 SPLITS = ("train", "valid", "test")
 
-PROMPTS_SCHEMA = {
+PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "prompt_id": pl.String,
     "window_id": pl.Int64,
     "condition_id": pl.String,

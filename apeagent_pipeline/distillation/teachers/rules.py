@@ -1,0 +1,122 @@
+"""The embedded teacher: a small documented policy that follows the trend within its inventory.
+
+It is a rule, not a language model, and every report names it so. Its decision depends on nothing but the three words
+of a digested prompt:
+
+====================  ==========================================================  ================================
+words                 decision                                                    why
+====================  ==========================================================  ================================
+portfolio dust        HOLD                                                        not worth a transaction
+trend flat            HOLD                                                        nothing to follow
+trend weak,           HOLD                                                        a small move in a wild market
+volatility high                                                                   is noise
+trend up              BUY, unless all ETH (weak: nor if mostly ETH already)       follow, within inventory
+trend down            SELL, unless all USDC (weak: nor if mostly USDC already)    follow, within inventory
+====================  ==========================================================  ================================
+
+The size is half of the token that pays if the trend is strong, a tenth if it is weak or the volatility high, rounded
+down to three significant digits. Bought ETH is measured by what the USDC afford after costs.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import ROUND_FLOOR, Decimal
+from typing import Any
+
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, Side, render_answer
+from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
+from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
+from apeagent_pipeline.distillation.teachers.teacher import PromptRow, TeacherAnswer
+
+HALF, TENTH = Decimal("0.5"), Decimal("0.1")
+
+# Every wording keeps the words of the prompt in it: the drafts are where a student learns to name what it sees.
+_TREND_DRAFTS = ("trend {trend}", "price trend {trend}", "market {trend}", "{bps} bps: {trend}")
+_VOLATILITY_DRAFTS = ("volatility {volatility}", "{volatility} volatility", "swings {volatility}")
+_PORTFOLIO_DRAFTS = ("portfolio {portfolio}", "wallet {portfolio}", "{portfolio} in wallet")
+_PLAN_DRAFTS = {
+    "dust": ("too small to act", "dust, not worth fees"),
+    "flat": ("nothing to follow", "no direction, wait"),
+    "noise": ("weak move is noise", "too wild, wait"),
+    "full": ("already in ETH, wait", "enough ETH, wait"),
+    "out": ("already in USDC, wait", "enough USDC, wait"),
+    "add half": ("add with half USDC", "follow up, use half"),
+    "add tenth": ("add with tenth USDC", "follow up, use tenth"),
+    "trim half": ("reduce ETH by half", "follow down, use half"),
+    "trim tenth": ("reduce ETH by tenth", "follow down, use tenth"),
+}
+
+
+def decide(trend: str, volatility: str, portfolio: str) -> tuple[Side, Decimal, str]:
+    """The policy.
+
+    Args:
+        trend: A word of ``TRENDS``.
+        volatility: A word of ``VOLATILITIES``.
+        portfolio: A word of ``PORTFOLIOS``.
+
+    Returns:
+        The side, the share of the paying token (0 for HOLD), and the key of the reason in the drafts.
+
+    Raises:
+        ValueError: if a word is unknown.
+    """
+    for word, known in ((trend, TRENDS), (volatility, VOLATILITIES), (portfolio, PORTFOLIOS)):
+        if word not in known:
+            raise ValueError(f"{word!r} is none of {known}")
+    strong = trend.endswith("strong")
+    nothing = Decimal(0)
+    for stands_still, why in (
+        (portfolio == "dust", "dust"),
+        (trend == "flat", "flat"),
+        (not strong and volatility == "high", "noise"),
+    ):
+        if stands_still:
+            return "HOLD", nothing, why
+    share, size = (HALF, "half") if strong and volatility != "high" else (TENTH, "tenth")
+    if trend.startswith("up"):
+        if portfolio == "all ETH" or (portfolio == "mostly ETH" and not strong):
+            return "HOLD", nothing, "full"
+        return "BUY", share, f"add {size}"
+    if portfolio == "all USDC" or (portfolio == "mostly USDC" and not strong):
+        return "HOLD", nothing, "out"
+    return "SELL", share, f"trim {size}"
+
+
+def size_of(share: Decimal, holding: float) -> float:
+    """The share of a holding, rounded down to three significant digits, so never more than is held."""
+    exact = Decimal(repr(holding)) * share
+    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), rounding=ROUND_FLOOR))
+
+
+def rules_answer(row: PromptRow, seed: int = 0) -> DraftAnswer:
+    """The policy's answer to one prompt, its wording drawn from the seed and the prompt's id.
+
+    Args:
+        row: A row of ``build_prompts``: prompt_id, trend, volatility, portfolio, change_bps, eth, affordable_eth.
+        seed: Seed of the wording.
+    """
+    side, share, why = decide(row["trend"], row["volatility"], row["portfolio"])
+    chance = random.Random(hashlib.sha256(f"rules:{seed}:{row['prompt_id']}".encode()).digest())  # noqa: S311 (wording only)
+    words = {**row, "bps": f"{round(row['change_bps']):+d}"}
+    drafts = tuple(
+        chance.choice(wordings).format(**words)
+        for wordings in (_TREND_DRAFTS, _VOLATILITY_DRAFTS, _PORTFOLIO_DRAFTS, _PLAN_DRAFTS[why])
+    )
+    if side == "HOLD":
+        return DraftAnswer(drafts, side)
+    return DraftAnswer(drafts, side, size_of(share, row["affordable_eth"] if side == "BUY" else row["eth"]), "ETH")
+
+
+class RulesTeacher:
+    """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
+
+    name = "rules"
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 1}
+    deterministic = True
+
+    def answer(self, prompts: Iterable[PromptRow], seed: int) -> Iterator[TeacherAnswer]:
+        """Answer in the order asked; the seed changes the wording, never the decision."""
+        for row in prompts:
+            yield TeacherAnswer(row["prompt_id"], render_answer(rules_answer(row, seed)), "stop", cost_usd=0.0)

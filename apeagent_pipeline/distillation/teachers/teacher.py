@@ -1,0 +1,66 @@
+"""What a teacher is: something with a name that answers prompts one by one and tells what each answer cost."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+PromptRow = Mapping[str, Any]
+"""One row of ``build_prompts`` as a mapping. A language model reads ``prompt`` alone; the embedded policy its words."""
+
+
+class TeacherError(RuntimeError):
+    """A teacher cannot go on; the message says why and what to do, and never holds a secret."""
+
+
+@dataclass(frozen=True)
+class TeacherAnswer:
+    """One finished request.
+
+    Attributes:
+        prompt_id: Which prompt was answered.
+        text: What was said; empty if ``finish_reason`` is ``failed``.
+        finish_reason: ``stop``, ``length`` (cut off), another word of the server, or ``failed`` (``text`` is empty and
+            ``error`` says why).
+        prompt_tokens: Tokens read, None where the teacher does not count.
+        completion_tokens: Tokens written, thinking included, None where unknown.
+        cost_usd: Price of the request in US dollars, None where unknown.
+        latency_s: Seconds from asking to the finished answer, waiting for retries included.
+        error: Why no answer came, without secrets.
+    """
+
+    prompt_id: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_s: float = 0.0
+    error: str | None = None
+
+
+class Teacher(Protocol):
+    """Answers prompts.
+
+    Attributes:
+        name: Shown in every report, such as ``rules`` or ``openai:qwen/qwq-32b``.
+        identity: Everything an answer depends on beside the system prompt and the prompt (model, sampling): part of
+            the cache key. Never an address or a key.
+        deterministic: The same prompt always gets the same answer at no cost; such answers are neither cached nor
+            asked for again.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    deterministic: bool
+
+    def answer(self, prompts: Iterable[PromptRow], seed: int) -> Iterator[TeacherAnswer]:
+        """Answer every prompt, each as soon as it is finished, in any order.
+
+        Args:
+            prompts: What is asked; taken one by one, only when it is asked, so that whoever calls can stop the asking.
+            seed: Another seed may bring another answer; a refused answer is asked for again with another one.
+
+        Raises:
+            TeacherError: if no further prompt can be answered (wrong key, unknown model, server gone).
+        """
+        ...
