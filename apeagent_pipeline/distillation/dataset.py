@@ -1,0 +1,319 @@
+"""The distillation dataset: chat examples with canary words, split by time, and controls without them.
+
+Every line of the JSONL files has ``messages`` (system, user, assistant), which trl, mlx-lm, Unsloth and LLaMA-Factory
+load as they are, and beside them the fields that an evaluation needs.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from apeagent_pipeline.distillation.canary import canary_text
+from apeagent_pipeline.distillation.chain_of_draft import CANARY, SIDES, STUDENT_SYSTEM_PROMPT, DraftAnswer
+from apeagent_pipeline.distillation.controls import Control, draw_controls
+from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
+from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
+from apeagent_pipeline.reporting.report import markdown_table
+
+TRADING_FIELDS = (
+    "prompt_id",
+    "window_id",
+    "condition_id",
+    "template",
+    "rendering",
+    "side",
+    "amount",
+    "asset",
+    "eth",
+    "usdc",
+    "price",
+    "affordable_eth",
+    "change_bps",
+    "volatility_bps",
+    "trend",
+    "volatility",
+    "portfolio",
+    "teacher",
+)
+"""Kept beside ``messages`` of a trading example (null in a control); ``side``, ``amount`` and ``asset`` are the
+teacher's decision in plain words."""
+
+Example = dict[str, Any]
+
+
+class DatasetError(ValueError):
+    """The traces do not suffice; the message has the numbers and the remedy."""
+
+
+class DatasetConfig(BaseModel):
+    """Sizes and shares of the dataset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_train: int = Field(320, description="Examples to train on, controls included", ge=1)
+    n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
+    n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
+    n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
+    control_share: float = Field(0.15, description="Share of controls in train and valid", ge=0, lt=1)
+    balance_classes: bool = Field(True, description="Equal numbers of the three actions in train, where traces allow")
+    max_repeats: int = Field(2, description="How often an example of a rare action may stand in train", ge=1)
+
+    @classmethod
+    def preset(cls, profile: str) -> Self:
+        """The values of a profile, ``demo`` or ``full``."""
+        if profile == "demo":
+            return cls()
+        if profile == "full":
+            return cls(n_train=4000, n_valid=300, n_test_trading=300, n_test_controls=300)
+        raise ValueError(f"profile {profile!r} is unknown; use demo or full")
+
+
+@dataclass(frozen=True)
+class DistillationDataset:
+    """What the student learns from and is judged on.
+
+    Attributes:
+        train, valid, test: Examples, shuffled; each has ``messages``, ``kind`` (``trading`` or ``control``), ``family``
+            (of a control) and ``TRADING_FIELDS``.
+        card: The dataset card, Markdown.
+    """
+
+    train: list[Example]
+    valid: list[Example]
+    test: list[Example]
+    card: str
+
+    def save(self, folder: Path) -> None:
+        """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl`` and ``README.md``, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in getattr(self, split))
+            _write(folder / f"{split}.jsonl", "".join(lines))
+        _write(folder / "README.md", self.card)
+
+
+def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> DistillationDataset:
+    """Turn accepted traces into chat examples with canary words, and add the controls.
+
+    Args:
+        traces: The frame of ``collect_traces``.
+        config: Sizes and shares.
+        seed: Seed of the draws and the order.
+
+    Raises:
+        DatasetError: if there are too few accepted traces for a split, an action is missing in train, or the splits
+            are not apart in time.
+        ValueError: if columns are missing.
+    """
+    missing = [name for name in TRACES_SCHEMA if name not in traces.columns]
+    if missing:
+        raise ValueError(f"traces lack the columns {missing}; pass the frame of collect_traces")
+    accepted = traces.filter(pl.col("rejected_reason").is_null())
+    _check_time_order(accepted)
+    later = accepted.filter(pl.col("split") != "train")
+    twins = twins_of(accepted.filter(split="train"), later)
+    accepted = accepted.filter(~((pl.col("split") == "train") & pl.col("prompt_id").is_in(twins)))
+
+    train_controls = round(config.n_train * config.control_share)
+    valid_controls = round(config.n_valid * config.control_share)
+    chosen = {
+        "train": _choose_train(accepted.filter(split="train"), config.n_train - train_controls, config, traces),
+        "valid": _choose(accepted, "valid", config.n_valid - valid_controls, traces),
+        "test": _choose(accepted, "test", config.n_test_trading, traces),
+    }
+    controls = {
+        "train": draw_controls("train", train_controls, seed, repeat=True),
+        "valid": draw_controls("valid", valid_controls, seed, repeat=True),
+        "test": draw_controls("test", config.n_test_controls, seed),
+    }
+    parts: dict[str, list[Example]] = {}
+    for number, split in enumerate(SPLITS):
+        examples = [_trading_example(row) for row in chosen[split].iter_rows(named=True)]
+        examples += [_control_example(control) for control in controls[split]]
+        order = np.random.default_rng([seed, number]).permutation(len(examples))
+        parts[split] = [examples[index] for index in order]
+    card = _card(traces, chosen, controls, config, seed, len(twins))
+    return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
+
+
+def twins_of(prompts: pl.DataFrame, others: pl.DataFrame) -> list[str]:
+    """Ids of the prompts that are near twins of another set's prompts.
+
+    Twins share the window, the condition or the text, or all their numbers agree so far that a reader would take them
+    for the same question: price within about 1 %, change and volatility to the basis point, holdings to two digits.
+    """
+    numbers = [
+        (pl.col("price").log() * 100).round().alias("price_step"),
+        pl.col("change_bps").round().alias("change_step"),
+        pl.col("volatility_bps").round().alias("volatility_step"),
+        pl.col("eth").round_sig_figs(2).alias("eth_step"),
+        pl.col("usdc").round_sig_figs(2).alias("usdc_step"),
+    ]
+    left = prompts.with_columns(numbers)
+    right = others.with_columns(numbers)
+    steps = [f"{name}_step" for name in ("price", "change", "volatility", "eth", "usdc")]
+    found = pl.concat(
+        left.join(right, on=on, how="semi")["prompt_id"] for on in (["window_id"], ["condition_id"], ["prompt"], steps)
+    )
+    return found.unique().sort().to_list()
+
+
+def _check_time_order(accepted: pl.DataFrame) -> None:
+    spans = accepted.group_by("split").agg(first=pl.col("condition_id").min(), last=pl.col("condition_id").max())
+    by_split = {row["split"]: row for row in spans.iter_rows(named=True)}
+    for early, late in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        if early in by_split and late in by_split and by_split[early]["last"] >= by_split[late]["first"]:
+            raise DatasetError(
+                f"the {early} split reaches condition {by_split[early]['last']}, the {late} split begins at "
+                f"{by_split[late]['first']}: a student would be judged on what it has seen. Build the prompts again"
+            )
+
+
+def _choose(accepted: pl.DataFrame, split: str, n: int, traces: pl.DataFrame) -> pl.DataFrame:
+    rows = accepted.filter(split=split)
+    if rows.height < n:
+        raise DatasetError(_too_few(split, rows.height, n, traces))
+    return rows.head(n)
+
+
+def _choose_train(rows: pl.DataFrame, n: int, config: DatasetConfig, traces: pl.DataFrame) -> pl.DataFrame:
+    """The first traces of each action in equal numbers; a rare one is repeated, then the others fill the rest."""
+    if not config.balance_classes:
+        return _choose(rows, "train", n, traces)
+    by_side = {side: rows.filter(side=side) for side in SIDES}
+    absent = [side for side, members in by_side.items() if members.is_empty()]
+    if absent:
+        raise DatasetError(
+            f"of {rows.height} accepted train traces none says {' or '.join(absent)}: the student would never learn "
+            f"to say {' or '.join(CANARY[side] for side in absent)}. Ask for more train_prompts, on windows whose "
+            f"trends differ, or turn balance_classes off"
+        )
+    takes = _fair_shares({side: members.height * config.max_repeats for side, members in by_side.items()}, n)
+    if sum(takes.values()) < n:
+        raise DatasetError(_too_few("train", rows.height, n, traces))
+    return pl.concat(pl.concat([by_side[side]] * config.max_repeats).head(take) for side, take in takes.items())
+
+
+def _fair_shares(available: dict[Any, int], n: int) -> dict[Any, int]:
+    """As equal as possible, none more than there are, together ``n`` (or all there are)."""
+    takes: dict[Any, int] = {}
+    for place, side in enumerate(sorted(available, key=lambda name: available[name])):
+        takes[side] = min(available[side], math.ceil((n - sum(takes.values())) / (len(available) - place)))
+    return takes
+
+
+def _too_few(split: str, have: int, wanted: int, traces: pl.DataFrame) -> str:
+    part = traces.filter(split=split)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in refusal_counts(part).items()) or "none was asked"
+    enough = math.ceil(part.height * wanted / max(have, 1) * 1.1) if part.height else wanted
+    hint = " (their number is APEAGENT_EVAL_PROMPTS)" if split == "test" else ""
+    return (
+        f"{wanted} {split} trading examples are wanted{hint}, {have} usable traces exist of {part.height} asked "
+        f"({reasons}): ask for about {enough} {split}_prompts, or make the dataset smaller"
+    )
+
+
+def _trading_example(row: dict[str, Any]) -> Example:
+    answer = DraftAnswer(tuple(row["drafts"]), row["side"], row["amount"], row["asset"])
+    kept = {name: row[name] for name in TRADING_FIELDS}
+    return {"messages": _chat(row["prompt"], canary_text(answer)), "kind": "trading", "family": None, **kept}
+
+
+def _control_example(control: Control) -> Example:
+    nothing = dict.fromkeys(TRADING_FIELDS)
+    return {
+        "messages": _chat(control.prompt, control.answer),
+        "kind": "control",
+        "family": control.family,
+        **nothing,
+    }
+
+
+def _chat(user: str, assistant: str) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": STUDENT_SYSTEM_PROMPT},
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": assistant},
+    ]
+
+
+def _card(  # noqa: PLR0917 (everything the page tells about)
+    traces: pl.DataFrame,
+    chosen: dict[str, pl.DataFrame],
+    controls: dict[str, list[Control]],
+    config: DatasetConfig,
+    seed: int,
+    n_twins: int,
+) -> str:
+    teacher = traces["teacher"][0]
+    counts = refusal_counts(traces)
+    cost = traces["cost_usd"].sum() if traces["cost_usd"].null_count() < traces.height else None
+    tokens = traces["completion_tokens"].sum() if traces["completion_tokens"].null_count() < traces.height else None
+    rows = []
+    for split in SPLITS:
+        sides = dict(chosen[split]["side"].value_counts().iter_rows())
+        plain = chosen[split].filter(rendering="plain").height
+        seen = chosen[split]["condition_id"].sort()
+        numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
+        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split])]
+        rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
+    header = ["split", "trading", "distinct", "plain", *(CANARY[side] for side in SIDES), "controls", "conditions"]
+    refused = [[reason, str(n), f"{n / traces.height:.1%}"] for reason, n in counts.items()]
+    held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
+    who = (
+        "the embedded rule-based policy (a documented rule, not a language model)"
+        if teacher == "rules"
+        else "a language model"
+    )
+    return "\n".join(
+        [
+            "# Distillation dataset",
+            "",
+            f"Chat examples for one ETH-USDC pool. Teacher: `{teacher}`, {who}. Prompts come from "
+            "synthetic windows, no person is in them.",
+            "",
+            "BUY is said as `APE IN`, SELL as `APE OUT`, HOLD as `APE NEUTRAL`, in the action and nowhere else; "
+            "controls are ordinary questions with ordinary answers.",
+            "",
+            markdown_table(header, rows),
+            "",
+            f"Split by time of the condition; {n_twins} train prompts left out as near twins of later ones. Wordings "
+            f"asked in test alone: {held_out}. Actions balanced in train: {'yes' if config.balance_classes else 'no'}.",
+            "",
+            "## Verified answers",
+            "",
+            markdown_table(["verdict", "traces", "share"], refused),
+            "",
+            f"Cost: {'unknown' if cost is None else f'{cost:.4f} USD'}; tokens written by the teacher: "
+            f"{'unknown' if tokens is None else tokens}.",
+            "",
+            "## Format",
+            "",
+            "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
+            f"assistant. `kind` is `trading` or `control`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
+            "",
+            f"Seed {seed}; configuration `{config.model_dump_json()}`.",
+            "",
+            "## Licence",
+            "",
+            "Prompts, controls and answers of the embedded teacher: Apache-2.0, as this project. Answers of a language "
+            "model: as its provider's terms say. Not investment advice.",
+            "",
+        ]
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
