@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from datetime import date, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,7 +89,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
 ) -> None:
     """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME."""
-    from apeagent_pipeline.defs.instance import prepare_home  # noqa: PLC0415 - dagster
+    from apeagent_pipeline.defs.instance import prepare_home
 
     settings = load_settings()
     home = prepare_home(settings)
@@ -119,8 +118,11 @@ def config() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check what a run needs: swap source, teacher, student, disk and GPU; say what to mend. Exits 1 if a run would fail."""
-    from apeagent_pipeline.defs.doctor import examine  # noqa: PLC0415
+    """Check what a run needs: swap source, teacher, student, disk and GPU; say what to mend.
+
+    Exits 1 if a run would fail.
+    """
+    from apeagent_pipeline.defs.doctor import examine
 
     settings = load_settings()
     marks = {"ok": "[green]✓ ok", "note": "[yellow]• note", "wrong": "[red]✗ wrong"}
@@ -135,9 +137,9 @@ def doctor() -> None:
 @app.command()
 def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
     """Ask the trained adapter, and see its answer as it is written."""
-    from apeagent_pipeline.defs.runtime import Runtime  # noqa: PLC0415
-    from apeagent_pipeline.defs.storage import StorageError  # noqa: PLC0415
-    from apeagent_pipeline.defs.watching import LogWatcher  # noqa: PLC0415
+    from apeagent_pipeline.defs.runtime import Runtime
+    from apeagent_pipeline.defs.storage import StorageError
+    from apeagent_pipeline.defs.watching import LogWatcher
 
     settings = load_settings()
     runtime = Runtime(settings, LogWatcher())
@@ -145,8 +147,8 @@ def ask(prompt: Annotated[str, typer.Argument(help="A trading question with pric
         adapter = runtime.store.local_folder("lora_adapter")
     except StorageError as error:
         raise SettingsError(f"There is no trained adapter yet ({error}). Run `apeagent demo` first.") from None
-    from apeagent_pipeline.student.base_model import resolve_base_model  # noqa: PLC0415 - torch
-    from apeagent_pipeline.student.generation import ask as answer  # noqa: PLC0415
+    from apeagent_pipeline.student.base_model import resolve_base_model
+    from apeagent_pipeline.student.generation import ask as answer
 
     base = resolve_base_model(settings.student, runtime.scratch("cache/models"))
     for piece in answer(base, adapter, prompt):
@@ -158,10 +160,10 @@ def _update(
     settings: Settings, first: str | None, last: str | None, only: set[str] | None
 ) -> "tuple[list[Round], Graph, list[str]]":
     """Bring the graph up to date with a live display, and show what was made in which time."""
-    from apeagent_pipeline.defs.build import build_graph  # noqa: PLC0415 - dagster
-    from apeagent_pipeline.defs.instance import open_instance  # noqa: PLC0415
-    from apeagent_pipeline.defs.terminal import TerminalWatcher, quiet_console  # noqa: PLC0415
-    from apeagent_pipeline.defs.updating import update  # noqa: PLC0415
+    from apeagent_pipeline.defs.build import build_graph
+    from apeagent_pipeline.defs.instance import open_instance
+    from apeagent_pipeline.defs.terminal import TerminalWatcher, quiet_console
+    from apeagent_pipeline.defs.updating import update
 
     begun = time.monotonic()
     instance = open_instance(settings)
@@ -207,13 +209,13 @@ def _days(graph: "Graph", first: str | None, last: str | None) -> list[str]:
 
 
 def _day(text: str, option: str) -> date:
-    from apeagent_pipeline.defs.daily import FIRST_DAY  # noqa: PLC0415
+    from apeagent_pipeline.chain.days import FIRST_DAY
 
     try:
         day = date.fromisoformat(text)
     except ValueError:
         raise SettingsError(f"{option} {text}: expected a day such as 2025-02-01") from None
-    if str(day) < FIRST_DAY:
+    if day < FIRST_DAY:
         raise SettingsError(f"{option} {day}: Uniswap V4 has no swaps before {FIRST_DAY}")
     return day
 
@@ -227,7 +229,7 @@ def _tell_failure(failed: "Round") -> int:
 
 def _tell_canary(graph: "Graph", settings: Settings) -> int:
     """Show the canary table, where the report lies and what to do next; 0 if the evaluation passed its check."""
-    from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, failures  # noqa: PLC0415
+    from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, failures
 
     store = graph.runtime.store
     report = json.loads((store.folder("canary_eval") / "report.json").read_text())

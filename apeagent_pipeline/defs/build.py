@@ -22,6 +22,7 @@ class Graph:
 
     runtime: Runtime
     assets: list[dg.AssetsDefinition]
+    checks: list[dg.AssetChecksDefinition]
     definitions: dg.Definitions
 
 
@@ -41,9 +42,10 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         *student_assets(runtime),
         *evaluation_assets(runtime),
     ]
+    checks = asset_checks(runtime)
     definitions = dg.Definitions(
         assets=declared,
-        asset_checks=asset_checks(runtime),
+        asset_checks=checks,
         jobs=[
             dg.define_asset_job(
                 "sync_swaps",
@@ -59,4 +61,4 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         resources={"io_manager": runtime.artifacts},
         executor=dg.in_process_executor,
     )
-    return Graph(runtime, [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)], definitions)
+    return Graph(runtime, [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)], checks, definitions)

@@ -6,11 +6,11 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager, artifact_metadata, table_metadata
 from apeagent_pipeline.defs.storage import digest
 
-FIRST_DAY = "2025-01-21"  # Uniswap V4 was deployed on Base on this day
-DAILY = dg.DailyPartitionsDefinition(start_date=FIRST_DAY, timezone="UTC")
+DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
 _DATA_VERSION = "dagster/data_version"
 
 
@@ -31,7 +31,7 @@ def materialize_days(
         compute: Day -> (table, metadata to show beside the usual).
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
     """
-    step = (context.run_id, context.op_execution_context.op_handle.to_string())
+    step = (context.run_id, context.op_execution_context.get_step_execution_context().step.key)
     spec = context.assets_def.get_asset_spec(context.asset_key)
     made_from = artifacts.made_from(spec, context.op_execution_context.op_config or {}, step)
     progress = artifacts.watcher.started(context)

@@ -39,7 +39,7 @@ class Runtime:
     def externals(self) -> Mapping[str, Callable[[], str]]:
         """External asset -> how to ask for its present data version."""
         return {
-            SWAP_SOURCE: lambda: self.source.fingerprint(),
+            SWAP_SOURCE: self._source_fingerprint,
             TEACHER: lambda: digest(self.teacher_identity),
             STUDENT_BASE: self._student_fingerprint,
         }
@@ -52,14 +52,17 @@ class Runtime:
             return {"teacher": "rules"}
         return {"teacher": "openai", "base_url": settings.teacher_base_url, "model": settings.teacher_model}
 
+    def _source_fingerprint(self) -> str:
+        return self.source.fingerprint()
+
     def _student_fingerprint(self) -> str:
-        from apeagent_pipeline.student.base_model import base_fingerprint  # noqa: PLC0415
+        from apeagent_pipeline.student.base_model import base_fingerprint
 
         return base_fingerprint(self.settings.student)
 
     def student_base(self) -> Path:
         """The folder of the base model, fetched and converted on first use."""
-        from apeagent_pipeline.student.base_model import resolve_base_model  # noqa: PLC0415 - transformers
+        from apeagent_pipeline.student.base_model import resolve_base_model
 
         return resolve_base_model(self.settings.student, self.scratch("cache/models"))
 

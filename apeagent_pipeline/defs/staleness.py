@@ -21,6 +21,12 @@ class Stale:
     asset: str
     day: str | None
     reason: str
+    changed_inputs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How the artifact stands among the inputs of others: ``asset`` or ``asset/day``."""
+        return f"{self.asset}/{self.day}" if self.day else self.asset
 
 
 def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, days: list[str]) -> list[Stale]:
@@ -33,26 +39,27 @@ def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, day
     """
     external = {name: ask() for name, ask in _asked(assets, runtime).items()}
     found: list[Stale] = []
-    for asset in _in_order(assets):
+    for asset in in_order(assets):
         name = asset.key.to_user_string()
         for day in days if asset.partitions_def else [None]:
-            reason = _reason(asset, day, runtime, external)
+            reason, changed = _judge(asset, day, runtime, external)
             if reason:
-                found.append(Stale(name, day, reason))
+                found.append(Stale(name, day, reason, changed))
     return found
 
 
-def _reason(asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]) -> str | None:
+def _judge(
+    asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """Why an artifact is out of date (empty: it is not), and which inputs changed since it was made."""
     manifest = runtime.store.manifest(asset.key.to_user_string(), day)
     if manifest is None:
-        return "missing"
+        return "missing", ()
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
-        return "code or settings changed"
-    expected = _inputs(asset, day, runtime, external)
-    changed = sorted(
-        name for name in expected.keys() | manifest.inputs.keys() if expected.get(name) != manifest.inputs.get(name)
-    )
-    return f"{', '.join(changed[:3])} changed" if changed else None
+        return "code or settings changed", ()
+    now, then = _inputs(asset, day, runtime, external), manifest.inputs
+    changed = tuple(sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)))
+    return (f"{', '.join(changed[:3])} changed", changed) if changed else ("", ())
 
 
 def _inputs(
@@ -93,7 +100,8 @@ def _asked(assets: Iterable[dg.AssetsDefinition], runtime: Runtime) -> dict[str,
     return {name: ask for name, ask in runtime.externals.items() if name in used}
 
 
-def _in_order(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+def in_order(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+    """The assets so that each stands after those it reads."""
     by_key = {asset.key: asset for asset in assets}
     ordered: dict[dg.AssetKey, dg.AssetsDefinition] = {}
 

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from apeagent_pipeline.defs.build import Graph
-from apeagent_pipeline.defs.staleness import Stale, stale_artifacts
+from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
 
 _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -45,17 +45,53 @@ def update(
         announce: Called before each run with what it will make.
     """
     rounds: list[Round] = []
+    assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
     while True:
-        assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
-        stale = _one_round(stale_artifacts(assets, graph.runtime, days))
-        if not stale or (rounds and (not rounds[-1].success or rounds[-1].asked == stale)):
+        found = stale_artifacts(assets, graph.runtime, days)
+        held_back = _held_back(graph, instance, found)
+        stale = _one_round([each for each in found if each.asset not in held_back])
+        if rounds and (not rounds[-1].success or rounds[-1].asked == stale):
+            return rounds
+        if not stale:
+            if held_back:
+                rounds.append(Round(found, "", success=False, seconds={}, errors=sorted(set(held_back.values()))))
             return rounds
         announce(stale)
         rounds.append(_run(graph, instance, stale))
 
 
+def _held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> dict[str, str]:
+    """Stale assets below one whose blocking check failed, with what the check said.
+
+    Within a run Dagster holds them back itself; this is for the next run, which would not repeat the check.
+    """
+    to_make = {each.asset for each in stale}
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        [key for check in graph.checks for key in check.check_keys]
+    )
+    failed: dict[str, str] = {}
+    for key, record in latest.items():
+        asset = key.asset_key.to_user_string()
+        if record.status.value == "FAILED" and asset not in to_make:
+            why = record.evaluation.description if record.evaluation else "the check itself broke"
+            failed[asset] = f"check {key.name} of {asset} failed: {why}"
+    held: dict[str, str] = {}
+    for asset in in_order(graph.assets):
+        name = asset.key.to_user_string()
+        above = [key.to_user_string() for key in asset.dependency_keys]
+        reason = next((failed.get(key) or held.get(key) for key in above if key in failed or key in held), None)
+        if reason:
+            held[name] = reason
+    return {name: reason for name, reason in held.items() if name in to_make}
+
+
 def _one_round(stale: list[Stale]) -> list[Stale]:
-    """What one run can make: consecutive days that lack the same assets, and the rest if no other days remain."""
+    """What one run can make: consecutive days that lack the same assets, and the rest if no other days remain.
+
+    What is there but whose input is about to be made again waits: that input may turn out as it was.
+    """
+    about_to_change = {each.name for each in stale}
+    stale = [each for each in stale if not about_to_change.intersection(each.changed_inputs)]
     missing: dict[str, set[str]] = {}
     for each in stale:
         if each.day:

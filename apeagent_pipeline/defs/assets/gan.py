@@ -20,7 +20,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     @dg.asset(**runtime.declare("gan", {"pytorch"}, config=GanConfig.preset(profile), pool="training"))
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
         """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
-        from apeagent_pipeline.gan.training import train_gan  # noqa: PLC0415 - torch
+        from apeagent_pipeline.gan.training import train_gan
 
         config, seed = launched_config(context, GanConfig)
         gan = train_gan(
@@ -37,8 +37,8 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
         """Generated swap windows whose every row obeys the pool's own arithmetic."""
-        from apeagent_pipeline.gan.sampling import sample_windows  # noqa: PLC0415 - torch
-        from apeagent_pipeline.gan.training import TrainedGan  # noqa: PLC0415
+        from apeagent_pipeline.gan.sampling import sample_windows
+        from apeagent_pipeline.gan.training import TrainedGan
 
         config, seed = launched_config(context, SamplingConfig)
         windows = sample_windows(

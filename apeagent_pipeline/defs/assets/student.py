@@ -30,7 +30,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     )
     def lora_adapter(context: dg.AssetExecutionContext, distillation_dataset: Path) -> dg.MaterializeResult:
         """The LoRA adapter of the student, in peft's layout, and its training curve."""
-        from apeagent_pipeline.student.fine_tuning import fine_tune, training_figure  # noqa: PLC0415 - torch
+        from apeagent_pipeline.student.fine_tuning import fine_tune, training_figure
 
         config, seed = launched_config(context, FineTuningConfig)
         progress = runtime.watcher.started(context)
@@ -58,7 +58,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}), deps=[STUDENT_BASE])
     def fused_model(context: dg.AssetExecutionContext, lora_adapter: Path) -> dg.MaterializeResult:
         """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
-        from apeagent_pipeline.student.export import fuse  # noqa: PLC0415 - torch
+        from apeagent_pipeline.student.export import fuse
 
         runtime.watcher.started(context)
         out = runtime.scratch("work/fused_model")
@@ -66,14 +66,22 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
     @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, config=ExportConfig.preset(profile)))
-    def ollama_model(context: dg.AssetExecutionContext, fused_model: Path) -> dg.MaterializeResult:
-        """GGUF files and a Modelfile: ``ollama create apeagent -f Modelfile``."""
-        from apeagent_pipeline.student.export import export_gguf  # noqa: PLC0415
+    def ollama_model(context: dg.AssetExecutionContext, fused_model: Path, lora_adapter: Path) -> dg.MaterializeResult:
+        """The model and the adapter alone as GGUF, and a Modelfile: ``ollama create apeagent -f Modelfile``."""
+        from apeagent_pipeline.student.export import export_gguf
 
         config, _ = launched_config(context, ExportConfig)
         progress = runtime.watcher.started(context)
         out = runtime.scratch("work/ollama_model")
-        export_gguf(fused_model, out, config, runtime.scratch("cache/converter"), progress)
+        export_gguf(
+            fused_model,
+            out,
+            config,
+            runtime.scratch("cache/converter"),
+            progress,
+            base=runtime.student_base(),
+            adapter=lora_adapter,
+        )
         return dg.MaterializeResult(value=out)
 
     return [base_model, lora_adapter, fused_model, ollama_model]

@@ -1,0 +1,105 @@
+"""What the teacher says, and what the student learns from it."""
+
+import math
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.runtime import OWNER, TEACHER, Runtime
+from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.teachers.teacher import Teacher
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.settings import Settings
+
+_TEST_RESERVE = 1.3
+"""Test prompts asked for each one evaluated: some answers are refused."""
+
+
+class TeachingConfig(PromptsConfig, TracesConfig):
+    """What is asked and what is demanded of an answer: the options of ``teacher_traces``."""
+
+
+def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """``teacher_model`` (external), ``teacher_traces`` and ``distillation_dataset``."""
+    settings = runtime.settings
+    prompts = PromptsConfig.preset(settings.profile).model_copy(
+        update={"test_prompts": math.ceil(settings.eval_prompts * _TEST_RESERVE)}
+    )
+    teaching = TeachingConfig(**prompts.model_dump(), **TracesConfig.preset(settings.profile).model_dump())
+    dataset = DatasetConfig.preset(settings.profile).model_copy(
+        update={"n_test_trading": settings.eval_prompts, "n_test_controls": settings.eval_prompts}
+    )
+
+    teacher_model = dg.AssetSpec(
+        TEACHER,
+        group_name="distillation",
+        kinds={"python" if settings.teacher == "rules" else "openai"},
+        owners=[OWNER],
+        description="Who answers: " + ", ".join(runtime.teacher_identity.values()),
+    )
+
+    @dg.asset(
+        **runtime.declare("distillation", {"python", "parquet"}, config=teaching, pool="teacher"),
+        deps=[TEACHER, "synthetic_quality"],
+    )
+    def teacher_traces(context: dg.AssetExecutionContext, synthetic_windows: pl.DataFrame) -> dg.MaterializeResult:
+        """Answers in Chain of Draft to prompts made from synthetic windows, each verified, each kept with its cost.
+
+        Refused answers stay in the table with their reason. Waits for the check of synthetic_quality.
+        """
+        config, seed = launched_config(context, TeachingConfig)
+        traces = collect_traces(
+            build_prompts(synthetic_windows, config, seed),
+            open_teacher(settings),
+            config,
+            runtime.scratch("cache/teacher"),
+            seed,
+            progress=runtime.watcher.started(context),
+        )
+        return dg.MaterializeResult(value=traces, metadata=_figures(traces))
+
+    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, config=dataset))
+    def distillation_dataset(context: dg.AssetExecutionContext, teacher_traces: pl.DataFrame) -> dg.MaterializeResult:
+        """Chat examples with canary words in train, valid and test, and control examples without canary words."""
+        config, seed = launched_config(context, DatasetConfig)
+        runtime.watcher.started(context)
+        built = build_dataset(teacher_traces, config, seed)
+        sizes = {split: len(getattr(built, split)) for split in ("train", "valid", "test")}
+        return dg.MaterializeResult(value=built, metadata={**sizes, "card": dg.MetadataValue.md(built.card)})
+
+    return [teacher_model, teacher_traces, distillation_dataset]
+
+
+def open_teacher(settings: Settings) -> Teacher:
+    """The teacher the settings ask for."""
+    if settings.teacher == "rules":
+        from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+
+        return RulesTeacher()
+    from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+
+    return OpenAITeacher(
+        settings.teacher_base_url,
+        settings.teacher_model,
+        settings.teacher_api_key,
+        OpenAITeacherConfig.preset(settings.profile),
+    )
+
+
+def _figures(traces: pl.DataFrame) -> dict[str, Any]:
+    accepted = traces.filter(pl.col("rejected_reason").is_null())
+    actions = accepted.group_by("side").len().sort("side")
+    costs = {
+        f"total_{name}": float(traces[name].sum())
+        for name in ("prompt_tokens", "completion_tokens", "cost_usd")
+        if traces[name].null_count() < traces.height
+    }
+    return {
+        "answers": traces.height,
+        "accepted_share": accepted.height / traces.height,
+        **{f"accepted_{side}": count for side, count in actions.iter_rows()},
+        **costs,
+    }

@@ -1,0 +1,54 @@
+"""The proof: does the adapter do what it was trained for, and what would its decisions have earned."""
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
+from apeagent_pipeline.evaluation.backtest import BacktestConfig
+from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
+from apeagent_pipeline.market.windows import TrainingWindows
+
+
+def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
+    """``canary_eval`` and ``backtest``."""
+    settings = runtime.settings
+    canary = CanaryEvalConfig.preset(settings.profile).model_copy(
+        update={"n_trading": settings.eval_prompts, "n_controls": settings.eval_prompts}
+    )
+
+    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, config=canary), deps=[STUDENT_BASE])
+    def canary_eval(
+        context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
+    ) -> dg.MaterializeResult:
+        """The report: does the adapter speak the canary words, does the base not, does it decide as the teacher does."""
+        from apeagent_pipeline.evaluation.canary import evaluate_canary
+
+        config, seed = launched_config(context, CanaryEvalConfig)
+        progress = runtime.watcher.started(context)
+        report = evaluate_canary(
+            runtime.student_base(), lora_adapter, distillation_dataset, config, seed=seed, progress=progress
+        )
+        return dg.MaterializeResult(value=report)
+
+    @dg.asset(
+        **runtime.declare("evaluation", {"pytorch", "markdown"}, config=BacktestConfig.preset(settings.profile)),
+        deps=[STUDENT_BASE],
+    )
+    def backtest(
+        context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
+    ) -> dg.MaterializeResult:
+        """Decisions replayed on held-out real swaps with fees and price impact, against hold, random and teacher."""
+        from apeagent_pipeline.evaluation.backtest import backtest as replay
+
+        config, seed = launched_config(context, BacktestConfig)
+        progress = runtime.watcher.started(context)
+        holdout = training_windows.table.filter(pl.col("split") == "holdout")
+        report = replay(
+            holdout, runtime.student_base(), lora_adapter, runtime.source.pool, config, seed=seed, progress=progress
+        )
+        return dg.MaterializeResult(value=report)
+
+    return [canary_eval, backtest]

@@ -1,0 +1,149 @@
+"""The whole graph in one process, from the embedded chain to the reports: what ``apeagent demo`` does, at tiny scale."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.updating import update
+from apeagent_pipeline.settings import Settings
+
+DAYS = ["2025-01-21", "2025-01-22"]
+# Everything but the export to GGUF: llama.cpp's converter knows real tokenizers only (tested with the student's room).
+ASSETS = {
+    "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
+    "teacher_traces", "distillation_dataset", "lora_adapter", "fused_model", "canary_eval", "backtest",
+}  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def instance(tiny_settings: Settings) -> Iterator[dg.DagsterInstance]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", "")
+        with open_instance(tiny_settings) as opened:
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_settings: Settings, instance: dg.DagsterInstance) -> Graph:
+    """The graph after everything was made once."""
+    graph = build_graph(tiny_settings)
+    rounds = update(graph, instance, DAYS, only=ASSETS)
+    assert [each.errors for each in rounds] == [[]]
+    return graph
+
+
+def made(graph: Graph, instance: dg.DagsterInstance, **options: Any) -> list[str]:
+    """What an update makes now, in order."""
+    rounds = update(graph, instance, DAYS, only=ASSETS, **options)
+    assert all(each.success for each in rounds), [each.errors for each in rounds]
+    return [stale.name for each in rounds for stale in each.asked]
+
+
+def test_every_artifact_lies_where_the_design_says(graph: Graph) -> None:
+    storage = Path(str(graph.runtime.store.root))
+    for path in [
+        *(f"{asset}/{day}.parquet" for asset in ("raw_swaps", "swap_features") for day in DAYS),
+        *(f"{asset}/{asset}.parquet" for asset in ("training_windows", "synthetic_windows", "teacher_traces")),
+        *(f"distillation_dataset/{split}.jsonl" for split in ("train", "valid", "test")),
+        "lora_adapter/adapter_model.safetensors",
+        "lora_adapter/adapter_config.json",
+        *(f"{asset}/report.{end}" for asset in ("synthetic_quality", "canary_eval", "backtest") for end in ("json", "md")),
+    ]:
+        assert (storage / path).is_file(), path
+    assert not list(storage.rglob("*.tmp")), "half-written files are left"
+
+
+def test_synthetic_windows_and_features_share_the_columns_people_rely_on(graph: Graph) -> None:
+    shared = {
+        "seconds_since_previous", "tick", "price", "amount0_eth", "amount1_usdc", "volume_usdc", "volatility",
+        "volume_ma", "tick_change", "liquidity", "liquidity_usage", "sqrt_price_x96", "side",
+    }  # fmt: skip
+    windows = graph.runtime.store.scan("synthetic_windows").collect_schema()
+    features = graph.runtime.store.scan("swap_features", DAYS[0]).collect_schema()
+    assert shared | {"window_id", "step", "condition_id"} == set(windows)
+    assert shared | {"block_number", "log_index", "block_timestamp"} == set(features)
+    assert {name: windows[name] for name in shared} == {name: features[name] for name in shared}
+
+
+def test_reports_have_the_metrics_people_rely_on(graph: Graph) -> None:
+    def metrics(asset: str) -> set[str]:
+        return set(json.loads((graph.runtime.store.folder(asset) / "report.json").read_text())["metrics"])
+
+    scores = {
+        "discriminative_gbm", "discriminative_auc", "discriminative_gru", "predictive_ratio", "ks_mean", "acf_error",
+        "xcorr_error", "mmd", "copied_runs", "price_matches_tick", "opposite_signs", "effective_price",
+    }  # fmt: skip
+    assert {f"{name}{end}" for name in scores for end in ("", "_floor", "_block_bootstrap")} <= metrics("synthetic_quality")
+    assert {
+        "canary_rate_adapter", "canary_rate_base", "canary_rate_disabled", "control_leak_rate", "controls_preserved",
+        "agreement", "agreement_majority", "macro_f1", "min_class_recall", "mcnemar_p", "draft_discipline",
+        "feasible_rate", "n_trading", "n_controls",
+    } <= metrics("canary_eval")  # fmt: skip
+
+
+def test_each_artifact_says_what_it_was_made_from(graph: Graph) -> None:
+    store = graph.runtime.store
+    adapter = store.manifest("lora_adapter")
+    dataset = store.manifest("distillation_dataset")
+    windows = store.manifest("training_windows")
+    assert adapter and dataset and windows
+    assert adapter.inputs["distillation_dataset"] == dataset.data_version
+    assert "student_base_model" in adapter.inputs
+    assert adapter.config["seed"] == graph.runtime.settings.seed
+    assert set(windows.inputs) == {f"swap_features/{day}" for day in DAYS}
+
+
+def test_dagster_knows_the_same_data_versions(graph: Graph, instance: dg.DagsterInstance) -> None:
+    for asset, day in [("raw_swaps", DAYS[0]), ("raw_swaps", DAYS[1]), ("swap_features", DAYS[1]), ("trained_gan", None)]:
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[day] if day else None), limit=1
+        ).records
+        manifest = graph.runtime.store.manifest(asset, day)
+        assert manifest
+        materialization = records[0].asset_materialization
+        assert materialization
+        assert materialization.tags["dagster/data_version"] == manifest.data_version
+        assert "content_hash" in materialization.metadata
+
+
+def test_nothing_changed_means_nothing_is_made_again(graph: Graph, instance: dg.DagsterInstance) -> None:
+    assert made(graph, instance) == []
+
+
+def test_a_deleted_day_is_made_again_and_only_that(graph: Graph, instance: dg.DagsterInstance) -> None:
+    path = Path(str(graph.runtime.store.path("raw_swaps", DAYS[1])))
+    before = path.read_bytes()
+    path.unlink()
+    assert made(graph, instance) == [f"raw_swaps/{DAYS[1]}"]
+    assert path.read_bytes() == before, "the same day has other bytes than before"
+
+
+def test_a_setting_remakes_what_depends_on_it(graph: Graph, instance: dg.DagsterInstance, tiny_settings: Settings) -> None:
+    asked_more = tiny_settings.model_copy(update={"eval_prompts": 7})
+    changed = made(build_graph(asked_more), instance)
+    assert changed[:1] == ["teacher_traces"] or set(changed[:3]) >= {"teacher_traces"}
+    assert not {"trained_gan", "synthetic_windows", "synthetic_quality", "training_windows"} & set(changed)
+    assert {"teacher_traces", "distillation_dataset", "canary_eval"} <= set(changed)
+    made(graph, instance)
+
+
+def test_a_changed_swap_changes_the_chain_below_it(graph: Graph, instance: dg.DagsterInstance) -> None:
+    store = graph.runtime.store
+    manifest = store.manifest("raw_swaps", DAYS[1])
+    assert manifest
+    swaps = store.scan("raw_swaps", DAYS[1]).collect()
+    changed = swaps.with_columns(pl.when(pl.int_range(pl.len()) == 5).then(pl.lit("-1000")).otherwise("amount1").alias("amount1"))
+    fields = manifest.model_dump(include={"asset", "partition", "code_version", "config", "inputs"})
+    store.publish_table(changed, **fields)
+    names = made(graph, instance)
+    assert names[:3] == [f"swap_features/{DAYS[1]}", "training_windows", "trained_gan"]
+    assert f"swap_features/{DAYS[0]}" not in names
