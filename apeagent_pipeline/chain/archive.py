@@ -213,7 +213,7 @@ def _read_file(file: Path, number: int) -> pl.DataFrame:
     if missing:
         inverse = {new: old for old, new in _RENAMED.items()}
         wanted = [f"{name} (or {inverse[name]})" if name in inverse else name for name in missing]
-        raise ArchiveError(f"{file} lacks the columns {', '.join(wanted)}; it has {', '.join(table.columns)}")
+        raise ArchiveError(f"{file} lacks the columns {', '.join(wanted)}; it has {', '.join(given)}")
     absent = [pl.lit(None, pl.String()).alias(name) for name in RAW_SWAPS_SCHEMA if name not in table.columns]
     hex_text = [
         ("0x" + pl.col(name).str.to_lowercase().str.strip_prefix("0x")).alias(name)

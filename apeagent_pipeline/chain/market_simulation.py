@@ -36,11 +36,11 @@ _ANCHORS, _MARKET, _TRADERS, _LIQUIDITY = range(4)
 
 _MEAN_PRICE, _FIRST_PRICE = 2_900.0, 3_250.0
 _DAILY_REVERSION, _DAILY_VOLATILITY = 0.96, 0.024
-_MEAN_LIQUIDITY = 4.5e16
+_MEAN_LIQUIDITY = 3.2e16
 
 # Quantiles of swap sizes in whole token1 (USDC), read off real swaps of the preset pool: dust, then the hundreds.
 _SIZE_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
-_SIZE_USDC = (0.005, 0.03, 0.35, 1.5, 14.0, 120.0, 300.0, 530.0, 680.0, 1_250.0, 4_500.0, 20_000.0)
+_SIZE_USDC = (0.005, 0.025, 0.3, 1.2, 10.0, 95.0, 280.0, 520.0, 660.0, 1_250.0, 4_500.0, 20_000.0)
 _ROUND_USDC = np.array(
     [0.1, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 150, 200, 300, 320, 500, 620, 1_000, 2_000, 5_000, 10_000]
 )
@@ -139,7 +139,7 @@ def _plan(seed: int, day: date, opening: float, closing: float) -> _Plan:
         fair_log_price=fair,
         size_usdc=size,
         round_size=rng.random(n) < 0.42,
-        stays_on_side=rng.random(n) < 0.88,
+        stays_on_side=rng.random(n) < 0.92,
         exact_input=rng.random(n) < 0.85,
         arbitrage_draw=rng.random(n),
         arbitrage_share=rng.uniform(0.35, 1.0, n),
@@ -171,11 +171,11 @@ def _fair_path(
 ) -> np.ndarray:
     n = len(block)
     share_of_day = np.diff(block, prepend=0) / BLOCKS_PER_DAY
-    volatility = 0.021 * math.exp(0.25 * rng.standard_normal()) * np.exp(0.5 * activity - 0.125)
+    volatility = 0.034 * math.exp(0.25 * rng.standard_normal()) * np.exp(0.5 * activity - 0.125)
     jumps = rng.standard_t(4, n) / math.sqrt(2)
     # Regimes of one to a few hours: up, down and flat.
     starts = np.unique(rng.integers(0, BLOCKS_PER_DAY, 9))
-    drift = rng.choice([-0.09, -0.035, 0.0, 0.0, 0.035, 0.09], size=len(starts) + 1)
+    drift = rng.choice([-0.15, -0.06, 0.0, 0.0, 0.06, 0.15], size=len(starts) + 1)
     moves = volatility * np.sqrt(share_of_day) * jumps + drift[np.searchsorted(starts, block)] * share_of_day
     path = np.cumsum(moves)
     # A bridge: wherever the path went, it ends at the next day's anchor.
@@ -199,7 +199,7 @@ class _Market:
         gap = self.plan.fair_log_price[i] - self._log_price()
         beyond_fee = abs(gap) - self.fee
         # The more it pays, the sooner somebody takes it.
-        if beyond_fee > 1e-4 and self.plan.arbitrage_draw[i] < 0.25 + beyond_fee / 1.5e-3:
+        if beyond_fee > 1e-4 and self.plan.arbitrage_draw[i] < 0.3 + beyond_fee / 2e-3:
             return self._arbitrage(gap, beyond_fee * self.plan.arbitrage_share[i])
         if not self.plan.stays_on_side[i]:
             self.buys = not self.buys
@@ -251,7 +251,7 @@ class _Providers:
     def __init__(self, rng: np.random.Generator, spec: PoolSpec, opening: float, closing: float) -> None:
         self.rng = rng
         self.pool = Pool(sqrt_price_x96_from_price(opening, spec), spec.fee, spec.tick_spacing)
-        self.day_liquidity = _MEAN_LIQUIDITY * math.exp(float(rng.normal(0, 0.3)))
+        self.day_liquidity = _MEAN_LIQUIDITY * math.exp(float(rng.normal(0, 0.22)))
         wide = 4_000 * spec.tick_spacing
         centre = self._snap(self.pool.tick)
         self.pool.modify_liquidity(centre - wide, centre + wide, int(0.45 * self.day_liquidity))

@@ -5,6 +5,7 @@ leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instea
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ class MaskedHTTPProvider(HTTPProvider):
         super().__init__(url.get_secret_value(), exception_retry_configuration=None)
         self.label = label
         self._secrets = _secret_parts(url.get_secret_value())
+        _hide_from_logs(self._secrets)
         self._thread = threading.local()
 
     def __str__(self) -> str:
@@ -80,9 +82,7 @@ class MaskedHTTPProvider(HTTPProvider):
 
     def mask(self, text: str) -> str:
         """The text without any part of this endpoint's URL."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:_SHOWN_CHARACTERS]
+        return _without(self._secrets, text)[:_SHOWN_CHARACTERS]
 
     def _post(self, data: bytes) -> Any:
         if not hasattr(self._thread, "session"):
@@ -265,3 +265,30 @@ def _secret_parts(url: str) -> list[str]:
     parts |= set(split.path.split("/")) | {value for _, value in parse_qsl(split.query)}
     # Longest first, so that a part does not break up the whole; a very short one would mask ordinary words.
     return sorted((part for part in parts if len(part) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+class _SecretFilter(logging.Filter):
+    """Masks parts of URLs in the records of a logger; urllib3 writes each request's path on its debug level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = _without(self.secrets, record.getMessage()), None
+        return True
+
+
+_filter = _SecretFilter()
+
+
+def _hide_from_logs(secrets: Sequence[str]) -> None:
+    _filter.secrets = sorted({*_filter.secrets, *secrets}, key=len, reverse=True)
+    for name in ("urllib3.connectionpool", "urllib3.util.retry", "web3.providers.HTTPProvider"):
+        logging.getLogger(name).addFilter(_filter)

@@ -1,0 +1,64 @@
+"""How complete a table of swaps is, told by the pool's own arithmetic."""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.amm.swap_math import SwapMathError, swap_step
+
+
+class ChainRate(NamedTuple):
+    """Of how many neighbouring swaps the second follows exactly from the first.
+
+    Attributes:
+        followed: Swaps whose amounts follow to the wei from the price before and after.
+        judged: Swaps that could be judged: the liquidity is that of the swap before.
+    """
+
+    followed: int
+    judged: int
+
+    @property
+    def rate(self) -> float | None:
+        """Share that follows, or None where nothing could be judged. A complete day is at or near 1."""
+        return self.followed / self.judged if self.judged else None
+
+
+def chain_rate(swaps: pl.DataFrame) -> ChainRate:
+    """Check each swap against the one before it.
+
+    A missing swap leaves a gap between two prices that the next swap's amounts do not explain. So does a change of
+    liquidity; such pairs are not judged. A few pairs of a complete day may still fail: swaps that crossed several
+    ticks and came back to the same liquidity.
+
+    Args:
+        swaps: RAW_SWAPS_SCHEMA of one pool, sorted; one day or several neighbouring ones.
+    """
+    price, liquidity, amount0, amount1 = (
+        np.array([int(value) for value in swaps[name]], dtype=object)
+        for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
+    )
+    if len(price) < 2:
+        return ChainRate(0, 0)
+    judged = liquidity[1:] == liquidity[:-1]
+    rows = np.flatnonzero(judged.astype(bool)) + 1
+    follows = _FOLLOWS(
+        price[rows - 1], price[rows], liquidity[rows], amount0[rows], amount1[rows], swaps["fee"].to_numpy()[rows]
+    )
+    return ChainRate(int(follows.astype(bool).sum()), len(rows))
+
+
+def _follows(*row: int) -> bool:
+    before, after, liquidity, amount0, amount1, fee = row
+    # The event does not tell whether the input or the output was named: both are tried.
+    for specified in (amount0, amount1):
+        try:
+            if swap_step(before, liquidity, specified, amount0 < 0, int(fee)) == (after, amount0, amount1):
+                return True
+        except SwapMathError:
+            continue
+    return False
+
+
+_FOLLOWS = np.frompyfunc(_follows, 6, 1)

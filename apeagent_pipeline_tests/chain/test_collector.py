@@ -1,0 +1,271 @@
+"""A day over real HTTP is the day, or an error."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from pydantic import SecretStr
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.chain.collector import Collector, DayNotFinalError, WrongChainError
+from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
+from apeagent_pipeline.chain.errors import ChainError
+from apeagent_pipeline.chain.events import LogError, RawSwapsError, check_raw_swaps, empty_raw_swaps
+from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
+from apeagent_pipeline_tests.chain.conftest import SECRET, Node
+
+
+@pytest.fixture
+def day(two_days: pl.DataFrame) -> pl.DataFrame:
+    return two_days.filter(pl.col("block_timestamp").dt.date() == FIRST_DAY)
+
+
+def every(n: int, answer: Any) -> Callable[[str, list[Any]], Any]:
+    count = 0
+
+    def fault(method: str, params: list[Any]) -> Any:
+        nonlocal count
+        count += 1
+        return answer if count % n == 0 else None
+
+    return fault
+
+
+def error(code: int, message: str) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
+
+
+def blocks_asked(params: list[Any]) -> int:
+    return int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) + 1
+
+
+def test_over_http_the_day_is_what_it_is_in_process(node: Node, day: pl.DataFrame) -> None:
+    collector = node.collector()
+    seen: list[tuple[int, int]] = []
+    found = collector.read_day(FIRST_DAY, lambda done, total, **metrics: seen.append((done, total)))
+    assert found.equals(day)
+    check_raw_swaps(found, FIRST_DAY)
+    assert seen[-1] == (43_200, 43_200)
+    assert collector.client.requests <= 20
+
+
+def test_neighbouring_days_have_neither_gap_nor_overlap(node: Node, two_days: pl.DataFrame) -> None:
+    collector = node.collector()
+    first, second = (collector.block_range(FIRST_DAY + timedelta(days=i)) for i in range(2))
+    assert first[1] + 1 == second[0]
+    start, end = day_bounds(FIRST_DAY)
+    assert 2 * first[0] + 1_686_789_347 >= start
+    assert 2 * first[1] + 1_686_789_347 < end
+    assert two_days.select(pl.struct("block_number", "log_index").is_unique().all()).item()
+
+
+@pytest.mark.parametrize("limit", [100, 5_000, 777])
+def test_a_limit_on_the_range_only_costs_requests(node: Node, day: pl.DataFrame, limit: int) -> None:
+    def fault(method: str, params: list[Any]) -> Any:
+        if method == "eth_getLogs" and blocks_asked(params) > limit:
+            return error(-32602, "Block range limit exceeded.")
+        return None
+
+    node.fault = fault
+    assert node.collector(range_blocks=20_000).read_day(FIRST_DAY).equals(day)
+
+
+def test_a_limit_on_the_number_of_results_only_costs_requests(node: Node, day: pl.DataFrame) -> None:
+    def fault(method: str, params: list[Any]) -> Any:
+        if method != "eth_getLogs" or len(node.provider.make_request(method, params)["result"]) <= 50:
+            return None
+        return error(-32005, "query returned more than 50 results")
+
+    node.fault = fault
+    assert node.collector().read_day(FIRST_DAY).equals(day)
+
+
+def test_a_single_block_that_is_refused_is_named(node: Node) -> None:
+    node.fault = lambda method, params: error(-32602, "block range too large") if method == "eth_getLogs" else None
+    with pytest.raises(ChainError, match=r"single block \d+"):
+        node.collector(range_blocks=4, parallel=1).read_day(FIRST_DAY)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (429, {"Retry-After": "1"}, b"slow down"),
+        (502, {}, b"<html>Bad gateway</html>"),
+        (200, {}, b"<html>not json</html>"),
+        (200, {}, b'{"jsonrpc": "2.0", "resu'),
+        (200, {}, b"[]"),
+        {"jsonrpc": "2.0", "result": None},
+        {"jsonrpc": "2.0"},
+        error(-32005, "rate limit exceeded"),
+        error(-32603, "internal error"),
+    ],
+)
+def test_passing_trouble_is_waited_out(node: Node, day: pl.DataFrame, answer: Any) -> None:
+    node.fault = every(3, answer)
+    collector = node.collector(range_blocks=3_000)
+    assert collector.read_day(FIRST_DAY).equals(day)
+    assert collector.client.retries >= 5
+
+
+def test_a_server_that_says_when_to_come_back_is_believed(node: Node) -> None:
+    waits: list[float] = []
+    node.fault = every(2, (429, {"Retry-After": "7"}, b""))
+    client = RpcClient([MaskedHTTPProvider(node.url, "RPC endpoint 1")], sleep=waits.append)
+    for _ in range(4):
+        assert client.call("eth_chainId") == "0x2105"
+    assert set(waits) == {7.0}
+
+
+def test_trouble_that_does_not_pass_fails_the_day_after_a_bounded_number_of_attempts(node: Node) -> None:
+    node.fault = lambda method, params: (503, {}, b"") if method == "eth_getLogs" else None
+    with pytest.raises(RpcError, match="RPC endpoint 1 answered HTTP 503") as caught:
+        node.collector().read_day(FIRST_DAY)
+    assert caught.value.kind is RpcErrorKind.TRANSIENT
+    assert node.requests.count("eth_getLogs") <= 8 * 9
+
+
+def test_a_request_that_is_wrong_is_not_repeated(node: Node) -> None:
+    node.fault = lambda method, params: error(-32601, "method not found") if method == "eth_getLogs" else None
+    with pytest.raises(RpcError, match="method not found") as caught:
+        node.collector(parallel=1).read_day(FIRST_DAY)
+    assert caught.value.kind is RpcErrorKind.FATAL
+    assert node.requests.count("eth_getLogs") <= 9
+
+
+@pytest.mark.parametrize("answer", [(500, {}, b""), (401, {}, b"who are you"), (429, {}, b"")])
+def test_another_endpoint_steps_in(new_node: Callable[[], Node], day: pl.DataFrame, answer: Any) -> None:
+    bad, good = new_node(), new_node()
+    bad.fault = lambda method, params: answer
+    assert bad.collector(good).read_day(FIRST_DAY).equals(day)
+    bad.server.shutdown()
+    bad.server.server_close()
+    assert bad.collector(good).read_day(FIRST_DAY).equals(day)
+
+
+def test_a_node_without_timestamps_in_its_logs_is_asked_for_headers_in_batches(node: Node, day: pl.DataFrame) -> None:
+    def change(method: str, result: Any) -> Any:
+        if method != "eth_getLogs":
+            return result
+        return [{name: value for name, value in log.items() if name != "blockTimestamp"} for log in result]
+
+    node.change = change
+    node.shuffles_batches = True
+    collector = node.collector()
+    assert collector.read_day(FIRST_DAY).equals(day)
+    assert collector.client.requests < 60
+
+
+def test_batches_that_lack_an_answer_are_asked_again(node: Node) -> None:
+    sent = node.answer
+    node.answer = lambda request: (
+        (200, {}, b"[]")
+        if isinstance(request, list) and len(node.requests) == 0 and not node.requests.append("batch")
+        else sent(request)
+    )
+    client = RpcClient([MaskedHTTPProvider(node.url, "RPC endpoint 1")], sleep=lambda seconds: None)
+    assert [
+        block["number"] for block in client.call_many("eth_getBlockByNumber", [("0x5", False), ("0x7", False)])
+    ] == [
+        "0x5",
+        "0x7",
+    ]
+    assert client.retries == 1
+
+
+@pytest.mark.parametrize("missing", [{"finalized"}, {"finalized", "safe"}])
+@pytest.mark.parametrize("how", ["error", "null"])
+def test_a_node_without_finality_tags_falls_back(node: Node, day: pl.DataFrame, missing: set[str], how: str) -> None:
+    def fault(method: str, params: list[Any]) -> Any:
+        if method == "eth_getBlockByNumber" and params[0] in missing:
+            return error(-39001, "unknown tag") if how == "error" else {"jsonrpc": "2.0", "result": None}
+        return None
+
+    node.fault = fault
+    assert node.collector().read_day(FIRST_DAY).equals(day)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 40])
+def test_a_day_that_is_not_final_says_when_it_will_be(node: Node, ahead: int) -> None:
+    day = date(2025, 1, 26) + timedelta(days=ahead)
+    with pytest.raises(
+        DayNotFinalError, match=rf"{day} is not final until about 00:2\d UTC on {day + timedelta(days=1)}"
+    ):
+        node.collector().read_day(day)
+
+
+def test_a_day_before_the_pool_is_a_typed_empty_table(node: Node) -> None:
+    assert node.collector().read_day(date(2024, 5, 1)).equals(empty_raw_swaps())
+
+
+def test_another_chain_and_a_chain_without_the_contract_are_refused(new_node: Callable[[], Node]) -> None:
+    other, bare = new_node(), new_node()
+    other.change = lambda method, result: "0x1" if method == "eth_chainId" else result
+    bare.change = lambda method, result: "0x" if method == "eth_getCode" else result
+    with pytest.raises(WrongChainError, match="serves chain 1, expected 8453"):
+        other.collector().read_day(FIRST_DAY)
+    with pytest.raises(WrongChainError, match="PoolManager"):
+        bare.collector().read_day(FIRST_DAY)
+
+
+def _with_logs(change: Callable[[list[Any]], list[Any]]) -> Callable[[str, Any], Any]:
+    return lambda method, result: change(result) if method == "eth_getLogs" and result else result
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "expected"),
+    [
+        (lambda logs: [{**logs[0], "address": "0x" + "1" * 40}, *logs[1:]], LogError, "another contract"),
+        (lambda logs: [{**logs[0], "removed": True}, *logs[1:]], LogError, "removed"),
+        (lambda logs: [{**logs[0], "blockNumber": "0x1"}, *logs[1:]], ChainError, "with a log of block 1"),
+        (lambda logs: [*logs, {**logs[0], "transactionHash": "0x" + "9" * 64}], RawSwapsError, "twice"),
+        (
+            lambda logs: [*logs, {**logs[0], "blockHash": "0x" + "9" * 64, "logIndex": "0x0"}],
+            RawSwapsError,
+            "two hashes",
+        ),
+    ],
+)
+def test_a_node_that_lies_is_not_believed(
+    node: Node, change: Callable[[list[Any]], list[Any]], kind: type[ChainError], expected: str
+) -> None:
+    node.change = _with_logs(change)
+    with pytest.raises(kind, match=expected):
+        node.collector().read_day(FIRST_DAY)
+
+
+def test_identical_duplicates_and_disorder_are_put_right(node: Node, day: pl.DataFrame) -> None:
+    node.change = _with_logs(lambda logs: [*logs[::-1], logs[0], logs[3]])
+    assert node.collector().read_day(FIRST_DAY).equals(day)
+
+
+def test_an_answer_that_is_no_list_of_logs_is_an_error(node: Node) -> None:
+    node.change = lambda method, result: {} if method == "eth_getLogs" else result
+    with pytest.raises(ChainError, match="expected a list"):
+        node.collector().read_day(FIRST_DAY)
+
+
+def test_no_part_of_the_url_reaches_a_log_or_an_error(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    texts = []
+    echo = f"bad key {SECRET} in {node.url.get_secret_value()}"
+    for answer in [(500, {}, echo.encode()), (403, {}, echo.encode()), error(-32601, echo), (200, {}, echo.encode())]:
+        node.fault = lambda method, params, answer=answer: answer
+        with pytest.raises(RpcError) as caught:
+            node.collector().read_day(FIRST_DAY)
+        texts.append("".join(traceback.format_exception(caught.value)))
+    node.server.shutdown()
+    node.server.server_close()
+    dead = MaskedHTTPProvider(SecretStr(node.url.get_secret_value()), "RPC endpoint 1")
+    collector = Collector(RpcClient([dead], sleep=lambda seconds: None), BASE_ETH_USDC)
+    with pytest.raises(RpcError, match="no answer") as caught:
+        collector.read_day(FIRST_DAY)
+    assert caught.value.__context__ is None
+    texts += ["".join(traceback.format_exception(caught.value)), str(dead), repr(dead), caplog.text]
+    for text in texts:
+        assert SECRET not in text
+        assert node.url.get_secret_value() not in text
