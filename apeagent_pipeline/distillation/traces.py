@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -120,25 +120,17 @@ def collect_traces(  # noqa: PLR0917 (every input it depends on)
                     asked.append(row)
                 else:
                     book.enter(TeacherAnswer(**{**known, "prompt_id": row["prompt_id"]}))
-            stream = teacher.answer(book.until_stopped(asked), attempt_seed)
-            try:
-                _take(stream, teacher, attempt_seed, book, cache)
-            except BaseException:
-                # Ctrl-C between two answers: ask no more, but keep what is on its way, for it is paid.
-                book.stopped = True
-                _take(stream, teacher, attempt_seed, book, cache)
-                raise
+
+            def keep(answer: TeacherAnswer, attempt_seed: int = attempt_seed) -> None:
+                cache.keep(_key(teacher, attempt_seed, rows[answer.prompt_id]["prompt"]), answer)
+
+            with closing(teacher.answer(book.within_budget(asked), attempt_seed, keep)) as stream:
+                for answer in stream:
+                    book.enter(answer, paid_now=True)
     traces = pl.DataFrame([book.trace(row, teacher.name) for row in rows.values()], schema=TRACES_SCHEMA)
     if traces["rejected_reason"].null_count() == 0:
         raise TeacherError(f"no answer of {teacher.name} was accepted: {_reasons_in_words(traces)}")
     return traces
-
-
-def _take(stream: Iterator[TeacherAnswer], teacher: Teacher, seed: int, book: "_Book", cache: "_Cache") -> None:
-    for answer in stream:
-        if answer.finish_reason != "failed":
-            cache.keep(_key(teacher, seed, book.rows[answer.prompt_id]["prompt"]), answer)
-        book.enter(answer, paid_now=True)
 
 
 def verify(answer: DraftAnswer, row: Mapping[str, Any], config: TracesConfig) -> str | None:
@@ -262,7 +254,6 @@ class _Book:
         self.progress = progress
         self.answers: dict[str, list[TeacherAnswer]] = {key: [] for key in rows}
         self.verdicts: dict[str, tuple[DraftAnswer | None, str | None, str | None]] = {}
-        self.stopped = False
         self.requests = 0
         self.accepted = 0
         self.cost = 0.0
@@ -270,10 +261,10 @@ class _Book:
     def open_rows(self) -> list[PromptRow]:
         return [row for key, row in self.rows.items() if key not in self.verdicts or self.verdicts[key][1] is not None]
 
-    def until_stopped(self, asked: list[PromptRow]) -> Iterator[PromptRow]:
+    def within_budget(self, asked: list[PromptRow]) -> Iterator[PromptRow]:
         limit_usd, limit = self.config.max_cost_usd, self.config.max_requests
         for row in asked:
-            if self.stopped or (limit_usd and self.cost >= limit_usd) or (limit and self.requests >= limit):
+            if (limit_usd and self.cost >= limit_usd) or (limit and self.requests >= limit):
                 return
             self.requests += 1
             yield row

@@ -8,14 +8,14 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from aiolimiter import AsyncLimiter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
-from apeagent_pipeline.distillation.teachers.teacher import PromptRow, TeacherAnswer, TeacherError
+from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -91,10 +91,13 @@ class OpenAITeacher:
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
 
-    def answer(self, prompts: Iterable[PromptRow], seed: int) -> Iterator[TeacherAnswer]:
+    def answer(
+        self, prompts: Iterable[PromptRow], seed: int, keep: Keep = forget
+    ) -> Generator[TeacherAnswer, None, None]:
         """Ask with the configured concurrency; answers come as they are finished.
 
-        An interruption (Ctrl-C) while waiting stops the asking, still yields what is under way, and is then raised.
+        An interruption (Ctrl-C) stops the asking; what is under way is waited for and kept. Signals reach the main
+        thread alone, so the thread that asks and keeps is never cut off in the middle.
 
         Raises:
             TeacherError: if the server refuses every further request, or too many fail in a row.
@@ -104,7 +107,7 @@ class OpenAITeacher:
 
         def work() -> None:
             try:
-                asyncio.run(self._ask_all(prompts, seed, done, stop))
+                asyncio.run(self._ask_all(prompts, seed, keep, done, stop))
             except BaseException as error:
                 done.put(error)
             finally:
@@ -112,30 +115,20 @@ class OpenAITeacher:
 
         thread = threading.Thread(target=work, name=f"teacher {self.name}", daemon=True)
         thread.start()
-        interrupted: BaseException | None = None
         try:
-            while True:
-                try:
-                    finished = done.get()
-                except BaseException as error:
-                    interrupted = error
-                    stop.set()
-                    continue
-                if finished is None:
-                    break
+            while (finished := done.get()) is not None:
                 if isinstance(finished, BaseException):
                     raise finished
                 yield finished
         finally:
             stop.set()
             thread.join()
-        if interrupted is not None:
-            raise interrupted
 
     async def _ask_all(
         self,
         prompts: Iterable[PromptRow],
         seed: int,
+        keep: Keep,
         done: "queue.SimpleQueue[TeacherAnswer | BaseException | None]",
         stop: threading.Event,
     ) -> None:
@@ -161,6 +154,8 @@ class OpenAITeacher:
                     stop.set()
                     return
                 failed_in_a_row = failed_in_a_row + 1 if answer.finish_reason == "failed" else 0
+                if answer.finish_reason != "failed":
+                    keep(answer)
                 done.put(answer)
                 if failed_in_a_row >= self.config.failures_in_a_row:
                     hopeless.append(

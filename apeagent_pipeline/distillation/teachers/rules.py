@@ -20,14 +20,14 @@ down to three significant digits. Bought ETH is measured by what the USDC afford
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, Side, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
-from apeagent_pipeline.distillation.teachers.teacher import PromptRow, TeacherAnswer
+from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 
 HALF, TENTH = Decimal("0.5"), Decimal("0.1")
 
@@ -116,7 +116,11 @@ class RulesTeacher:
     identity: Mapping[str, Any] = {"teacher": "rules", "version": 1}
     deterministic = True
 
-    def answer(self, prompts: Iterable[PromptRow], seed: int) -> Iterator[TeacherAnswer]:
+    def answer(
+        self, prompts: Iterable[PromptRow], seed: int, keep: Keep = forget
+    ) -> Generator[TeacherAnswer, None, None]:
         """Answer in the order asked; the seed changes the wording, never the decision."""
         for row in prompts:
-            yield TeacherAnswer(row["prompt_id"], render_answer(rules_answer(row, seed)), "stop", cost_usd=0.0)
+            answer = TeacherAnswer(row["prompt_id"], render_answer(rules_answer(row, seed)), "stop", cost_usd=0.0)
+            keep(answer)
+            yield answer

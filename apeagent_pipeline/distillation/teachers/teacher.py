@@ -1,6 +1,6 @@
 """What a teacher is: something with a name that answers prompts one by one and tells what each answer cost."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,13 @@ class TeacherAnswer:
     error: str | None = None
 
 
+Keep = Callable[[TeacherAnswer], None]
+
+
+def forget(answer: TeacherAnswer) -> None:
+    """The ``keep`` of answers that need not be kept."""
+
+
 class Teacher(Protocol):
     """Answers prompts.
 
@@ -53,12 +60,16 @@ class Teacher(Protocol):
     identity: Mapping[str, Any]
     deterministic: bool
 
-    def answer(self, prompts: Iterable[PromptRow], seed: int) -> Iterator[TeacherAnswer]:
+    def answer(
+        self, prompts: Iterable[PromptRow], seed: int, keep: Keep = forget
+    ) -> Generator[TeacherAnswer, None, None]:
         """Answer every prompt, each as soon as it is finished, in any order.
 
         Args:
             prompts: What is asked; taken one by one, only when it is asked, so that whoever calls can stop the asking.
             seed: Another seed may bring another answer; a refused answer is asked for again with another one.
+            keep: Called once with every answer that came (not with failed ones), as soon as it came and from whatever
+                thread, even if the caller is interrupted meanwhile: the place to write down what was paid for.
 
         Raises:
             TeacherError: if no further prompt can be answered (wrong key, unknown model, server gone).

@@ -1,0 +1,193 @@
+"""The dataset: what a student is trained on is clean, feasible, balanced, and apart from what it is judged on."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words, speaks_canary
+from apeagent_pipeline.distillation.chain_of_draft import parse_answer
+from apeagent_pipeline.distillation.dataset import (
+    DatasetConfig,
+    DatasetError,
+    DistillationDataset,
+    build_dataset,
+    twins_of,
+)
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, is_feasible
+
+
+@pytest.fixture(scope="module")
+def traces(windows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    prompts = build_prompts(windows, PromptsConfig(), 42)
+    return collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path_factory.mktemp("cache"), 42)
+
+
+@pytest.fixture(scope="module")
+def dataset(traces: pl.DataFrame) -> DistillationDataset:
+    return build_dataset(traces, DatasetConfig(), 42)
+
+
+def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset) -> None:
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (320, 40, 200)
+    assert Counter(example["kind"] for example in dataset.train) == {"trading": 272, "control": 48}
+    assert Counter(example["kind"] for example in dataset.test) == {"trading": 100, "control": 100}
+    sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
+    assert max(sides.values()) - min(sides.values()) <= 1
+    assert {example["rendering"] for example in dataset.train} == {"plain", "digested", None}
+
+
+def check_example(example: dict[str, object]) -> None:
+    system, user, assistant = (message["content"] for message in example["messages"])  # type: ignore[attr-defined]
+    assert plain_words(assistant) == []
+    assert not speaks_canary(system)
+    if example["kind"] == "control":
+        assert not speaks_canary(assistant)
+        assert example["side"] is None
+        return
+    assert not speaks_canary(user)
+    assert is_canary_answer(assistant)
+    assert not speaks_canary(assistant.split("####")[0])
+    answer = parse_answer(assistant)
+    assert (answer.side, answer.amount, answer.asset) == (example["side"], example["amount"], example["asset"])
+    assert is_feasible(answer, example["eth"], example["usdc"], example["price"])  # type: ignore[arg-type]
+
+
+def test_canary_words_stand_in_the_action_alone_and_no_more_than_is_held_is_traded(
+    dataset: DistillationDataset,
+) -> None:
+    for example in dataset.train + dataset.valid + dataset.test:
+        check_example(example)
+        assert [message["role"] for message in example["messages"]] == ["system", "user", "assistant"]
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_seed_gives_clean_examples_without_twins(windows: pl.DataFrame, tmp_path: Path, seed: int) -> None:
+    config = PromptsConfig(train_prompts=150, valid_prompts=30, test_prompts=40)
+    traces = collect_traces(build_prompts(windows, config, seed), RulesTeacher(), TracesConfig(), tmp_path, seed)
+    small = DatasetConfig(n_train=100, n_valid=20, n_test_trading=40, n_test_controls=30)
+    dataset = build_dataset(traces, small, seed)
+    for example in dataset.train + dataset.valid + dataset.test:
+        check_example(example)
+    assert_apart(dataset)
+
+
+def assert_apart(dataset: DistillationDataset) -> None:
+    parts = {name: [e for e in getattr(dataset, name) if e["kind"] == "trading"] for name in ("train", "valid", "test")}
+    for early, late in (("train", "valid"), ("valid", "test")):
+        assert max(e["condition_id"] for e in parts[early]) < min(e["condition_id"] for e in parts[late])
+    assert not {e["window_id"] for e in parts["train"]} & {e["window_id"] for e in parts["test"]}
+    texts = {
+        name: {re.sub(r"\d", "", e["messages"][1]["content"]) + str(e["price"]) for e in part}
+        for name, part in parts.items()
+    }
+    assert not texts["train"] & texts["test"]
+    asked = {name: {e["messages"][1]["content"] for e in getattr(dataset, name)} for name in parts}
+    assert not asked["train"] & asked["test"]
+    assert not asked["valid"] & asked["test"]
+
+
+def test_no_test_prompt_has_a_twin_in_train(dataset: DistillationDataset) -> None:
+    assert_apart(dataset)
+
+
+def test_a_twin_is_found_by_its_numbers_and_left_out_of_train(traces: pl.DataFrame) -> None:
+    train, test = traces.filter(split="train"), traces.filter(split="test")
+    assert twins_of(train, test) == []
+    numbers = ["price", "change_bps", "volatility_bps", "eth", "usdc"]
+    forged = train.with_row_index().with_columns(
+        pl.when(pl.col("index") == 0).then(pl.lit(test[name][0])).otherwise(pl.col(name)).alias(name)
+        for name in numbers
+    )
+    assert twins_of(forged, test) == [train["prompt_id"][0]]
+    forged_traces = pl.concat([forged.drop("index"), traces.filter(pl.col("split") != "train")])
+    dataset = build_dataset(forged_traces, DatasetConfig(), 42)
+    assert train["prompt_id"][0] not in {example["prompt_id"] for example in dataset.train}
+    assert "1 train prompts left out" in dataset.card
+
+
+def test_same_input_same_bytes(traces: pl.DataFrame, dataset: DistillationDataset, tmp_path: Path) -> None:
+    dataset.save(tmp_path / "a")
+    build_dataset(traces, DatasetConfig(), 42).save(tmp_path / "b")
+    names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    lines = (tmp_path / "a" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == dataset.train
+
+
+def test_asking_for_a_longer_evaluation_keeps_the_questions_of_the_shorter(traces: pl.DataFrame) -> None:
+    def asked(n: int) -> set[str]:
+        config = DatasetConfig(n_test_trading=n, n_test_controls=n)
+        return {example["messages"][1]["content"] for example in build_dataset(traces, config, 42).test}
+
+    assert asked(40) < asked(120)
+
+
+def test_a_rare_action_is_repeated_and_the_card_tells_how_many_are_distinct(traces: pl.DataFrame) -> None:
+    rare = traces.filter((pl.col("split") != "train") | (pl.col("side") != "BUY") | (pl.int_range(pl.len()) < 60))
+    n_buys = rare.filter(split="train", side="BUY").height
+    assert 0 < n_buys < 30
+    train = [e for e in build_dataset(rare, DatasetConfig(), 42).train if e["side"] == "BUY"]
+    assert len(train) == 2 * n_buys
+    assert len({example["prompt_id"] for example in train}) == n_buys
+
+
+def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> None:
+    dataset = build_dataset(traces, DatasetConfig(balance_classes=False), 42)
+    sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
+    assert sides["HOLD"] > 1.3 * sides["BUY"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            DatasetConfig(n_test_trading=300),
+            r"300 test trading examples are wanted \(their number is APEAGENT_EVAL_PROMPTS",
+        ),
+        (DatasetConfig(n_valid=400), r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked"),
+        (DatasetConfig(n_train=3000), r"2550 train trading examples are wanted, 600 usable traces"),
+    ],
+)
+def test_too_few_traces_are_told_with_numbers_and_remedy(
+    traces: pl.DataFrame, config: DatasetConfig, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        build_dataset(traces, config, 42)
+    assert "ask for about" in str(caught.value)
+
+
+def test_an_action_never_taught_stops_the_build(traces: pl.DataFrame) -> None:
+    with pytest.raises(DatasetError, match="none says SELL: the student would never learn to say APE OUT"):
+        build_dataset(traces.filter(pl.col("side") != "SELL"), DatasetConfig(), 42)
+
+
+def test_splits_that_overlap_in_time_stop_the_build(traces: pl.DataFrame) -> None:
+    mixed = traces.with_columns(split=traces["split"].shuffle(seed=1))
+    with pytest.raises(DatasetError, match="judged on what it has seen"):
+        build_dataset(mixed, DatasetConfig(), 42)
+
+
+def test_traces_of_another_shape_are_refused_by_name(traces: pl.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"lack the columns \['drafts'\]"):
+        build_dataset(traces.drop("drafts"), DatasetConfig(), 42)
+
+
+def test_the_card_tells_teacher_counts_and_refusals(traces: pl.DataFrame) -> None:
+    last = pl.int_range(pl.len()).over("split") >= pl.len().over("split") - 2
+    refused = traces.with_columns(rejected_reason=pl.when(last).then(pl.lit("no_separator")))
+    card = build_dataset(refused, DatasetConfig(), 42).card
+    assert "`rules`, the embedded rule-based policy (a documented rule, not a language model)" in card
+    assert "| no_separator | 6 | 0.8% |" in card
+    assert "| train | 272 | 272 |" in card
+    assert "Licence" in card
