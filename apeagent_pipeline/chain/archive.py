@@ -206,6 +206,7 @@ class SwapArchive:
 def _read_file(file: Path, number: int) -> pl.DataFrame:
     # Everything as text, so that each value can be judged, and named, as it stands in the file.
     table = _read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
+    given = [name for name in table.columns if name != "_line"]
     table = table.rename(
         {old: new for old, new in _RENAMED.items() if old in table.columns and new not in table.columns}
     )
