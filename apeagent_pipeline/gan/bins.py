@@ -1,0 +1,107 @@
+"""Quantile bins of the irreducible features, and the empirical distribution inside each bin.
+
+A value is written as a bin and a position in [0, 1) inside it. The position is a rank among the train values of the
+bin, and what comes out is always one of those values: round sizes, whole seconds and exact zeros survive, and a bin
+whose train values are all the same has only that value.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+FILE = "bins.safetensors"
+
+
+class RowBins:
+    """Bins of every feature, fitted on train rows.
+
+    Attributes:
+        values: For every feature its sorted train values, float64 [n].
+        starts: For every feature the rank at which each bin starts, and n at the end, int64 [bins + 1].
+    """
+
+    def __init__(self, values: list[np.ndarray], starts: list[np.ndarray]) -> None:
+        self.values = values
+        self.starts = starts
+        # A bin holds what lies above the bin before it, up to its own greatest train value.
+        self._edges = [column[ends[1:-1] - 1] for column, ends in zip(values, starts, strict=True)]
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of bins of every feature."""
+        return [len(starts) - 1 for starts in self.starts]
+
+    @property
+    def features(self) -> int:
+        """Number of features."""
+        return len(self.values)
+
+    @classmethod
+    def fit(cls, rows: np.ndarray, at_most: list[int]) -> "RowBins":
+        """Bins of about equal mass; a value more frequent than a bin's mass gets a bin of its own.
+
+        Args:
+            rows: Train rows, [n, features].
+            at_most: Quantile bins of every feature (frequent values add a few).
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        if not np.isfinite(rows).all():
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=0)).tolist()
+            raise ValueError(f"the training rows have values that are no finite numbers in the columns {bad}")
+        values = [np.sort(column) for column in rows.T]
+        return cls(values, [_bin_starts(column, count) for column, count in zip(values, at_most, strict=True)])
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Bin of every value, int64, the shape of ``rows`` [..., features]."""
+        columns = [np.searchsorted(edges, rows[..., k], side="left") for k, edges in enumerate(self._edges)]
+        return np.stack(columns, axis=-1).astype(np.int64)
+
+    def positions(self, rows: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A position inside its bin for every value, float64 [..., features].
+
+        Train rows give uniform positions: a value that occurs often gets a random rank among its copies, so that
+        frequent values look no different from what the generator draws.
+        """
+        columns = []
+        for k, (values, starts) in enumerate(zip(self.values, self.starts, strict=True)):
+            low = np.searchsorted(values, rows[..., k], side="left")
+            high = np.searchsorted(values, rows[..., k], side="right")
+            rank = low + rng.random(low.shape) * (high - low)
+            start, end = starts[bins[..., k]], starts[bins[..., k] + 1]
+            columns.append(np.clip((rank - start) / (end - start), 0.0, 1.0))
+        return np.stack(columns, axis=-1)
+
+    def decode(self, bins: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The train value at a position of a bin, float64 [..., features]."""
+        columns = []
+        for k, (values, starts) in enumerate(zip(self.values, self.starts, strict=True)):
+            start, end = starts[bins[..., k]], starts[bins[..., k] + 1]
+            rank = start + np.floor(positions[..., k] * (end - start)).astype(np.int64)
+            columns.append(values[np.clip(rank, start, end - 1)])
+        return np.stack(columns, axis=-1)
+
+    def save(self, folder: Path) -> None:
+        """Write ``bins.safetensors`` into ``folder``."""
+        from safetensors.numpy import save_file
+
+        tensors = {f"values.{k}": values for k, values in enumerate(self.values)}
+        save_file({**tensors, **{f"starts.{k}": starts for k, starts in enumerate(self.starts)}}, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "RowBins":
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(folder / FILE)
+        features = len(tensors) // 2
+        return cls([tensors[f"values.{k}"] for k in range(features)], [tensors[f"starts.{k}"] for k in range(features)])
+
+
+def _bin_starts(values: np.ndarray, count: int) -> np.ndarray:
+    n = len(values)
+    cuts = np.unique(np.linspace(0, n, count + 1).round().astype(np.int64))[:-1]
+    # A cut inside a run of equal values moves to the start of the run; a frequent value also ends its bin.
+    low, high = np.searchsorted(values, values[cuts], side="left"), np.searchsorted(values, values[cuts], side="right")
+    return np.unique(np.concatenate([low, high[high - low >= n / count], [0, n]]))

@@ -1,0 +1,131 @@
+"""Classifiers and a forecaster that try to tell synthetic windows from real ones, or to profit from them.
+
+Neighbouring windows look alike, and sizes and volatility drift over days. Contiguous folds mistake that drift for
+skill and random folds leak it. So windows are dealt to folds by small blocks of time, and a window that straddles two
+blocks is left out before anything is scored.
+"""
+
+import numpy as np
+
+_LAGS = 4
+
+
+def window_summaries(windows: np.ndarray) -> np.ndarray:
+    """What a tree can read of a window: moments, extremes, zeros, repeats and products of its rows.
+
+    Args:
+        windows: [n, T, F] with log seconds, side (1 for buy), log size, move, liquidity change, return.
+
+    Returns:
+        [n, summaries] float64.
+    """
+    _, side, size, move, _, change = np.moveaxis(windows, 2, 0)
+    centred = windows - windows.mean(axis=1, keepdims=True)
+    moments = [windows.mean(axis=1), windows.std(axis=1), windows.min(axis=1), windows.max(axis=1), windows[:, 0]]
+    lagged = [(centred[:, lag:] * centred[:, :-lag]).mean(axis=1) for lag in (1, 2)]
+    zeros = [(windows == 0).mean(axis=1)]
+    loud = np.abs(change)
+    products = [
+        (one * other).mean(axis=1)
+        for one, other in [(loud, size), (2 * side - 1, change), (size, np.abs(move)), (2 * side - 1, move)]
+    ]
+    repeats = [
+        (np.abs(np.diff(size, axis=1)) < 1e-9).mean(axis=1),
+        (np.abs(size[:, 2:] - size[:, :-2]) < 1e-9).mean(axis=1),
+        (np.diff(side, axis=1) == 0).mean(axis=1),
+        loud[:, 1:].mean(axis=1) - loud[:, :-1].mean(axis=1),
+        np.abs(change.sum(axis=1)),
+        (loud[:, 1:] * loud[:, :-1]).mean(axis=1),
+    ]
+    return np.concatenate([*moments, *lagged, *zeros, np.stack([*products, *repeats], axis=1)], axis=1)
+
+
+def boosted_trees(real: np.ndarray, other: np.ndarray, folds: tuple[np.ndarray, np.ndarray], seed: int) -> np.ndarray:
+    """Out-of-fold probability of being synthetic, by gradient boosting on `window_summaries`.
+
+    Args:
+        real: Windows, [n, T, F].
+        other: Windows, [m, T, F].
+        folds: Fold of every window of each, [n] and [m].
+        seed: Of the classifier.
+
+    Returns:
+        [n + m] probabilities, real windows first.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    x = window_summaries(np.concatenate([real, other]))
+    y, fold = _labels(real, other), np.concatenate(folds)
+    out = np.full(len(y), 0.5)
+    for one in np.unique(fold):
+        model = HistGradientBoostingClassifier(
+            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=10, random_state=seed
+        )
+        model.fit(x[fold != one], y[fold != one])
+        out[fold == one] = model.predict_proba(x[fold == one])[:, 1]
+    return out
+
+
+def recurrent_network(
+    real: np.ndarray, other: np.ndarray, folds: tuple[np.ndarray, np.ndarray], seed: int, epochs: int
+) -> np.ndarray:
+    """As `boosted_trees`, by a small GRU that reads the rows themselves."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F  # noqa: N812 - its usual name
+
+    class Network(nn.Module):
+        def __init__(self, features: int) -> None:
+            super().__init__()
+            self.gru, self.head = nn.GRU(features, 24, batch_first=True), nn.Linear(48, 1)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            seen, last = self.gru(rows)
+            return self.head(torch.cat([seen.mean(dim=1), last[0]], dim=1)).squeeze(1)
+
+    rows = np.concatenate([real, other])
+    scaled = np.clip((rows - rows.mean(axis=(0, 1))) / (rows.std(axis=(0, 1)) + 1e-12), -5, 5)
+    x = torch.from_numpy(scaled).float()
+    y, fold = _labels(real, other), np.concatenate(folds)
+    targets, out = torch.from_numpy(y).float(), np.full(len(y), 0.5)
+    for one in np.unique(fold):
+        rng = np.random.default_rng([seed, int(one)])
+        train = np.flatnonzero(fold != one)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(1 << 31)))
+            network = Network(x.shape[2])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.01)
+        for _ in range(epochs):
+            for batch in np.array_split(rng.permutation(train), max(1, len(train) // 64)):
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(network(x[batch]), targets[batch]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            out[fold == one] = network(x[fold == one]).sigmoid().numpy()
+    return out
+
+
+def forecast_error(train: np.ndarray, test: np.ndarray, seed: int) -> float:
+    """Mean absolute error on ``test`` of |return| of the next row, forecast from the rows before it after ``train``.
+
+    Args:
+        train: Windows to learn from, [n, T, F].
+        test: Windows to be judged on, [m, T, F].
+        seed: Of the regressor.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    def pairs(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.arange(_LAGS, windows.shape[1], 5)
+        before = np.stack([windows[:, t - _LAGS : t].reshape(len(windows), -1) for t in at], axis=1)
+        target = np.log1p(1e4 * np.abs(windows[:, at, -1]))
+        return before.reshape(-1, before.shape[-1]), target.ravel()
+
+    model = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.1, max_leaf_nodes=15, random_state=seed)
+    model.fit(*pairs(train))
+    x, y = pairs(test)
+    return float(np.abs(model.predict(x) - y).mean())
+
+
+def _labels(real: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(len(real)), np.ones(len(other))])

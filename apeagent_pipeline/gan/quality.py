@@ -1,0 +1,507 @@
+"""How close synthetic windows are to real ones: `synthetic_quality`.
+
+Three kinds of windows are held against real windows of the same days: synthetic ones, real ones of other blocks of
+time (``_floor``: nothing can score better) and a block bootstrap (``_block_bootstrap``: real rows, shuffled in blocks
+of six and executed by the pool; what one gets without a model). All go through the same code.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.ticks import ticks_at_sqrt_prices
+from apeagent_pipeline.gan.discriminators import boosted_trees, forecast_error, recurrent_network
+from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, synthetic_windows
+from apeagent_pipeline.gan.quality_figures import quality_figures
+from apeagent_pipeline.market.features import virtual_reserve
+from apeagent_pipeline.market.windows import TrainingWindows, free_feature_expressions
+from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.reporting.report import Report, markdown_table
+
+ROW_FEATURES = ("log seconds", "buy", "log size", "move", "liquidity change", "return")
+"""Columns of the windows that are compared, [n, T, 6]."""
+
+_BOOTSTRAP_ROWS = 6
+_ACF_LAGS = 8
+_RUN_ROWS = 3
+_HASH_FACTORS = np.array([6364136223846793005, 1442695040888963407, 3935559000370003845], dtype=np.uint64)
+_BOOTSTRAP_DRAWS = 300
+
+
+class QualityError(ValueError):
+    """Windows that cannot be judged; the message says what is wrong with them."""
+
+
+class QualityConfig(BaseModel):
+    """How windows are judged, and what the check that guards the teacher's budget demands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    windows: int = Field(800, description="At most so many windows of each kind are compared", ge=20)
+    block_rows: int = Field(96, description="Rows of a block of time that is dealt to a fold as a whole", ge=24)
+    folds: int = Field(4, description="Folds of the discriminators", ge=2)
+    gru_epochs: int = Field(8, description="Epochs of the GRU discriminator", ge=1)
+    largest_auc: float = Field(0.85, description="Check: AUC of gradient boosting at most", gt=0.5, le=1)
+    largest_copied_runs: float = Field(0.02, description="Check: share of copied 3-row runs at most", ge=0, le=1)
+    largest_ks: float = Field(0.15, description="Check: mean Kolmogorov-Smirnov distance at most", gt=0, le=1)
+
+    @classmethod
+    def preset(cls, profile: str) -> Self:
+        """The values of a profile: "demo" or "full"."""
+        return cls(windows=2_000, folds=5, gru_epochs=15) if profile == "full" else cls()
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """Windows to compare.
+
+    Attributes:
+        rows: [n, T, 6], see `ROW_FEATURES`.
+        at: Position of each window's first row in the table of training windows, [n].
+        keys: Side, size and seconds of every row as one integer, [n, T], for finding copies.
+    """
+
+    rows: np.ndarray
+    at: np.ndarray
+    keys: np.ndarray
+
+    def pick(self, index: np.ndarray) -> "WindowSet":
+        """The windows of an index or a mask [n]."""
+        return WindowSet(self.rows[index], self.at[index], self.keys[index])
+
+
+def quality_failures(metrics: Mapping[str, float], config: QualityConfig) -> list[str]:
+    """What the metrics of a quality report fall short of, in words; empty if the windows may be used."""
+    at_most = {
+        "discriminative_auc": config.largest_auc,
+        "copied_runs": config.largest_copied_runs,
+        "ks_mean": config.largest_ks,
+    }
+    failures = [
+        f"{name} is {metrics[name]:.4f}, allowed {limit}" for name, limit in at_most.items() if metrics[name] > limit
+    ]
+    exact = ("price_matches_tick", "opposite_signs", "effective_price")
+    return failures + [f"{name} is {metrics[name]:.4%}, must be 100 %" for name in exact if metrics[name] < 1]
+
+
+def quality_report(
+    synthetic: pl.DataFrame,
+    windows: TrainingWindows,
+    pool: PoolSpec,
+    config: QualityConfig,
+    seed: int,
+    *,
+    progress: Progress = silent,
+    history: Path | None = None,
+) -> Report:
+    """Judge synthetic windows.
+
+    Args:
+        synthetic: Table with `SYNTHETIC_WINDOWS_SCHEMA`.
+        windows: The real windows that the synthetic ones continue.
+        pool: Fee and decimals.
+        config: How.
+        seed: Of folds, classifiers and the bootstrap.
+        progress: Called after every part.
+        history: ``history.json`` of the trained GAN, for the training curves.
+
+    Returns:
+        A report with the metrics of the design (``discriminative_gbm`` and ``_gru``: |accuracy - 0.5|; ``_auc``: of
+        gradient boosting; ``predictive_ratio``: error of a forecaster trained on synthetic over one trained on real
+        rows; ``ks_mean``, ``acf_error``, ``xcorr_error``, ``mmd``, ``copied_runs``; shares of rows that obey the pool)
+        and, beyond it, ``discriminative_auc_holdout`` (against the later holdout days) beside
+        ``discriminative_auc_drift`` (real windows against those days: what drift alone gives away).
+
+    Raises:
+        QualityError: if columns are missing, values are not finite, or there are too few windows to judge.
+    """
+    parts = 9
+    progress(0, parts)
+    made = _synthetic_set(_checked(synthetic), windows, pool)
+    real = _real_set(windows, windows.starts("train", "valid"))
+    holdout = _real_set(windows, windows.starts("holdout"))
+    baseline_table = _block_bootstrap(windows, pool, min(config.windows, len(made.at)), seed)
+    baseline = _synthetic_set(baseline_table, windows, pool)
+    sets = {name: _in_blocks(each, config) for name, each in (("real", real), ("made", made), ("baseline", baseline))}
+    fewest = min(len(each.at) for each in sets.values())
+    if fewest < 10 * config.folds:
+        raise QualityError(
+            f"only {fewest} windows lie within a block of {config.block_rows} rows; needed are {10 * config.folds}. "
+            "Sync more days or sample more windows"
+        )
+    rng = np.random.default_rng([seed, 0])
+    fold_of_block = rng.permutation(int(max(real.at.max(), made.at.max())) // config.block_rows + 1) % config.folds
+
+    def some(each: WindowSet, n: int = config.windows) -> WindowSet:
+        return each.pick(rng.permutation(len(each.at))[:n])
+
+    odd = sets["real"].at // config.block_rows % 2 == 1
+    compared = {
+        "": (some(sets["real"]), some(sets["made"])),
+        "_floor": (some(sets["real"].pick(odd)), some(sets["real"].pick(~odd))),
+        "_block_bootstrap": (some(sets["real"]), some(sets["baseline"])),
+    }
+    train_keys = windows.starts("train")
+    known_runs = np.unique(_runs(_real_set(windows, train_keys).keys))
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for suffix, (one, other) in compared.items():
+        folds = tuple(fold_of_block[each.at // config.block_rows] for each in (one, other))
+        scores, interval = _discriminated(one, other, (folds[0], folds[1]), config, seed)
+        metrics |= {name + suffix: value for name, value in {**scores, **_distances(one, other, seed)}.items()}
+        metrics[f"predictive_ratio{suffix}"] = _predictive_ratio(one, other, (folds[0], folds[1]), seed)
+        intervals[f"discriminative_auc{suffix}"] = interval
+        progress(len(intervals) * 2, parts)
+    odd_rows = ~np.isin(_runs(compared["_floor"][0].keys), _runs(compared["_floor"][1].keys))
+    metrics["copied_runs"] = float(np.isin(_runs(made.keys), known_runs).mean())
+    metrics["copied_runs_floor"] = float(1 - odd_rows.mean())
+    metrics["copied_runs_block_bootstrap"] = float(np.isin(_runs(baseline.keys), known_runs).mean())
+    tables = {"": synthetic, "_floor": _real_table(windows), "_block_bootstrap": baseline_table}
+    for suffix, table in tables.items():
+        metrics |= {name + suffix: value for name, value in domain_checks(table, windows, pool).items()}
+    progress(7, parts)
+    metrics |= _against_later_days(compared[""], some(holdout), config, seed)
+    progress(8, parts)
+    losses = {} if history is None else json.loads(history.read_text())
+    figures = quality_figures(compared[""][0].rows, compared[""][1].rows, ROW_FEATURES, losses)
+    figures |= _paths_figure(synthetic, windows, rng)
+    page = _page(metrics, intervals, compared, config, list(figures))
+    progress(parts, parts)
+    return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures)
+
+
+def domain_checks(table: pl.DataFrame, windows: TrainingWindows, pool: PoolSpec) -> dict[str, float]:
+    """Share of rows that obey the pool.
+
+    ``price_matches_tick``: the tick is floor(log_1.0001(price)). ``opposite_signs``: one amount is paid, the other
+    received. ``effective_price``: what was paid for what was received is within 1 % of the geometric mean of the prices
+    before and after the swap, after the fee.
+    """
+    import math
+
+    roots = np.frompyfunc(int, 1, 1)(table["sqrt_price_x96"].to_numpy())
+    reserve = table.select(virtual_reserve(pool)).to_series().to_numpy()
+    amount0, amount1 = table["amount0_eth"].to_numpy(), table["amount1_usdc"].to_numpy()
+    buys = amount1 < 0
+    kept = 1 - pool.fee / 1e6
+    impact = np.where(buys, kept * np.abs(amount1), -np.abs(amount1)) / reserve
+    expected = table["price"].to_numpy() * (1 - impact)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        paid = np.abs(amount1 / amount0) * np.where(buys, kept, 1 / kept)
+    # A price that stands for the tick says the same in floats, but for rows a rounding error from a tick's border.
+    price_raw = table["price"].to_numpy() / 10.0 ** (pool.token0.decimals - pool.token1.decimals)
+    close = np.abs(np.log(price_raw) / math.log(1.0001) - table["tick"].to_numpy() - 0.5) <= 0.5 + 1e-6
+    ticks = ticks_at_sqrt_prices(roots) == table["tick"].to_numpy()
+    return {
+        "price_matches_tick": float((ticks & close).mean()),
+        "opposite_signs": float((np.sign(amount0) * np.sign(amount1) == -1).mean()),
+        "effective_price": float((np.abs(paid / expected - 1) < 0.01).mean()),
+    }
+
+
+# Windows to compare
+
+
+def _checked(synthetic: pl.DataFrame) -> pl.DataFrame:
+    missing = [name for name in SYNTHETIC_WINDOWS_SCHEMA if name not in synthetic.columns]
+    if missing:
+        raise QualityError(f"the synthetic windows lack the columns {missing}; materialize synthetic_windows again")
+    if synthetic.height == 0:
+        raise QualityError("there are no synthetic windows; materialize synthetic_windows with n_windows > 0")
+    floats = [name for name, dtype in SYNTHETIC_WINDOWS_SCHEMA.items() if dtype == pl.Float64()]
+    wrong = [name for name in floats if synthetic[name].null_count() or not synthetic[name].is_finite().all()]
+    if wrong:
+        raise QualityError(f"the columns {wrong} of the synthetic windows hold values that are no finite numbers")
+    return synthetic
+
+
+def _real_set(windows: TrainingWindows, starts: np.ndarray) -> WindowSet:
+    returns = windows.table.select(pl.col("price").log().diff().fill_null(0.0)).to_numpy()
+    rows = _comparable(np.concatenate([windows.free_features(), returns], axis=1))
+    first = starts + windows.context
+    index = first[:, None] + np.arange(windows.length)
+    return WindowSet(rows[index], first, _row_keys(windows.table)[index])
+
+
+def _synthetic_set(synthetic: pl.DataFrame, windows: TrainingWindows, pool: PoolSpec) -> WindowSet:
+    key = pl.format(
+        "{}-{}", pl.col("block_number").cast(pl.String).str.zfill(12), pl.col("log_index").cast(pl.String).str.zfill(6)
+    )
+    real = windows.table.with_row_index("at").with_columns(condition_id=key)
+    columns = ["side", "volume_usdc", "sqrt_price_x96", "liquidity", "seconds_since_previous", "price"]
+    first = synthetic.filter(pl.col("step") == 0).select("window_id", "condition_id")
+    last = first.join(real, on="condition_id", how="inner").with_columns(step=pl.lit(-1, dtype=pl.Int64))
+    if last.height != first.height:
+        raise QualityError(
+            f"{first.height - last.height} synthetic windows continue histories that training_windows does not hold; "
+            "materialize synthetic_windows again"
+        )
+    whole = pl.concat([last.select("window_id", "step", *columns), synthetic.select("window_id", "step", *columns)])
+    whole = whole.sort("window_id", "step").with_columns(
+        **free_feature_expressions(pool, over="window_id"), change=pl.col("price").log().diff().over("window_id")
+    )
+    whole = whole.filter(pl.col("step") >= 0)
+    free = [*free_feature_expressions(pool, over="window_id"), "change"]
+    shape = (first.height, -1)
+    at = last.sort("window_id")["at"].to_numpy().astype(np.int64) + 1
+    return WindowSet(
+        _comparable(whole.select(free).to_numpy()).reshape(*shape, len(free)), at, _row_keys(whole).reshape(shape)
+    )
+
+
+def _comparable(rows: np.ndarray) -> np.ndarray:
+    rows = rows.copy()
+    rows[:, 0] = np.log1p(rows[:, 0])
+    return rows
+
+
+def _row_keys(table: pl.DataFrame) -> np.ndarray:
+    size = (pl.col("volume_usdc") * 1e6).round().cast(pl.Int64)
+    key = pl.struct(pl.col("side"), size, pl.col("seconds_since_previous")).hash(seed=0)
+    return table.select(key.alias("key"))["key"].to_numpy()
+
+
+def _runs(keys: np.ndarray) -> np.ndarray:
+    """One integer for every run of three rows, [n * (T - 2)]."""
+    runs = np.lib.stride_tricks.sliding_window_view(keys, _RUN_ROWS, axis=1)
+    return (runs * _HASH_FACTORS).sum(axis=2, dtype=np.uint64).ravel()
+
+
+def _in_blocks(windows: WindowSet, config: QualityConfig) -> WindowSet:
+    last = windows.at + windows.rows.shape[1] - 1
+    return windows.pick(windows.at // config.block_rows == last // config.block_rows)
+
+
+def _real_table(windows: TrainingWindows) -> pl.DataFrame:
+    return windows.table.filter(pl.col("split").is_in(["train", "valid"]))
+
+
+def _block_bootstrap(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int) -> pl.DataFrame:
+    rng = np.random.default_rng([seed, 1])
+    starts = windows.starts("train")
+    histories = rng.choice(windows.starts("train", "valid"), n)
+    blocks = -(-windows.length // _BOOTSTRAP_ROWS)
+    first = rng.choice(starts, (n, blocks)) + rng.integers(0, windows.rows - _BOOTSTRAP_ROWS + 1, (n, blocks))
+    index = (first[:, :, None] + np.arange(_BOOTSTRAP_ROWS)).reshape(n, -1)[:, : windows.length]
+    return synthetic_windows(windows, histories + windows.context - 1, windows.free_features()[index], pool)
+
+
+# Scores
+
+
+def _discriminated(
+    real: WindowSet, other: WindowSet, folds: tuple[np.ndarray, np.ndarray], config: QualityConfig, seed: int
+) -> tuple[dict[str, float], tuple[float, float]]:
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.concatenate([np.zeros(len(real.at)), np.ones(len(other.at))])
+    trees = boosted_trees(real.rows, other.rows, folds, seed)
+    recurrent = recurrent_network(real.rows, other.rows, folds, seed, config.gru_epochs)
+    rng = np.random.default_rng([seed, 2])
+    # Whole blocks are drawn: windows of one block are not independent.
+    blocks = np.concatenate([real.at, other.at]) // config.block_rows
+    distinct = np.unique(blocks)
+    members = {block: np.flatnonzero(blocks == block) for block in distinct}
+    draws = []
+    for _ in range(_BOOTSTRAP_DRAWS):
+        drawn = np.concatenate([members[block] for block in rng.choice(distinct, len(distinct))])
+        if 0 < labels[drawn].mean() < 1:
+            draws.append(roc_auc_score(labels[drawn], trees[drawn]))
+    scores = {
+        "discriminative_gbm": _advantage(trees, labels),
+        "discriminative_auc": float(roc_auc_score(labels, trees)),
+        "discriminative_gru": _advantage(recurrent, labels),
+    }
+    return scores, (float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975)))
+
+
+def _advantage(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """|accuracy - 0.5|, both classes weighing the same."""
+    guesses = probabilities > 0.5
+    return abs(float((guesses[labels == 1].mean() + 1 - guesses[labels == 0].mean()) / 2) - 0.5)
+
+
+def _distances(real: WindowSet, other: WindowSet, seed: int) -> dict[str, float]:
+    flat = [each.rows.reshape(-1, len(ROW_FEATURES)) for each in (real, other)]
+    return {
+        "ks_mean": float(np.mean([ks for ks, _ in feature_distances(*flat).values()])),
+        "acf_error": float(
+            np.mean([np.abs(a - b).mean() for a, b in autocorrelations(real.rows, other.rows).values()])
+        ),
+        "xcorr_error": _cross_correlation_error(*flat),
+        "mmd": _mmd(real.rows, other.rows, seed),
+    }
+
+
+def feature_distances(real: np.ndarray, other: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Kolmogorov-Smirnov and Wasserstein distance (the latter in real standard deviations) of every feature [n, 6]."""
+    from scipy.stats import ks_2samp, wasserstein_distance
+
+    return {
+        name: (
+            float(ks_2samp(real[:, k], other[:, k]).statistic),
+            float(wasserstein_distance(real[:, k], other[:, k]) / (real[:, k].std() + 1e-12)),
+        )
+        for k, name in enumerate(ROW_FEATURES)
+    }
+
+
+def autocorrelations(*sets: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Autocorrelation at lags 1 to 8 within windows [n, T, 6] of return, |return|, log size and side, for every set."""
+
+    def correlations(series: np.ndarray) -> np.ndarray:
+        series = series - series.mean()
+        scale = series.var() + 1e-30
+        return np.array([(series[:, lag:] * series[:, :-lag]).mean() / scale for lag in range(1, _ACF_LAGS + 1)])
+
+    views = {
+        "return": lambda rows: rows[..., 5],
+        "|return|": lambda rows: np.abs(rows[..., 5]),
+        "log size": lambda rows: rows[..., 2],
+        "side": lambda rows: rows[..., 1],
+    }
+    return {name: [correlations(view(rows)) for rows in sets] for name, view in views.items()}
+
+
+def _cross_correlation_error(real: np.ndarray, other: np.ndarray) -> float:
+    """Mean difference of the rank correlations between row features, |return| and signed size (volume and flow)."""
+    from scipy.stats import rankdata
+
+    def correlations(rows: np.ndarray) -> np.ndarray:
+        flow = (2 * rows[:, 1] - 1) * np.exp(rows[:, 2])
+        extended = np.column_stack([rows, np.abs(rows[:, 5]), flow])
+        matrix = np.corrcoef(rankdata(extended, axis=0), rowvar=False)
+        return matrix[np.triu_indices_from(matrix, 1)]
+
+    return float(np.abs(correlations(real) - correlations(other)).mean())
+
+
+def _mmd(real: np.ndarray, other: np.ndarray, seed: int, most: int = 500) -> float:
+    """Unbiased squared maximum mean discrepancy of whole windows; Gaussian kernel at the median distance.
+
+    It can come out a little below zero where the two are alike.
+    """
+    from sklearn.metrics.pairwise import euclidean_distances
+
+    rng = np.random.default_rng([seed, 3])
+    scale = real.std(axis=(0, 1)) + 1e-12
+    x, y = (
+        np.clip((each[rng.permutation(len(each))[:most]] - real.mean(axis=(0, 1))) / scale, -5, 5).reshape(
+            min(most, len(each)), -1
+        )
+        for each in (real, other)
+    )
+    squares = euclidean_distances(np.concatenate([x, y]), squared=True)
+    kernel = np.exp(-squares / np.median(squares[squares > 0]))
+    n, m = len(x), len(y)
+    within_x = (kernel[:n, :n].sum() - n) / (n * (n - 1))
+    within_y = (kernel[n:, n:].sum() - m) / (m * (m - 1))
+    return float(within_x + within_y - 2 * kernel[:n, n:].mean())
+
+
+def _predictive_ratio(real: WindowSet, other: WindowSet, folds: tuple[np.ndarray, np.ndarray], seed: int) -> float:
+    errors = np.zeros(2)
+    for fold in np.unique(folds[0]):
+        test = real.rows[folds[0] == fold]
+        teachers = real.rows[folds[0] != fold], other.rows[folds[1] != fold]
+        errors += [len(test) * forecast_error(teacher, test, seed) for teacher in teachers]
+    return float(errors[1] / errors[0])
+
+
+def _against_later_days(
+    compared: tuple[WindowSet, WindowSet], holdout: WindowSet, config: QualityConfig, seed: int
+) -> dict[str, float]:
+    from sklearn.metrics import roc_auc_score
+
+    scores = {}
+    for name, each in zip(("drift", "holdout"), compared, strict=True):
+        folds = tuple(s.at // config.block_rows % config.folds for s in (holdout, each))
+        out = boosted_trees(holdout.rows, each.rows, (folds[0], folds[1]), seed)
+        labels = np.concatenate([np.zeros(len(holdout.at)), np.ones(len(each.at))])
+        scores[f"discriminative_auc_{name}"] = float(roc_auc_score(labels, out))
+    return scores
+
+
+# The page
+
+
+def _paths_figure(synthetic: pl.DataFrame, windows: TrainingWindows, rng: np.random.Generator) -> dict[str, bytes]:
+    from apeagent_pipeline.gan.quality_figures import paths_figure
+
+    ids = synthetic["window_id"].unique().sort().to_numpy()
+    chosen = np.sort(rng.choice(ids, min(6, len(ids)), replace=False))
+    key = pl.format(
+        "{}-{}", pl.col("block_number").cast(pl.String).str.zfill(12), pl.col("log_index").cast(pl.String).str.zfill(6)
+    )
+    conditions = windows.table.select(key.alias("condition_id"))["condition_id"]
+    prices = windows.table["price"].to_numpy()
+    examples = []
+    for window in chosen:
+        rows = synthetic.filter(pl.col("window_id") == int(window)).sort("step")
+        end = int(conditions.index_of(rows["condition_id"][0]) or 0)
+        around = prices[end - windows.context + 1 : end + 1 + windows.length]
+        examples.append((windows.context, around, rows["price"].to_numpy()))
+    return {"paths.png": paths_figure(examples)}
+
+
+def _page(
+    metrics: dict[str, float],
+    intervals: dict[str, tuple[float, float]],
+    compared: dict[str, tuple[WindowSet, WindowSet]],
+    config: QualityConfig,
+    figures: list[str],
+) -> str:
+    meanings = {
+        "discriminative_gbm": "how far gradient boosting beats a coin",
+        "discriminative_auc": "its area under the curve; 0.5 is a coin",
+        "discriminative_gru": "how far a GRU beats a coin",
+        "predictive_ratio": "forecast error after synthetic over after real rows",
+        "ks_mean": "Kolmogorov-Smirnov distance, mean of the features",
+        "acf_error": "autocorrelations, mean difference",
+        "xcorr_error": "rank correlations between features, mean difference",
+        "mmd": "maximum mean discrepancy of whole windows",
+        "copied_runs": "3-row runs that stand in the training rows",
+        "price_matches_tick": "rows whose tick is that of the price",
+        "opposite_signs": "rows with one amount paid and one received",
+        "effective_price": "rows whose amounts match price, fee and impact",
+    }
+    kinds = ("", "_floor", "_block_bootstrap")
+    scores = [
+        [f"`{name}`", meaning, *(f"{metrics[name + kind]:.4f}" for kind in kinds)] for name, meaning in meanings.items()
+    ]
+    flat = [each.rows.reshape(-1, len(ROW_FEATURES)) for each in compared[""]]
+    features = [[name, f"{ks:.4f}", f"{w:.4f}"] for name, (ks, w) in feature_distances(*flat).items()]
+    low, high = intervals["discriminative_auc"]
+    failures = quality_failures(metrics, config)
+    verdict = (
+        "The windows pass the check." if not failures else "The windows fail the check: " + "; ".join(failures) + "."
+    )
+    pictures = "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures)
+    days = (
+        f"Windows are dealt to folds by blocks of {config.block_rows} rows; {len(compared[''][0].at)} real and "
+        f"{len(compared[''][1].at)} synthetic windows of the train and valid days. 95 % interval of the AUC (blocks "
+        f"resampled): {low:.3f} to {high:.3f}. Against the later holdout days the AUC is "
+        f"{metrics['discriminative_auc_holdout']:.3f}; real windows of the earlier days score "
+        f"{metrics['discriminative_auc_drift']:.3f} there, by drift alone."
+    )
+    return f"""{verdict}
+
+{markdown_table(["score", "what it says", "synthetic", "real against real", "block bootstrap"], scores)}
+
+{days}
+
+## Features
+
+{markdown_table(["feature", "Kolmogorov-Smirnov", "Wasserstein / std"], features)}
+
+## Figures
+
+{pictures}
+"""

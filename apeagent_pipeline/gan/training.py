@@ -1,0 +1,392 @@
+"""Training: a likelihood warm start, then WGAN-GP on free-running samples, with exact resume.
+
+Every step draws its randomness from (seed, step) alone, so a run that was killed and resumed from a checkpoint ends
+with the same weights as one that was not (on the CPU, with the same number of threads).
+"""
+
+import copy
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from apeagent_pipeline.gan.bins import RowBins
+from apeagent_pipeline.gan.config import GanConfig
+from apeagent_pipeline.gan.model import Critic, Generator, Rows
+from apeagent_pipeline.market.windows import TrainingWindows
+from apeagent_pipeline.reporting.progress import Progress, silent
+
+_CHECKPOINT_SECONDS = 20.0
+_CHECKPOINT_FILE = "checkpoint.safetensors"
+_FORMAT = 1
+_VALID_EVERY = 40
+_VALID_WINDOWS = 128
+_WARM_UP_STEPS = 20
+_ANNEALING_POWER = 0.7
+_CRITIC_DRIFT = 1e-3
+
+History = dict[str, dict[str, list[float]]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or has broken down; the message says why and what to change."""
+
+
+@dataclass
+class TrainedGan:
+    """A generator with averaged weights, its critic, the bins of its rows, and how it was trained.
+
+    Attributes:
+        history: Stage ("likelihood", "adversarial") -> name -> values, ``step`` among the names.
+    """
+
+    config: GanConfig
+    seed: int
+    bins: RowBins
+    generator: Generator
+    critic: Critic
+    history: History = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and bins as safetensors, configuration and history as JSON, into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_on_cpu(self.generator.state_dict()), folder / "generator.safetensors")
+        save_file(_on_cpu(self.critic.state_dict()), folder / "critic.safetensors")
+        self.bins.save(folder)
+        shape = {"context": self.generator.context, "length": self.generator.length, "seed": self.seed}
+        _write_json(folder / "config.json", {**shape, "gan": self.config.model_dump()})
+        _write_json(folder / "history.json", self.history)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            TrainingError: if a file is missing.
+        """
+        names = ("generator.safetensors", "critic.safetensors", "bins.safetensors", "config.json", "history.json")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise TrainingError(f"{folder} has no {missing}; materialize trained_gan first")
+        stored = json.loads((folder / "config.json").read_text())
+        config, bins = GanConfig.model_validate(stored["gan"]), RowBins.load(folder)
+        generator = Generator(config, bins, stored["context"], stored["length"])
+        critic = Critic(config, bins.features)
+        generator.load_state_dict(load_file(folder / "generator.safetensors"))
+        critic.load_state_dict(load_file(folder / "critic.safetensors"))
+        history = json.loads((folder / "history.json").read_text())
+        return cls(config, stored["seed"], bins, generator.eval(), critic.eval(), history)
+
+    def summary(self) -> dict[str, float]:
+        """Sizes and last losses: numbers to show beside the artifact."""
+        last = {
+            f"{stage}_{name}": values[-1]
+            for stage, columns in self.history.items()
+            for name, values in columns.items()
+            if name != "step" and values
+        }
+        return {
+            "generator_parameters": float(sum(p.numel() for p in self.generator.parameters())),
+            "critic_parameters": float(sum(p.numel() for p in self.critic.parameters())),
+            **last,
+        }
+
+
+def train_gan(
+    windows: TrainingWindows,
+    config: GanConfig,
+    seed: int,
+    progress: Progress = silent,
+    checkpoint_dir: Path | None = None,
+) -> TrainedGan:
+    """Fit bins, warm the generator up by likelihood, then train it against the critic.
+
+    Args:
+        windows: Windows to learn from; only the train split is learned from, the valid split is only watched.
+        config: Sizes and schedules.
+        seed: Of everything random.
+        progress: Called after every step of either stage with the newest losses.
+        checkpoint_dir: Where to keep a checkpoint, written every 20 seconds. One that was made with the same
+            configuration, seed and data is resumed from; any other is ignored and overwritten.
+
+    Raises:
+        TrainingError: if there is nothing to train on or a loss is no longer a finite number.
+    """
+    run = _Run(windows, config, seed)
+    if checkpoint_dir is not None:
+        run.resume(checkpoint_dir / _CHECKPOINT_FILE)
+    saved = time.monotonic()
+    while run.step < config.steps:
+        losses = run.likelihood_step() if run.step < config.likelihood_steps else run.adversarial_step()
+        broken = {name: value for name, value in losses.items() if not np.isfinite(value)}
+        if broken:
+            raise TrainingError(
+                f"step {run.step} gives {broken}: training has diverged; lower likelihood_rate or adversarial_rate"
+            )
+        run.step += 1
+        progress(run.step, config.steps, **losses)
+        if checkpoint_dir is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            run.checkpoint(checkpoint_dir / _CHECKPOINT_FILE)
+            saved = time.monotonic()
+    return run.result()
+
+
+class _Run:
+    """Everything that changes while training."""
+
+    def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int) -> None:
+        self.config, self.seed, self.context, self.length = config, seed, windows.context, windows.length
+        self.device = _device()
+        rows = windows.free_features()
+        train = (windows.table["split"] == "train").to_numpy()
+        self.starts, self.valid_starts = windows.starts("train"), windows.starts("valid")
+        if len(self.starts) == 0:
+            raise TrainingError("training_windows holds no window of the train split; sync more days")
+        self.bins = RowBins.fit(rows[train], config.bins)
+        self.rows, self.row_bins = rows, self.bins.encode(rows)
+        settings = [config.model_dump(), seed, self.context, self.length]
+        self.fingerprint = _fingerprint(rows, self.starts, settings)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(seed, 0))
+            self.generator = Generator(config, self.bins, self.context, self.length).to(self.device)
+            self.critic = Critic(config, self.bins.features).to(self.device)
+        self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.likelihood_optimizer = torch.optim.AdamW(
+            self.generator.parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        )
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9)
+        )
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9))
+        self.step = 0
+        self.history: History = {"likelihood": {}, "adversarial": {}}
+        self.valid = float("nan")
+
+    # One step of each stage
+
+    def likelihood_step(self) -> dict[str, float]:
+        """Raise the likelihood of real windows; learning rate annealed to zero, weights averaged."""
+        rng = np.random.default_rng([self.seed, 1, self.step])
+        condition, window = self._real(rng.choice(self.starts, self.config.batch), rng)
+        done = self.step / self.config.likelihood_steps
+        warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
+        _set_rate(self.likelihood_optimizer, self.config.likelihood_rate * warm * (1 - done) ** _ANNEALING_POWER)
+        self.generator.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, self.step + 1))
+            loss = self.generator.likelihood_loss(condition, window)
+        self._descend(self.likelihood_optimizer, self.generator, loss)
+        # A young average would still remember the random start.
+        _average(self.averaged, self.generator, min(self.config.ema, (1 + self.step) / (10 + self.step)))
+        losses = {"loss": loss.item()}
+        last = self.step + 1 == self.config.likelihood_steps
+        if len(self.valid_starts) and (last or (self.step + 1) % _VALID_EVERY == 0):
+            self.valid = self._valid_loss()
+            self._remember("likelihood", {**losses, "valid": self.valid})
+        if last:
+            self.generator.load_state_dict(self.averaged.state_dict())
+        return losses if np.isnan(self.valid) else {**losses, "valid": self.valid}
+
+    def adversarial_step(self) -> dict[str, float]:
+        """Let the critic tell free-running samples from what really followed, then bend the positions towards real."""
+        config = self.config
+        begun = self.step - config.likelihood_steps
+        rng = np.random.default_rng([self.seed, 2, self.step])
+        chance = torch.Generator().manual_seed(_mix(self.seed, self.step + 1))
+        # Without dropout: the samples are what the generator would really produce.
+        self.generator.eval()
+        starts = rng.choice(self.starts, config.batch)
+        condition, window = self._real(starts, rng)
+        fake, noise = self.generator.sample(condition, chance)
+        sigma = config.instance_noise * (1 - begun / max(config.adversarial_steps, 1))
+        ranks = [self.generator.ranks(rows) for rows in (condition, window, fake)]
+        losses: dict[str, float] = {}
+        for _ in range(config.critic_steps):
+            losses = self._critic_step(ranks, sigma, chance)
+
+        relaxed = Rows(fake.bins, self.generator.positions(condition, fake, noise))
+        fake_ranks = self.generator.ranks(relaxed) + sigma * _normal_like(ranks[2], chance)
+        real_ranks = ranks[1] + sigma * _normal_like(ranks[1], chance)
+        seen = self.critic.activations(ranks[0], fake_ranks)
+        adversarial = -self._score(seen).mean()
+        wanted = self.critic.activations(ranks[0], real_ranks).mean(dim=0).detach()
+        matching = (seen.mean(dim=0) - wanted).square().sum()
+        other_noise = _normal_like(noise, chance)
+        other = self.generator.positions(condition, fake, other_noise)
+        # Two noises for one row must not end in one place (mode seeking, Mao et al. 2019).
+        apart = (relaxed.positions - other).abs().mean() / (noise - other_noise).abs().mean()
+        anchor = self.generator.likelihood_loss(condition, window)
+        loss = (
+            adversarial
+            + config.feature_matching * matching
+            - config.diversity * apart
+            + config.likelihood_anchor * anchor
+        )
+        self._descend(self.generator_optimizer, self.generator, loss)
+        _average(self.averaged, self.generator, config.adversarial_ema)
+        losses |= {
+            "generator": adversarial.item(),
+            "feature_matching": matching.item(),
+            "diversity": apart.item(),
+            "loss": anchor.item(),
+        }
+        self._remember("adversarial", losses)
+        return losses
+
+    def _critic_step(self, ranks: list[Tensor], sigma: float, chance: torch.Generator) -> dict[str, float]:
+        condition, real, fake = ranks
+        real = real + sigma * _normal_like(real, chance)
+        fake = fake + sigma * _normal_like(fake, chance)
+        seen_real = self.critic.activations(condition, real)
+        seen_fake = self.critic.activations(condition, fake)
+        scores = self._score(seen_real), self._score(seen_fake)
+        distance = scores[0].mean() - scores[1].mean()
+        # Between the real and the generated continuation of one history, and without the statistics of the batch.
+        mix = torch.rand(len(real), 1, 1, generator=chance).to(real.device)
+        between = (mix * real + (1 - mix) * fake).requires_grad_(True)
+        score = self.critic(self.critic.activations(condition, between)).sum()
+        (slope,) = torch.autograd.grad(score, between, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        drift = (scores[0].square() + scores[1].square()).mean()
+        loss = -distance + self.config.gradient_penalty * penalty + _CRITIC_DRIFT * drift
+        self._descend(self.critic_optimizer, self.critic, loss)
+        return {"critic": distance.item(), "gp": penalty.item()}
+
+    def _score(self, activations: Tensor) -> Tensor:
+        score = self.critic(activations)
+        return score + self.critic.compare(activations) if self.config.minibatch_discrimination else score
+
+    # Data
+
+    def _real(self, starts: np.ndarray, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """Condition [n, context] and window [n, length] of real rows, positions drawn among equal values."""
+        index = starts[:, None] + np.arange(self.context + self.length)
+        bins = self.row_bins[index]
+        positions = self.bins.positions(self.rows[index], bins, rng)
+        tensors = torch.from_numpy(bins), torch.from_numpy(positions).float()
+        rows = Rows(*(tensor.to(self.device) for tensor in tensors))
+        return (
+            Rows(*(part[:, : self.context] for part in rows)),
+            Rows(*(part[:, self.context :] for part in rows)),
+        )
+
+    @torch.no_grad()
+    def _valid_loss(self) -> float:
+        every = max(1, len(self.valid_starts) // _VALID_WINDOWS)
+        condition, window = self._real(self.valid_starts[::every], np.random.default_rng([self.seed, 3]))
+        return float(self.averaged.likelihood_loss(condition, window))
+
+    # Steps of an optimizer, history, checkpoints
+
+    def _descend(self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0 if model is self.generator else 10.0)
+        optimizer.step()
+
+    def _remember(self, stage: str, losses: dict[str, float]) -> None:
+        columns = self.history[stage]
+        for name, value in {"step": float(self.step + 1), **losses}.items():
+            columns.setdefault(name, []).append(value)
+
+    def result(self) -> TrainedGan:
+        generator = self.averaged.cpu()
+        return TrainedGan(self.config, self.seed, self.bins, generator, self.critic.cpu().eval(), self.history)
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {
+            "likelihood": self.likelihood_optimizer,
+            "generator": self.generator_optimizer,
+            "critic": self.critic_optimizer,
+        }
+
+    def checkpoint(self, path: Path) -> None:
+        """Write the whole state into one file, which is there completely or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        modules = {"generator": self.generator, "averaged": self.averaged, "critic": self.critic}
+        tensors = {f"{name}/{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
+        for name, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        state = {"step": self.step, "history": self.history, "valid": None if np.isnan(self.valid) else self.valid}
+        metadata = {"fingerprint": self.fingerprint, "state": json.dumps(state)}
+        temporary = path.with_suffix(".tmp")
+        save_file(_on_cpu(tensors), temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same configuration, seed and data, if there is one."""
+        if not path.is_file():
+            return
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("fingerprint") != self.fingerprint:
+            return
+        tensors = load_file(path)
+        for name in ("generator", "averaged", "critic"):
+            getattr(self, name).load_state_dict(_below(tensors, f"{name}/"))
+        for name, optimizer in self._optimizers().items():
+            states: dict[int, dict[str, Any]] = {}
+            for key, value in _below(tensors, f"optimizer/{name}/").items():
+                index, entry = key.split("/")
+                states.setdefault(int(index), {})[entry] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": states, "param_groups": groups})
+        state = json.loads(metadata["state"])
+        self.step, self.history = state["step"], state["history"]
+        self.valid = float("nan") if state["valid"] is None else state["valid"]
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _fingerprint(rows: np.ndarray, starts: np.ndarray, settings: list[Any]) -> str:
+    digest = hashlib.sha256(json.dumps([_FORMAT, torch.__version__, *settings], sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(rows).tobytes())
+    digest.update(np.ascontiguousarray(starts).tobytes())
+    return digest.hexdigest()
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def _normal_like(tensor: Tensor, chance: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=chance).to(tensor.device)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    theirs = [parameter.detach() for parameter in model.parameters()]
+    torch._foreach_lerp_([parameter.detach() for parameter in averaged.parameters()], theirs, 1.0 - decay)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
