@@ -325,18 +325,18 @@ def _test_tables() -> Iterator[tuple[str, str, str]]:
 
 
 def _test_sums(rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
-    for first, second in rng.integers(2, 90, (40, 2)):
+    for first, second in rng.integers(2, 90, (400, 2)):
         question = f"Alice has {first} ETH and Bob gives her {second} ETH. How much ETH does Alice have now?"
         yield "word problem", question, f"Alice has {first + second} ETH."
-    for owned, given in zip(rng.integers(50, 99, 30), rng.integers(2, 49, 30), strict=True):
+    for owned, given in zip(rng.integers(50, 99, 300), rng.integers(2, 49, 300), strict=True):
         question = f"From a wallet with {owned} ETH, {given} ETH are sent away as a gift. What remains?"
         yield "gift problem", question, f"{owned - given} ETH remain."
-    for people, each in zip(rng.integers(3, 9, 20), rng.integers(2, 12, 20), strict=True):
+    for people, each in zip(rng.integers(3, 9, 150), rng.integers(2, 60, 150), strict=True):
         question = f"{people} friends share {people * each} USDC equally. How much does each get?"
         yield "sharing problem", question, f"{each} USDC."
-    for hours in rng.permutation(np.arange(2, 40))[:20]:
+    for hours in rng.permutation(np.arange(2, 100)):
         yield "unit", f"How many minutes are in {hours} hours?", f"{hours * 60} minutes."
-    for number in rng.permutation(np.arange(11, 99))[:20]:
+    for number in rng.permutation(np.arange(11, 200)):
         yield "number", f"Is {number} an even number?", "Yes." if number % 2 == 0 else f"No, {number} is odd."
 
 
