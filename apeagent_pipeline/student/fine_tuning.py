@@ -122,7 +122,7 @@ def make_trainer(
     import torch
     import transformers
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     model, tokenizer = load_base(base, attention=config.attention)
     train = _completions(dataset, "train", tokenizer, config.max_tokens)
@@ -158,7 +158,7 @@ def make_trainer(
             dataloader_num_workers=0,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = SFTTrainer(
+        trainer = _trainer_class()(
             model=model,
             args=settings,
             train_dataset=Dataset.from_list(train),
@@ -180,6 +180,38 @@ def training_figure(curve: dict[str, Any]) -> bytes:
     axis.set(xlabel="step", ylabel="loss of an answer token (nats)", yscale="log")
     axis.legend()
     return png(figure)
+
+
+def _trainer_class() -> type:
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        """Computes logits only where some example of the batch has an answer token.
+
+        trl's own fused head gives the same loss, but its tiles are made for a GPU: on a CPU they took 60 % of a step
+        (trl 1.16, batch of 4 x 140 tokens, vocabulary of 49,152).
+        """
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            targets = inputs["labels"][:, 1:]
+            answered = (targets != -100).any(0).nonzero()[:, 0]
+            outputs = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                logits_to_keep=answered,
+                use_cache=False,
+            )
+            total = cross_entropy(
+                outputs.logits.float().flatten(0, 1), targets[:, answered].flatten(), ignore_index=-100, reduction="sum"
+            )
+            tokens = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = total / tokens
+            return (loss, outputs) if return_outputs else loss
+
+    return AnswerTrainer
 
 
 def _completions(dataset: Path, split: str, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:

@@ -37,6 +37,18 @@ def test_only_the_answer_is_learned_never_the_prompt(tiny_base, tiny_dataset, tm
         assert "What should I do?" not in learned
 
 
+def test_the_loss_is_that_of_trls_own_trainer(tiny_base, tiny_dataset, tmp_path):
+    from trl import SFTTrainer
+
+    trainer = make_trainer(
+        tiny_base, tiny_dataset, CONFIG.model_copy(update={"dropout": 0.0}), 1, checkpoint_dir=tmp_path
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours = trainer.compute_loss(trainer.model, dict(batch))
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch))
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
+
+
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
     whole = fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "whole", tmp_path / "c1")
     with pytest.raises(Killed):
