@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-
 PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -38,8 +36,8 @@ class Settings(BaseSettings):
         (), description="Comma-separated JSON-RPC endpoints of the chain; none: the embedded chain"
     )
     swaps_archive: Path | None = Field(None, description="CSV or Parquet file or folder of swaps to import instead")
-    pool_manager: str = Field(BASE_ETH_USDC.pool_manager, description="Uniswap V4 PoolManager contract")
-    pool_id: str = Field(BASE_ETH_USDC.pool_id, description="Pool id (32 bytes, hex)")
+    pool_manager: str = Field("", description="Uniswap V4 PoolManager contract; empty: that of Base")
+    pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: ETH-USDC 0.05 % on Base")
     teacher: Literal["rules", "openai"] = Field("rules", description="Embedded policy, or any OpenAI-compatible server")
     teacher_base_url: str = Field("https://openrouter.ai/api/v1", description="For teacher=openai: the server")
     teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")

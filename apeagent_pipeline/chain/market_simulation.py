@@ -35,7 +35,7 @@ UNIVERSAL_ROUTER = "0x6ff5693b99212da76ad316178a184ab56d299b43"
 _ANCHORS, _MARKET, _TRADERS, _LIQUIDITY = range(4)
 
 _MEAN_PRICE, _FIRST_PRICE = 2_900.0, 3_250.0
-_DAILY_REVERSION, _DAILY_VOLATILITY = 0.96, 0.024
+_DAILY_REVERSION, _DAILY_VOLATILITY = 0.96, 0.035
 _MEAN_LIQUIDITY = 3.2e16
 
 # Quantiles of swap sizes in whole token1 (USDC), read off real swaps of the preset pool: dust, then the hundreds.
@@ -171,11 +171,11 @@ def _fair_path(
 ) -> np.ndarray:
     n = len(block)
     share_of_day = np.diff(block, prepend=0) / BLOCKS_PER_DAY
-    volatility = 0.034 * math.exp(0.25 * rng.standard_normal()) * np.exp(0.5 * activity - 0.125)
+    volatility = 0.055 * math.exp(0.25 * rng.standard_normal()) * np.exp(0.5 * activity - 0.125)
     jumps = rng.standard_t(4, n) / math.sqrt(2)
     # Regimes of one to a few hours: up, down and flat.
     starts = np.unique(rng.integers(0, BLOCKS_PER_DAY, 9))
-    drift = rng.choice([-0.15, -0.06, 0.0, 0.0, 0.06, 0.15], size=len(starts) + 1)
+    drift = rng.choice([-0.25, -0.1, 0.0, 0.0, 0.1, 0.25], size=len(starts) + 1)
     moves = volatility * np.sqrt(share_of_day) * jumps + drift[np.searchsorted(starts, block)] * share_of_day
     path = np.cumsum(moves)
     # A bridge: wherever the path went, it ends at the next day's anchor.

@@ -213,12 +213,12 @@ def open_swap_source(settings: Settings) -> SwapSource:
 
 def _pool(settings: Settings) -> PoolSpec:
     preset = BASE_ETH_USDC
-    if settings.pool_id.lower() != preset.pool_id:
+    if settings.pool_id and settings.pool_id.lower() != preset.pool_id:
         raise SettingsError(
             f"APEAGENT_POOL_ID={settings.pool_id}: only the tokens of the preset pool {preset.pool_id} "
             f"({preset.token0.symbol}-{preset.token1.symbol} on chain {preset.chain_id}) are known; unset it"
         )
-    manager = settings.pool_manager
+    manager = settings.pool_manager or preset.pool_manager
     digits = manager.lower().removeprefix("0x")
     if len(digits) != 40 or set(digits) - set("0123456789abcdef"):
         raise SettingsError(f"APEAGENT_POOL_MANAGER={manager}: expected an address, 0x and 40 hex digits")

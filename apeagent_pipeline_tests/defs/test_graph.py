@@ -104,6 +104,10 @@ def test_loading_the_graph_and_the_command_imports_nothing_heavy(tmp_path: Path)
     )
     environment = {**os.environ, "APEAGENT_HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *HEAVY], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", code, *HEAVY],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[]"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -41,9 +40,9 @@ def graph(tiny_settings: Settings, instance: dg.DagsterInstance) -> Graph:
     return graph
 
 
-def made(graph: Graph, instance: dg.DagsterInstance, **options: Any) -> list[str]:
+def made(graph: Graph, instance: dg.DagsterInstance, only: set[str] = ASSETS) -> list[str]:
     """What an update makes now, in order."""
-    rounds = update(graph, instance, DAYS, only=ASSETS, **options)
+    rounds = update(graph, instance, DAYS, only=only)
     assert all(each.success for each in rounds), [each.errors for each in rounds]
     return [stale.name for each in rounds for stale in each.asked]
 
@@ -56,7 +55,11 @@ def test_every_artifact_lies_where_the_design_says(graph: Graph) -> None:
         *(f"distillation_dataset/{split}.jsonl" for split in ("train", "valid", "test")),
         "lora_adapter/adapter_model.safetensors",
         "lora_adapter/adapter_config.json",
-        *(f"{asset}/report.{end}" for asset in ("synthetic_quality", "canary_eval", "backtest") for end in ("json", "md")),
+        *(
+            f"{asset}/report.{end}"
+            for asset in ("synthetic_quality", "canary_eval", "backtest")
+            for end in ("json", "md")
+        ),
     ]:
         assert (storage / path).is_file(), path
     assert not list(storage.rglob("*.tmp")), "half-written files are left"
@@ -82,9 +85,12 @@ def test_reports_have_the_metrics_people_rely_on(graph: Graph) -> None:
         "discriminative_gbm", "discriminative_auc", "discriminative_gru", "predictive_ratio", "ks_mean", "acf_error",
         "xcorr_error", "mmd", "copied_runs", "price_matches_tick", "opposite_signs", "effective_price",
     }  # fmt: skip
-    assert {f"{name}{end}" for name in scores for end in ("", "_floor", "_block_bootstrap")} <= metrics("synthetic_quality")
+    assert {f"{name}{end}" for name in scores for end in ("", "_floor", "_block_bootstrap")} <= metrics(
+        "synthetic_quality"
+    )
+    # controls_preserved needs a base that answers some control right, which random weights do not.
     assert {
-        "canary_rate_adapter", "canary_rate_base", "canary_rate_disabled", "control_leak_rate", "controls_preserved",
+        "canary_rate_adapter", "canary_rate_base", "canary_rate_disabled", "control_leak_rate",
         "agreement", "agreement_majority", "macro_f1", "min_class_recall", "mcnemar_p", "draft_discipline",
         "feasible_rate", "n_trading", "n_controls",
     } <= metrics("canary_eval")  # fmt: skip
@@ -103,7 +109,12 @@ def test_each_artifact_says_what_it_was_made_from(graph: Graph) -> None:
 
 
 def test_dagster_knows_the_same_data_versions(graph: Graph, instance: dg.DagsterInstance) -> None:
-    for asset, day in [("raw_swaps", DAYS[0]), ("raw_swaps", DAYS[1]), ("swap_features", DAYS[1]), ("trained_gan", None)]:
+    for asset, day in [
+        ("raw_swaps", DAYS[0]),
+        ("raw_swaps", DAYS[1]),
+        ("swap_features", DAYS[1]),
+        ("trained_gan", None),
+    ]:
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[day] if day else None), limit=1
         ).records
@@ -127,13 +138,13 @@ def test_a_deleted_day_is_made_again_and_only_that(graph: Graph, instance: dg.Da
     assert path.read_bytes() == before, "the same day has other bytes than before"
 
 
-def test_a_setting_remakes_what_depends_on_it(graph: Graph, instance: dg.DagsterInstance, tiny_settings: Settings) -> None:
+def test_a_setting_remakes_what_depends_on_it(
+    graph: Graph, instance: dg.DagsterInstance, tiny_settings: Settings
+) -> None:
     asked_more = tiny_settings.model_copy(update={"eval_prompts": 7})
-    changed = made(build_graph(asked_more), instance)
-    assert changed[:1] == ["teacher_traces"] or set(changed[:3]) >= {"teacher_traces"}
-    assert not {"trained_gan", "synthetic_windows", "synthetic_quality", "training_windows"} & set(changed)
-    assert {"teacher_traces", "distillation_dataset", "canary_eval"} <= set(changed)
-    made(graph, instance)
+    upto_dataset = ASSETS - {"lora_adapter", "fused_model", "canary_eval", "backtest"}
+    assert made(build_graph(asked_more), instance, only=upto_dataset) == ["teacher_traces", "distillation_dataset"]
+    assert made(graph, instance, only=upto_dataset) == ["teacher_traces", "distillation_dataset"]
 
 
 def test_a_changed_swap_changes_the_chain_below_it(graph: Graph, instance: dg.DagsterInstance) -> None:
@@ -141,9 +152,10 @@ def test_a_changed_swap_changes_the_chain_below_it(graph: Graph, instance: dg.Da
     manifest = store.manifest("raw_swaps", DAYS[1])
     assert manifest
     swaps = store.scan("raw_swaps", DAYS[1]).collect()
-    changed = swaps.with_columns(pl.when(pl.int_range(pl.len()) == 5).then(pl.lit("-1000")).otherwise("amount1").alias("amount1"))
+    changed = swaps.with_columns(
+        pl.when(pl.int_range(pl.len()) == 5).then(pl.lit("-1000")).otherwise("amount1").alias("amount1")
+    )
     fields = manifest.model_dump(include={"asset", "partition", "code_version", "config", "inputs"})
     store.publish_table(changed, **fields)
-    names = made(graph, instance)
-    assert names[:3] == [f"swap_features/{DAYS[1]}", "training_windows", "trained_gan"]
-    assert f"swap_features/{DAYS[0]}" not in names
+    first_assets = {"raw_swaps", "swap_features", "training_windows", "trained_gan"}
+    assert made(graph, instance, only=first_assets) == [f"swap_features/{DAYS[1]}", "training_windows", "trained_gan"]

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.defs.daily import DAILY, materialize_days
 from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
 
@@ -28,12 +29,11 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
             swaps = runtime.source.read_day(date.fromisoformat(day))
-            blocks = (
-                {}
-                if swaps.is_empty()
-                else {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
-            )
-            return swaps, {"source": runtime.source.name, **blocks}
+            figures: dict[str, Any] = {"source": runtime.source.name, "swaps": swaps.height}
+            if swaps.height:
+                figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
+            rate = chain_rate(swaps).rate
+            return swaps, figures if rate is None else {**figures, "chain_rate": rate}
 
         yield from materialize_days(context, runtime.artifacts, compute, lambda day: [])
 
