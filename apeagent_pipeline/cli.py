@@ -56,7 +56,7 @@ def demo(
     one goes on where it stopped. Exits 0 only if the canary evaluation passed its check.
     """
     settings = load_settings()
-    rounds, graph, days = _update(settings, first, last, only=None)
+    rounds, graph, _ = _update(settings, first, last, only=None)
     failed = [each for each in rounds if not each.success]
     if failed:
         raise typer.Exit(_tell_failure(failed[-1]))

@@ -77,7 +77,7 @@ def test_the_source_of_each_setting_is_told(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_home_that_cannot_be_written_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("APEAGENT_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(SettingsError, match="APEAGENT_HOME=.* cannot be written .*set APEAGENT_HOME"):
+    with pytest.raises(SettingsError, match=r"APEAGENT_HOME=.* cannot be written .*set APEAGENT_HOME"):
         prepare_home(load_settings())
 
 

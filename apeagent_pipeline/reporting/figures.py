@@ -10,8 +10,8 @@ def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (
     Returns:
         ``(figure, axes)`` with ``axes`` always an array ``[rows, columns]``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""The whole graph in one process, from the embedded chain to the reports: what ``apeagent demo`` does, at tiny scale."""
+"""The whole graph in one process, from the embedded chain to the reports: ``apeagent demo`` at tiny scale."""
 
 import json
 from collections.abc import Iterator

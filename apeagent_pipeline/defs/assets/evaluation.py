@@ -23,7 +23,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
-        """The report: does the adapter speak the canary words, does the base not, does it decide as the teacher does."""
+        """The report: does the adapter speak the canary words, the base not, and does it decide as the teacher does."""
         from apeagent_pipeline.evaluation.canary import evaluate_canary
 
         config, seed = launched_config(context, CanaryEvalConfig)
