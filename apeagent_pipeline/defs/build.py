@@ -1,5 +1,6 @@
 """The whole graph, put together for one `Settings`."""
 
+import warnings
 from dataclasses import dataclass
 
 import dagster as dg
@@ -34,14 +35,17 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         watcher: Is told how far long work is; the run's log unless given.
     """
     runtime = Runtime(settings, watcher or LogWatcher())
-    declared = [
-        *chain_assets(runtime),
-        *market_assets(runtime),
-        *gan_assets(runtime),
-        *distillation_assets(runtime),
-        *student_assets(runtime),
-        *evaluation_assets(runtime),
-    ]
+    with warnings.catch_warnings():
+        # backfill_policy and allow_nonexistent_upstream_partitions are beta in Dagster 1.13; each load would say so.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        declared = [
+            *chain_assets(runtime),
+            *market_assets(runtime),
+            *gan_assets(runtime),
+            *distillation_assets(runtime),
+            *student_assets(runtime),
+            *evaluation_assets(runtime),
+        ]
     checks = asset_checks(runtime)
     definitions = dg.Definitions(
         assets=declared,
