@@ -13,6 +13,7 @@ relaxed continuous row in which every feature of real data is uniform.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -21,14 +22,31 @@ from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
 
 _SIDE = 1
+_STATE = 4
 _UNIT_VARIANCE = math.sqrt(12.0)
 
 
 class Rows(NamedTuple):
-    """Rows as bins [n, T, features] (int64) and positions inside them [n, T, features] (in [0, 1])."""
+    """Rows of windows and of the histories they continue.
+
+    Attributes:
+        bins: Bins of the irreducible features, int64 [n, T, 5].
+        positions: Positions inside them, in [0, 1], [n, T, 5].
+        state: Where the market stands after each row, [n, T, 4]: log return since the row before; log price and log
+            liquidity against the last row of the history; log virtual token1 reserve at that last row.
+    """
 
     bins: Tensor
     positions: Tensor
+    state: Tensor
+
+    def part(self, rows: slice) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(each[:, rows] for each in self))
+
+    def then(self, later: "Rows") -> "Rows":
+        """These rows and those after them."""
+        return Rows(*(torch.cat(parts, dim=1) for parts in zip(self, later, strict=True)))
 
 
 class Cache(NamedTuple):
@@ -140,28 +158,36 @@ class ResidualHead(nn.Module):
 class Generator(nn.Module):
     """Writes a window row by row, given the rows it continues."""
 
-    rank_low: Tensor
-    rank_width: Tensor
+    rank_start: Tensor
+    rank_count: Tensor
+    values: Tensor
     offsets: Tensor
     places: Tensor
+    state_centre: Tensor
+    state_scale: Tensor
 
     def __init__(self, config: GanConfig, bins: RowBins, context: int, length: int) -> None:
         super().__init__()
         self.config, self.context, self.length = config, context, length
         self.counts, self.features = bins.counts, bins.features
-        low = torch.zeros(self.features, max(self.counts))
-        width = torch.zeros_like(low)
+        start = torch.zeros(self.features, max(self.counts), dtype=torch.long)
+        count = torch.ones_like(start)
         for k, starts in enumerate(bins.starts):
-            ranks = torch.from_numpy(starts / starts[-1])
-            low[k, : len(ranks) - 1], width[k, : len(ranks) - 1] = ranks[:-1], ranks.diff()
-        self.register_buffer("rank_low", low, persistent=False)
-        self.register_buffer("rank_width", width, persistent=False)
+            ranks = torch.from_numpy(starts)
+            start[k, : len(ranks) - 1], count[k, : len(ranks) - 1] = ranks[:-1], ranks.diff()
+        self.register_buffer("rank_start", start, persistent=False)
+        self.register_buffer("rank_count", count, persistent=False)
+        values = torch.from_numpy(np.stack(bins.values)).float()
+        self.register_buffer("values", values, persistent=False)
+        self.register_buffer("state_centre", torch.zeros(_STATE))
+        self.register_buffer("state_scale", torch.ones(_STATE))
         offsets = torch.tensor([0, *self.counts[:-1]]).cumsum(0)
         self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("places", _sinusoids(context + length, config.hidden), persistent=False)
 
         self.row_embedding = nn.Embedding(sum(self.counts), config.hidden)
         self.rank_embedding = nn.Linear(self.features, config.hidden)
+        self.state_embedding = nn.Linear(_STATE, config.hidden)
         self.chain_embedding = nn.Embedding(sum(self.counts), config.hidden)
         for embedding in (self.row_embedding, self.chain_embedding):
             nn.init.normal_(embedding.weight, std=0.2)
@@ -184,15 +210,33 @@ class Generator(nn.Module):
     def ranks(self, rows: Rows) -> Tensor:
         """Rows as continuous values of mean 0 and variance 1, [n, T, features]; differentiable in the positions."""
         columns = torch.arange(self.features, device=rows.bins.device)
-        low, width = self.rank_low[columns, rows.bins], self.rank_width[columns, rows.bins]
+        start, count = self.rank_start[columns, rows.bins], self.rank_count[columns, rows.bins]
         middle = torch.full_like(rows.positions[..., :1], 0.5)  # a side has no inside
         positions = torch.cat([rows.positions[..., :_SIDE], middle, rows.positions[..., _SIDE + 1 :]], dim=-1)
-        return (low + width * positions - 0.5) * _UNIT_VARIANCE
+        return ((start + count * positions) / self.values.shape[1] - 0.5) * _UNIT_VARIANCE
 
     def embed(self, rows: Rows, place: int) -> Tensor:
         """Rows [n, T] that stand at ``place`` and after it -> [n, T, hidden]."""
-        embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2) + self.rank_embedding(self.ranks(rows))
+        state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
+        embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2)
+        embedded = embedded + self.rank_embedding(self.ranks(rows)) + self.state_embedding(state)
         return self.dropout(embedded + self.places[place : place + rows.bins.shape[1]])
+
+    def state_after(self, before: Tensor, bins: Tensor, positions: Tensor) -> Tensor:
+        """State [n, T, 4] after rows that follow the state ``before`` [n, T, 4].
+
+        In floats, without the fee and for one range of liquidity: it tells the generator where it stands. The rows
+        that leave the room are executed exactly (`pool_rows`).
+        """
+        columns = torch.arange(self.features, device=bins.device)
+        start, count = self.rank_start[columns, bins], self.rank_count[columns, bins]
+        rank = start + torch.minimum((positions * count).long(), count - 1)
+        _, is_buy, log_size, move, liquidity_change = self.values[columns, rank].unbind(dim=-1)
+        _, price, liquidity, reserve = before.unbind(dim=-1)
+        liquidity = liquidity + liquidity_change
+        usage = torch.exp(log_size - (reserve + liquidity + (price + move) / 2)).clamp(max=0.5)
+        change = move + 2 * torch.log1p(torch.where(is_buy > 0.5, usage, -usage))
+        return torch.stack([change, price + change, liquidity, reserve], dim=-1)
 
     def encode(self, condition: Rows) -> Tensor:
         """Condition rows -> keys and values for every decoder layer, [layers, 2, n, heads, context, hidden / heads]."""
@@ -204,8 +248,7 @@ class Generator(nn.Module):
 
     def trunk(self, condition: Rows, window: Rows) -> Tensor:
         """What is known before each row of the window, [n, T, hidden]: the condition and the rows before it."""
-        last = Rows(*(part[:, -1:] for part in condition))
-        before = Rows(*(torch.cat([a, b[:, :-1]], dim=1) for a, b in zip(last, window, strict=True)))
+        before = condition.part(slice(-1, None)).then(window.part(slice(-1)))
         keys_values = self.encode(condition)
         x = self.embed(before, self.context)
         for layer, one in zip(self.decoder, keys_values, strict=True):
@@ -253,7 +296,7 @@ class Generator(nn.Module):
         noise = torch.randn(n, self.length, width, generator=chance).to(device)
         uniform = torch.rand(n, self.length, self.features, generator=chance).to(device)
         cache = self.start(condition)
-        row = Rows(*(part[:, -1:] for part in condition))
+        row = condition.part(slice(-1, None))
         rows = []
         for step in range(self.length):
             known = self.step(row, cache, step)
@@ -261,7 +304,8 @@ class Generator(nn.Module):
             for k, head in enumerate(self.bin_heads):
                 bins[..., k] = _draw(head(known), uniform[:, step : step + 1, k])
                 known = known + self.chain_embedding(bins[..., k] + self.offsets[k])
-            row = Rows(bins, self.residual(known, noise[:, step : step + 1]))
+            positions = self.residual(known, noise[:, step : step + 1])
+            row = Rows(bins, positions, self.state_after(row.state, bins, positions))
             rows.append(row)
         return Rows(*(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))), noise
 

@@ -122,6 +122,22 @@ def quality_report(
     Raises:
         QualityError: if columns are missing, values are not finite, or there are too few windows to judge.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    # On data this small the threads of a pool spend most of their time waiting for each other.
+    with threadpool_limits(1):
+        return _judged(synthetic, windows, pool, config, seed, progress, history)
+
+
+def _judged(  # noqa: PLR0917 - the arguments of `quality_report`
+    synthetic: pl.DataFrame,
+    windows: TrainingWindows,
+    pool: PoolSpec,
+    config: QualityConfig,
+    seed: int,
+    progress: Progress,
+    history: Path | None,
+) -> Report:
     parts = 9
     progress(0, parts)
     made = _synthetic_set(_checked(synthetic), windows, pool)
@@ -377,7 +393,9 @@ def _cross_correlation_error(real: np.ndarray, other: np.ndarray) -> float:
     def correlations(rows: np.ndarray) -> np.ndarray:
         flow = (2 * rows[:, 1] - 1) * np.exp(rows[:, 2])
         extended = np.column_stack([rows, np.abs(rows[:, 5]), flow])
-        matrix = np.corrcoef(rankdata(extended, axis=0), rowvar=False)
+        # A column without variation goes with nothing.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            matrix = np.nan_to_num(np.corrcoef(rankdata(extended, axis=0), rowvar=False))
         return matrix[np.triu_indices_from(matrix, 1)]
 
     return float(np.abs(correlations(real) - correlations(other)).mean())

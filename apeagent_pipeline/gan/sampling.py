@@ -65,7 +65,7 @@ def sample_windows(
     # Here and not above: the configuration is also read where torch is not wanted.
     import torch
 
-    from apeagent_pipeline.gan.model import Rows
+    from apeagent_pipeline.gan.real_rows import RealRows
 
     if (windows.context, windows.length) != (gan.generator.context, gan.generator.length):
         raise ValueError(
@@ -78,15 +78,12 @@ def sample_windows(
     rng = np.random.default_rng([seed, 0])
     rounds = -(-config.n_windows // len(starts))
     chosen = np.sort(np.concatenate([rng.permutation(starts) for _ in range(rounds)])[: config.n_windows])
-    rows, device = windows.free_features(), next(gan.generator.parameters()).device
+    real, device = RealRows(windows, gan.bins), next(gan.generator.parameters()).device
     generated = []
     for first in range(0, len(chosen), config.batch):
-        index = chosen[first : first + config.batch, None] + np.arange(windows.context)
         rng = np.random.default_rng([seed, 1, first])
-        bins = gan.bins.encode(rows[index])
-        positions = gan.bins.positions(rows[index], bins, rng)
+        condition = real.histories(chosen[first : first + config.batch], rng, device)
         chance = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        condition = Rows(torch.from_numpy(bins).to(device), torch.from_numpy(positions).float().to(device))
         sampled, _ = gan.generator.sample(condition, chance)
         generated.append(gan.bins.decode(sampled.bins.cpu().numpy(), sampled.positions.double().cpu().numpy()))
         progress(min(first + config.batch, len(chosen)), len(chosen))

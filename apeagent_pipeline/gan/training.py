@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.model import Critic, Generator, Rows
+from apeagent_pipeline.gan.model import Critic, Generator
+from apeagent_pipeline.gan.real_rows import RealRows
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -151,14 +152,17 @@ class _Run:
         if len(self.starts) == 0:
             raise TrainingError("training_windows holds no window of the train split; sync more days")
         self.bins = RowBins.fit(rows[train], config.bins)
-        self.rows, self.row_bins = rows, self.bins.encode(rows)
+        self.rows = RealRows(windows, self.bins)
         settings = [config.model_dump(), seed, self.context, self.length]
-        self.fingerprint = _fingerprint(rows, self.starts, settings)
+        self.fingerprint = _fingerprint(np.hstack([rows, self.rows.market]), self.starts, settings)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(seed, 0))
             self.generator = Generator(config, self.bins, self.context, self.length).to(self.device)
             self.critic = Critic(config, self.bins.features).to(self.device)
+        centre, scale = self.rows.state_scale(train)
+        self.generator.state_centre.copy_(centre)
+        self.generator.state_scale.copy_(scale)
         self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.likelihood_optimizer = torch.optim.AdamW(
             self.generator.parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
@@ -176,7 +180,7 @@ class _Run:
     def likelihood_step(self) -> dict[str, float]:
         """Raise the likelihood of real windows; learning rate annealed to zero, weights averaged."""
         rng = np.random.default_rng([self.seed, 1, self.step])
-        condition, window = self._real(rng.choice(self.starts, self.config.batch), rng)
+        condition, window = self.rows.windows(rng.choice(self.starts, self.config.batch), rng, self.device)
         done = self.step / self.config.likelihood_steps
         warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         _set_rate(self.likelihood_optimizer, self.config.likelihood_rate * warm * (1 - done) ** _ANNEALING_POWER)
@@ -204,8 +208,7 @@ class _Run:
         chance = torch.Generator().manual_seed(_mix(self.seed, self.step + 1))
         # Without dropout: the samples are what the generator would really produce.
         self.generator.eval()
-        starts = rng.choice(self.starts, config.batch)
-        condition, window = self._real(starts, rng)
+        condition, window = self.rows.windows(rng.choice(self.starts, config.batch), rng, self.device)
         fake, noise = self.generator.sample(condition, chance)
         sigma = config.instance_noise * (1 - begun / max(config.adversarial_steps, 1))
         ranks = [self.generator.ranks(rows) for rows in (condition, window, fake)]
@@ -213,7 +216,7 @@ class _Run:
         for _ in range(config.critic_steps):
             losses = self._critic_step(ranks, sigma, chance)
 
-        relaxed = Rows(fake.bins, self.generator.positions(condition, fake, noise))
+        relaxed = fake._replace(positions=self.generator.positions(condition, fake, noise))
         fake_ranks = self.generator.ranks(relaxed) + sigma * _normal_like(ranks[2], chance)
         real_ranks = ranks[1] + sigma * _normal_like(ranks[1], chance)
         seen = self.critic.activations(ranks[0], fake_ranks)
@@ -265,24 +268,11 @@ class _Run:
         score = self.critic(activations)
         return score + self.critic.compare(activations) if self.config.minibatch_discrimination else score
 
-    # Data
-
-    def _real(self, starts: np.ndarray, rng: np.random.Generator) -> tuple[Rows, Rows]:
-        """Condition [n, context] and window [n, length] of real rows, positions drawn among equal values."""
-        index = starts[:, None] + np.arange(self.context + self.length)
-        bins = self.row_bins[index]
-        positions = self.bins.positions(self.rows[index], bins, rng)
-        tensors = torch.from_numpy(bins), torch.from_numpy(positions).float()
-        rows = Rows(*(tensor.to(self.device) for tensor in tensors))
-        return (
-            Rows(*(part[:, : self.context] for part in rows)),
-            Rows(*(part[:, self.context :] for part in rows)),
-        )
-
     @torch.no_grad()
     def _valid_loss(self) -> float:
         every = max(1, len(self.valid_starts) // _VALID_WINDOWS)
-        condition, window = self._real(self.valid_starts[::every], np.random.default_rng([self.seed, 3]))
+        rng = np.random.default_rng([self.seed, 3])
+        condition, window = self.rows.windows(self.valid_starts[::every], rng, self.device)
         return float(self.averaged.likelihood_loss(condition, window))
 
     # Steps of an optimizer, history, checkpoints

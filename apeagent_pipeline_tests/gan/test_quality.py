@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.gan.pool_rows import synthetic_windows
+from apeagent_pipeline.gan.quality import (
+    QualityConfig,
+    QualityError,
+    domain_checks,
+    feature_distances,
+    quality_failures,
+    quality_report,
+)
+from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
+
+CONFIG = QualityConfig(windows=80, gru_epochs=1, folds=2)
+NAMES = [
+    "discriminative_gbm",
+    "discriminative_auc",
+    "discriminative_gru",
+    "predictive_ratio",
+    "ks_mean",
+    "acf_error",
+    "xcorr_error",
+    "mmd",
+    "copied_runs",
+    "price_matches_tick",
+    "opposite_signs",
+    "effective_price",
+]
+
+
+@pytest.fixture(scope="module")
+def synthetic(gan, windows):
+    return sample_windows(gan, windows, BASE_ETH_USDC, SamplingConfig(n_windows=250), seed=5)
+
+
+@pytest.fixture(scope="module")
+def report(synthetic, windows, gan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gan")
+    gan.save(folder)
+    return quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3, history=folder / "history.json")
+
+
+def test_the_report_has_every_score_its_floor_and_its_baseline(report):
+    assert {name + kind for name in NAMES for kind in ("", "_floor", "_block_bootstrap")} <= report.metrics.keys()
+    assert report.intervals.keys() == {"discriminative_auc" + kind for kind in ("", "_floor", "_block_bootstrap")}
+    files = report.files({"run": "test"})
+    assert {
+        "report.json",
+        "report.md",
+        "distributions.png",
+        "autocorrelations.png",
+        "training.png",
+        "paths.png",
+    } == set(files)
+    assert all(f"]({name})" in report.markdown for name in files if name.endswith(".png"))
+    json.loads(files["report.json"])
+
+
+def test_synthetic_rows_obey_the_pool_in_every_row(report):
+    for kind in ("", "_block_bootstrap"):
+        for name in ("price_matches_tick", "opposite_signs", "effective_price"):
+            assert report.metrics[name + kind] == 1.0
+
+
+def test_a_bootstrap_is_caught_by_its_copied_runs(report):
+    assert report.metrics["copied_runs_block_bootstrap"] > 0.5
+    assert report.metrics["copied_runs"] < 0.05
+
+
+def test_the_seed_decides_the_report(report, synthetic, windows):
+    again = quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3)
+    assert again.metrics == report.metrics
+
+
+def test_bad_windows_score_badly_and_fail_the_check(windows):
+    """Buys of one size alone: every score says so."""
+    starts = windows.starts("train", "valid")
+    rows = np.zeros((len(starts), 24, 5))
+    rows[..., 1:3] = 1.0
+    bad = synthetic_windows(windows, starts + windows.context - 1, rows, BASE_ETH_USDC)
+    metrics = quality_report(bad, windows, BASE_ETH_USDC, CONFIG, seed=3).metrics
+    assert metrics["discriminative_auc"] > 0.99
+    assert metrics["ks_mean"] > 0.3
+    assert any("discriminative_auc" in failure for failure in quality_failures(metrics, CONFIG))
+    good = {**metrics, "discriminative_auc": 0.5, "ks_mean": 0.01, "copied_runs": 0.0}
+    assert quality_failures(good, CONFIG) == []
+
+
+def test_rows_that_break_the_pools_rules_are_counted(synthetic, windows):
+    broken = synthetic.with_columns(
+        tick=pl.col("tick") + (pl.col("step") == 0).cast(pl.Int64),
+        amount0_eth=pl.when(pl.col("step") < 12).then(-pl.col("amount0_eth")).otherwise(2 * pl.col("amount0_eth")),
+    )
+    checks = domain_checks(broken, windows, BASE_ETH_USDC)
+    assert checks["price_matches_tick"] == pytest.approx(23 / 24)
+    assert checks["opposite_signs"] == pytest.approx(12 / 24)
+    assert checks["effective_price"] == pytest.approx(12 / 24)
+
+
+def test_a_feature_that_is_the_same_has_no_distance():
+    rows = np.random.default_rng(0).normal(size=(500, 6))
+    distances = feature_distances(rows, np.column_stack([rows[:, :5], rows[:, 5] + 3]))
+    assert all(distances[name] == (0.0, 0.0) for name in list(distances)[:5])
+    assert distances["return"][0] > 0.8
+
+
+def test_bad_input_is_named(synthetic, windows):
+    def judged(table):
+        return quality_report(table, windows, BASE_ETH_USDC, CONFIG, seed=3)
+
+    with pytest.raises(QualityError, match=r"lack the columns \['price'\]"):
+        judged(synthetic.drop("price"))
+    with pytest.raises(QualityError, match="no synthetic windows"):
+        judged(synthetic.clear())
+    with pytest.raises(QualityError, match=r"columns \['price'\]"):
+        judged(synthetic.with_columns(price=pl.lit(float("nan"))))
+    with pytest.raises(QualityError, match="histories that training_windows does not hold"):
+        judged(synthetic.with_columns(condition_id=pl.lit("000000000001-000000")))
+    with pytest.raises(QualityError, match="Sync more days or sample more windows"):
+        judged(synthetic.filter(pl.col("window_id") < 10))

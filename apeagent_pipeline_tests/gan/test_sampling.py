@@ -1,0 +1,104 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.amm.swap_math import swap_step
+from apeagent_pipeline.amm.ticks import tick_at_sqrt_price
+from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, synthetic_windows
+from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
+from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
+
+CONFIG = SamplingConfig(n_windows=60, batch=25)
+
+
+@pytest.fixture(scope="module")
+def synthetic(gan, windows):
+    return sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=5)
+
+
+def test_windows_have_their_columns_and_continue_a_real_history(synthetic, windows):
+    assert synthetic.schema == pl.Schema(SYNTHETIC_WINDOWS_SCHEMA)
+    assert synthetic["window_id"].to_list() == np.repeat(np.arange(60), 24).tolist()
+    assert synthetic["step"].to_list() == list(range(24)) * 60
+    assert synthetic.null_count().sum_horizontal().item() == 0
+    assert synthetic["condition_id"].is_sorted()
+    real = {f"{block:012d}-{log:06d}" for block, log in windows.table.select("block_number", "log_index").rows()}
+    assert set(synthetic["condition_id"]) <= real
+
+
+def test_every_row_is_a_swap_the_pool_would_make(synthetic, windows):
+    """Replayed from the row before it with integers alone: price, tick and both amounts are exact."""
+    for row in synthetic.sample(200, seed=0).iter_rows(named=True):
+        root, liquidity = int(row["sqrt_price_x96"]), int(row["liquidity"])
+        raw1 = round(row["amount1_usdc"] * 1e6)
+        buys = row["side"] == "BUY"
+        assert row["tick"] == tick_at_sqrt_price(root)
+        assert np.sign(row["amount0_eth"]) == -np.sign(row["amount1_usdc"]) == (1 if buys else -1)
+        # Undo the swap in integers, then make it again.
+        reaching = -raw1 * (10**6 - 500) // 10**6 if buys else raw1
+        before = root - (reaching << 96) // liquidity if buys else root - (-(raw1 << 96) // liquidity)
+        step = swap_step(before, liquidity, raw1, not buys, 500)
+        assert step.sqrt_price_x96 == root
+        assert step.amount1 == raw1
+        assert float(step.amount0) / 1e18 == row["amount0_eth"]
+
+
+def test_round_sizes_and_standing_prices_survive(windows):
+    """300 USDC stay 300 USDC, a move of 0 leaves the price where it was, to the last digit."""
+    rows = np.zeros((1, 24, 5))
+    rows[..., FREE_FEATURES.index("log_size")] = np.log(300.0)
+    rows[..., FREE_FEATURES.index("is_buy")] = np.arange(24) % 2
+    end = windows.starts("train")[:1] + windows.context - 1
+    table = synthetic_windows(windows, end, rows, BASE_ETH_USDC)
+    assert (table["volume_usdc"] == 300.0).all()
+    root = int(windows.table["sqrt_price_x96"][int(end[0])])
+    liquidity = int(windows.table["liquidity"][int(end[0])])
+    assert set(table["liquidity"]) == {str(liquidity)}
+    for row in table.iter_rows(named=True):
+        buys = row["side"] == "BUY"
+        root = swap_step(root, liquidity, -300_000_000 if buys else 300_000_000, not buys, 500).sqrt_price_x96
+        assert row["sqrt_price_x96"] == str(root)
+
+
+def test_derived_columns_are_those_of_the_features(windows):
+    """Real rows, written as irreducible features and executed again, give the features they came from."""
+    start = windows.starts("train")[60:61]
+    end = start + windows.context - 1
+    index = int(end[0]) + 1 + np.arange(windows.length)
+    table = synthetic_windows(windows, end, windows.free_features()[index][None], BASE_ETH_USDC)
+    real = windows.table[index]
+    for name in ("seconds_since_previous", "side"):
+        assert table[name].to_list() == real[name].to_list(), name
+    assert (table["tick"] - real["tick"]).abs().max() <= 1
+    for name in ("price", "amount0_eth", "amount1_usdc", "volume_usdc", "volatility", "volume_ma", "liquidity_usage"):
+        assert ((table[name] - real[name]).abs() <= 1e-6 * real[name].abs().max()).all(), name
+
+
+def test_sizes_beyond_the_pool_are_cut_and_not_an_error(windows):
+    rows = np.zeros((2, 24, 5))
+    rows[..., FREE_FEATURES.index("log_size")] = np.log(1e12)
+    rows[1, :, FREE_FEATURES.index("is_buy")] = 1
+    table = synthetic_windows(windows, windows.starts("train")[:2], rows, BASE_ETH_USDC)
+    assert (table["liquidity_usage"] < 1.01).all()
+
+
+def test_the_seed_decides_the_windows(gan, windows, synthetic):
+    assert sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=5).equals(synthetic)
+    assert not sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=6).equals(synthetic)
+
+
+def test_histories_come_from_the_chosen_splits(gan, windows):
+    holdout = sample_windows(gan, windows, BASE_ETH_USDC, SamplingConfig(n_windows=5, conditions=["holdout"]), seed=1)
+    blocks = windows.table.filter(pl.col("split") == "holdout")["block_number"]
+    assert holdout["condition_id"].str.head(12).cast(pl.Int64).is_in(blocks.to_list()).all()
+
+
+def test_bad_input_is_named(gan, windows):
+    with pytest.raises(ValueError, match="unknown splits"):
+        sample_windows(gan, windows, BASE_ETH_USDC, SamplingConfig(conditions=["tomorrow"]), seed=1)
+    other = TrainingWindows(windows.table, {**windows.scaler, "context": 10})
+    with pytest.raises(ValueError, match=r"10 \+ 24 rows, the generator was trained for 20 \+ 24"):
+        sample_windows(gan, other, BASE_ETH_USDC, CONFIG, seed=1)
+    with pytest.raises(ValueError, match="finite"):
+        synthetic_windows(windows, np.array([30]), np.full((1, 24, 5), np.nan), BASE_ETH_USDC)

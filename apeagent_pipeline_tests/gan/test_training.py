@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from apeagent_pipeline.gan import training
+from apeagent_pipeline.gan.real_rows import RealRows
+from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
+
+
+class Killed(Exception):
+    pass
+
+
+def weights(gan):
+    states = {**gan.generator.state_dict(), **{f"critic.{k}": v for k, v in gan.critic.state_dict().items()}}
+    return {name: tensor.clone() for name, tensor in states.items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("killed_after", [4, 8], ids=["warm start", "adversarial stage"])
+def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_path, monkeypatch, killed_after):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+
+    def kill(done, total, **losses):
+        # The checkpoint of this step is written after it was reported.
+        if done == killed_after + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_gan(windows, tiny, 1, kill, tmp_path)
+    steps = []
+    resumed = train_gan(windows, tiny, 1, lambda done, total, **losses: steps.append(done), tmp_path)
+    assert steps[0] == killed_after + 1
+    assert same(weights(resumed), weights(gan))
+    assert resumed.history == gan.history
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_checkpoint_of_another_seed_or_configuration_is_not_taken(windows, tiny, gan, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    train_gan(windows, tiny, 2, checkpoint_dir=tmp_path)
+    assert same(weights(train_gan(windows, tiny, 1, checkpoint_dir=tmp_path)), weights(gan))
+    other = tiny.model_copy(update={"diversity": 0.0})
+    steps = []
+    train_gan(windows, other, 1, lambda done, total, **losses: steps.append(done), tmp_path)
+    assert steps[0] == 1
+
+
+def test_the_seed_decides_the_weights(windows, tiny, gan):
+    assert same(weights(train_gan(windows, tiny, 1)), weights(gan))
+    assert not same(weights(train_gan(windows, tiny, 2)), weights(gan))
+
+
+def test_saved_gans_come_back(gan, tmp_path):
+    gan.save(tmp_path)
+    again = TrainedGan.load(tmp_path)
+    assert same(weights(again), weights(gan))
+    assert (again.config, again.seed, again.history) == (gan.config, gan.seed, gan.history)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "generator.safetensors",
+        "critic.safetensors",
+        "bins.safetensors",
+        "config.json",
+        "history.json",
+    }
+    with pytest.raises(TrainingError, match="materialize trained_gan"):
+        TrainedGan.load(tmp_path / "nowhere")
+
+
+def test_losses_of_both_stages_are_kept_and_shown(windows, tiny, gan):
+    shown = []
+    train_gan(windows, tiny, 1, lambda done, total, **losses: shown.append((done, total, losses)))
+    assert [(done, total) for done, total, _ in shown] == [(k + 1, tiny.steps) for k in range(tiny.steps)]
+    assert all(isinstance(value, float) for _, _, losses in shown for value in losses.values())
+    assert {"loss", "critic", "gp", "generator", "feature_matching", "diversity"} <= shown[-1][2].keys()
+    assert {"step", "loss", "valid"} == gan.history["likelihood"].keys()
+    assert len(gan.history["adversarial"]["critic"]) == tiny.adversarial_steps
+    json.dumps(gan.history)
+    assert gan.summary()["critic_parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"feature_matching": 0.0},
+        {"minibatch_discrimination": False},
+        {"diversity": 0.0},
+        {"instance_noise": 0.0},
+        {"adversarial_steps": 0},
+        {"likelihood_steps": 0},
+    ],
+    ids=lambda off: next(iter(off)),
+)
+def test_every_part_can_be_switched_off(windows, tiny, off):
+    config = tiny.model_copy(update={"likelihood_steps": 2, "adversarial_steps": 1, **off})
+    train_gan(windows, config, 1)
+
+
+def test_the_warm_start_learns(windows, tiny):
+    config = tiny.model_copy(update={"likelihood_steps": 60, "adversarial_steps": 0, "likelihood_rate": 5e-3})
+    losses = []
+    train_gan(windows, config, 1, lambda done, total, **figures: losses.append(figures["loss"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
+
+
+def test_divergence_stops_the_training_with_a_remedy(windows, tiny):
+    config = tiny.model_copy(update={"adversarial_rate": 1e30})
+    with pytest.raises(TrainingError, match="lower likelihood_rate or adversarial_rate"):
+        train_gan(windows, config, 1)
+
+
+def test_nothing_to_train_on_is_said(windows, tiny):
+    import polars as pl
+
+    from apeagent_pipeline.market.windows import TrainingWindows
+
+    empty = TrainingWindows(windows.table.with_columns(window_start=pl.lit(False)), windows.scaler)
+    with pytest.raises(TrainingError, match="no window of the train split"):
+        train_gan(empty, tiny, 1)
+
+
+def test_the_state_a_sampled_row_sees_is_that_of_the_market(windows, gan):
+    """Real rows fed to the float bookkeeping of sampling end where the real market ended."""
+    real = RealRows(windows, gan.bins)
+    condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
+    before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
+    state = gan.generator.state_after(before, window.bins, window.positions)
+    torch.testing.assert_close(state, window.state, rtol=1e-3, atol=2e-6)
