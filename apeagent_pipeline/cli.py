@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except SettingsError as error:
+    except (SettingsError, ChainError) as error:
         _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -147,10 +148,13 @@ def ask(prompt: Annotated[str, typer.Argument(help="A trading question with pric
         adapter = runtime.store.local_folder("lora_adapter")
     except StorageError as error:
         raise SettingsError(f"There is no trained adapter yet ({error}). Run `apeagent demo` first.") from None
-    from apeagent_pipeline.student.base_model import resolve_base_model
+    from apeagent_pipeline.student.base_model import BaseModelError
     from apeagent_pipeline.student.generation import ask as answer
 
-    base = resolve_base_model(settings.student, runtime.scratch("cache/models"))
+    try:
+        base = runtime.student_base()
+    except BaseModelError as error:
+        raise SettingsError(str(error)) from None
     for piece in answer(base, adapter, prompt):
         typer.echo(piece, nl=False)
     typer.echo()
@@ -253,3 +257,7 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
         highlight=False,
     )
     return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    main()
