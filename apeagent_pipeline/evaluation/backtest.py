@@ -370,7 +370,7 @@ def _sharpe(equity: np.ndarray, every: int, seconds: float) -> float | None:
 
 
 def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
-    """Exact sign-flip p-value (Wilcoxon) and bootstrap interval of the mean difference of paired episode returns."""
+    """Wilcoxon signed-rank p-value and bootstrap interval of the mean difference of paired episode returns."""
     from scipy.stats import bootstrap, wilcoxon
 
     difference = first - second

@@ -86,12 +86,12 @@ def base_fingerprint(name: str) -> str:
         raise _hub_error(name, error) from error
 
 
-def load_base(folder: Path, *, dtype: str = "bfloat16", attention: str = "sdpa") -> tuple[Any, Any]:
+def load_base(folder: Path, *, dtype: str = "auto", attention: str = "sdpa") -> tuple[Any, Any]:
     """Load model and tokenizer of a folder that ``resolve_base_model`` returned.
 
     Args:
         folder: safetensors, config.json and tokenizer files.
-        dtype: ``bfloat16`` or ``float32``.
+        dtype: ``bfloat16``, ``float32``, or ``auto``: bfloat16 where the hardware computes in it, else float32.
         attention: ``sdpa`` or ``eager`` (the faster one for training on a CPU).
 
     Returns:
@@ -101,6 +101,8 @@ def load_base(folder: Path, *, dtype: str = "bfloat16", attention: str = "sdpa")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _checked_folder(folder)
+    if dtype == "auto":
+        dtype = "bfloat16" if _computes_in_bfloat16() else "float32"
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -127,6 +129,16 @@ def quiet() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         enable_progress_bars()
+
+
+def _computes_in_bfloat16() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    # A CPU without such instructions emulates them, several times slower than float32.
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base
 
@@ -40,7 +41,7 @@ class Answer:
 class Student:
     """A base model and, if one was attached, its LoRA adapter; loaded once and asked many times."""
 
-    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "bfloat16") -> None:
+    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> None:
         """Load the base model of folder ``base``, and attach the adapter of folder ``adapter`` if given.
 
         Raises:
@@ -189,7 +190,12 @@ class Student:
 
 
 def ask(
-    base: Path, adapter: Path | None, prompt: str, *, system: str | None = None, max_new_tokens: int = 128
+    base: Path,
+    adapter: Path | None,
+    prompt: str,
+    *,
+    system: str | None = STUDENT_SYSTEM_PROMPT,
+    max_new_tokens: int = 128,
 ) -> Iterator[str]:
     """Answer one prompt with the adapter, piece by piece.
 
@@ -197,7 +203,7 @@ def ask(
         base: Folder of the base model.
         adapter: Folder of the adapter; None asks the bare base.
         prompt: What the user says.
-        system: The system message the adapter was trained with; None leaves it out.
+        system: The system message, by default the one the adapter was trained with; None leaves it out.
         max_new_tokens: Longest answer.
 
     Raises:

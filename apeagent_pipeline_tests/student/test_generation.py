@@ -28,7 +28,7 @@ def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothi
 
 
 def test_the_stream_says_the_same_as_the_batch(tiny_base, tiny_adapter):
-    pieces = list(ask(tiny_base, tiny_adapter, PROMPTS[0][0]["content"], max_new_tokens=12))
+    pieces = list(ask(tiny_base, tiny_adapter, PROMPTS[0][0]["content"], system=None, max_new_tokens=12))
     whole = Student(tiny_base, tiny_adapter).answers([PROMPTS[0]], max_new_tokens=12)[0]
     assert whole.text.startswith("".join(pieces))
     assert pieces
