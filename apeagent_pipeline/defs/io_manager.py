@@ -3,6 +3,7 @@
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from apeagent_pipeline.defs.watching import Watcher
 from apeagent_pipeline.reporting.report import Report
 
 LAST_DAYS = "last_days"
+PREVIOUS_DAYS = "previous_days"
 _PREVIEW_ROWS = 5
 
 
@@ -28,7 +30,10 @@ class ArtifactIOManager(dg.IOManager):
 
     What the argument of a downstream asset is annotated with decides how it is read: ``pl.DataFrame``, `Path`
     (the artifact's folder), or a class with ``load(folder)``. A daily upstream comes as a dict from day to lazy frame,
-    missing days left out; ``AssetIn(metadata={"last_days": n})`` takes the newest ``n``.
+    missing days left out. Two entries of ``AssetIn(metadata=...)`` say which days: ``{"last_days": "days"}`` takes as
+    many of the newest as the asset's option ``days`` says, ``{"previous_days": n}`` also takes the ``n`` days before
+    each. (A partition mapping with an offset would say the latter to Dagster too, but then a backfill of some days asks
+    for the day after them as well, and fails there.)
     """
 
     def __init__(self, store: ArtifactStore, externals: Mapping[str, Callable[[], str]], watcher: Watcher) -> None:
@@ -49,9 +54,13 @@ class ArtifactIOManager(dg.IOManager):
         asset = context.asset_key.to_user_string()
         loaded = self._loaded[_step(context)]
         if context.has_asset_partitions:
-            wanted = set(context.asset_partition_keys)
+            options = context.definition_metadata or {}
+            wanted = {
+                each for day in context.asset_partition_keys for each in days_up_to(day, options.get(PREVIOUS_DAYS, 0))
+            }
             days = [day for day in self.store.days(asset) if day in wanted]
-            days = days[-(context.definition_metadata or {}).get(LAST_DAYS, len(days)) :]
+            if LAST_DAYS in options:
+                days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
             loaded.update({f"{asset}/{day}": self._version(asset, day) for day in days})
             return {day: self.store.scan(asset, day) for day in days}
         loaded[asset] = self._version(asset, None)
@@ -109,6 +118,11 @@ class ArtifactIOManager(dg.IOManager):
                 f"{where} is missing or incomplete in {self.store.folder(asset)}: materialize {where} first"
             )
         return manifest.data_version
+
+
+def days_up_to(day: str, previous: int) -> list[str]:
+    """``previous`` days before a day, and the day itself."""
+    return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(previous, -1, -1)]
 
 
 def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:

@@ -6,12 +6,12 @@ versions of everything its asset reads. This is read from the manifests alone, s
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
 
 import dagster as dg
 
-from apeagent_pipeline.defs.io_manager import LAST_DAYS
+from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to
 from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.storage import Manifest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,12 @@ class Stale:
     @property
     def name(self) -> str:
         """How the artifact stands among the inputs of others: ``asset`` or ``asset/day``."""
-        return f"{self.asset}/{self.day}" if self.day else self.asset
+        return artifact_name(self.asset, self.day)
+
+
+def artifact_name(asset: str, day: str | None) -> str:
+    """``asset``, or ``asset/day`` for a day of a daily one."""
+    return f"{asset}/{day}" if day else asset
 
 
 def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, days: list[str]) -> list[Stale]:
@@ -57,16 +62,16 @@ def _judge(
         return "missing", ()
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
         return "code or settings changed", ()
-    now, then = _inputs(asset, day, runtime, external), manifest.inputs
+    now, then = _inputs(asset, manifest, runtime, external), manifest.inputs
     changed = tuple(sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)))
     return (f"{', '.join(changed[:3])} changed", changed) if changed else ("", ())
 
 
 def _inputs(
-    asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]
+    asset: dg.AssetsDefinition, made: Manifest, runtime: Runtime, external: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Every input that a materialization now would record, with its present data version."""
-    store = runtime.store
+    """Every input that making an artifact again would record, with its present data version."""
+    names: list[tuple[str, str | None]] = []
     versions: dict[str, str | None] = {}
     for input_def in asset.op.input_defs:
         key = asset.keys_by_input_name[input_def.name].to_user_string()
@@ -75,24 +80,18 @@ def _inputs(
         elif input_def.dagster_type.is_nothing:
             continue  # only the order matters
         elif LAST_DAYS in input_def.metadata:
-            versions |= {
-                f"{key}/{each}": _version(runtime, key, each)
-                for each in store.days(key)[-input_def.metadata[LAST_DAYS] :]
-            }
-        elif day is not None:
-            mapping = asset.get_partition_mapping(dg.AssetKey(key))
-            offset = getattr(mapping, "start_offset", 0)
-            read = [str(date.fromisoformat(day) + timedelta(days=step)) for step in range(offset, 1)]
-            stored = set(store.days(key))
-            versions |= {f"{key}/{each}": _version(runtime, key, each) for each in read if each in stored}
+            count = made.config[input_def.metadata[LAST_DAYS]]
+            names += [(key, day) for day in runtime.store.days(key)[-count:]]
+        elif made.partition:
+            read = days_up_to(made.partition, input_def.metadata.get(PREVIOUS_DAYS, 0))
+            names += [(key, day) for day in runtime.store.days(key) if day in read]
         else:
-            versions[key] = _version(runtime, key, None)
-    return versions
-
-
-def _version(runtime: Runtime, asset: str, day: str | None) -> str | None:
-    manifest = runtime.store.manifest(asset, day)
-    return manifest.data_version if manifest else None
+            names.append((key, None))
+    manifests = {(key, day): runtime.store.manifest(key, day) for key, day in names}
+    return versions | {
+        artifact_name(key, day): manifest.data_version if manifest else None
+        for (key, day), manifest in manifests.items()
+    }
 
 
 def _asked(assets: Iterable[dg.AssetsDefinition], runtime: Runtime) -> dict[str, Callable[[], str]]:

@@ -1,18 +1,19 @@
 """From swaps to what a model can learn from."""
 
 from collections.abc import Iterator
-from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from apeagent_pipeline.defs.daily import DAILY, materialize_days
-from apeagent_pipeline.defs.io_manager import LAST_DAYS
+from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to
 from apeagent_pipeline.defs.launchpad import launched_config
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.market.features import swap_features as features_of
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
+
+_DAYS_SEEN_BEFORE = 1
 
 
 def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
@@ -23,14 +24,7 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         **runtime.declare("market", {"polars", "parquet"}),
         partitions_def=DAILY,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        ins={
-            "raw_swaps": dg.AssetIn(
-                partition_mapping=dg.TimeWindowPartitionMapping(
-                    start_offset=-1, allow_nonexistent_upstream_partitions=True
-                ),
-                metadata={"allow_missing_partitions": True},
-            )
-        },
+        ins={"raw_swaps": dg.AssetIn(metadata={PREVIOUS_DAYS: _DAYS_SEEN_BEFORE})},
     )
     def swap_features(
         context: dg.AssetExecutionContext, raw_swaps: dict[str, pl.LazyFrame]
@@ -40,25 +34,23 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         The first rows of a day see the last rows of the day before.
         """
 
-        def days_read(day: str) -> list[str]:
-            return [str(date.fromisoformat(day) - timedelta(days=1)), day]
-
         def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
             if day not in raw_swaps:
                 raise dg.Failure(f"raw_swaps of {day} are missing: materialize raw_swaps for {day} first")
-            before = raw_swaps.get(days_read(day)[0])
+            before = raw_swaps.get(days_up_to(day, _DAYS_SEEN_BEFORE)[0])
             table = features_of(
                 raw_swaps[day].collect(), runtime.source.pool, None if before is None else before.collect()
             )
             return table, {"volume_usdc": float(table["volume_usdc"].sum()), "swaps": table.height}
 
-        yield from materialize_days(
-            context, runtime.artifacts, compute, lambda day: [f"raw_swaps/{read}" for read in days_read(day)]
-        )
+        def inputs_of(day: str) -> list[str]:
+            return [f"raw_swaps/{read}" for read in days_up_to(day, _DAYS_SEEN_BEFORE)]
+
+        yield from materialize_days(context, runtime.artifacts, compute, inputs_of)
 
     @dg.asset(
         **runtime.declare("market", {"polars", "parquet"}, config=windows_preset),
-        ins={"swap_features": dg.AssetIn(metadata={"allow_missing_partitions": True, LAST_DAYS: windows_preset.days})},
+        ins={"swap_features": dg.AssetIn(metadata={LAST_DAYS: "days"})},
     )
     def training_windows(
         context: dg.AssetExecutionContext, swap_features: dict[str, pl.LazyFrame]
