@@ -94,9 +94,9 @@ def recurrent_network(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(1 << 31)))
             network = Network(x.shape[2])
-        optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=8e-3, weight_decay=0.01)
         for _ in range(epochs):
-            for batch in np.array_split(rng.permutation(train), max(1, len(train) // 64)):
+            for batch in np.array_split(rng.permutation(train), max(1, len(train) // 128)):
                 optimizer.zero_grad()
                 F.binary_cross_entropy_with_logits(network(x[batch]), targets[batch]).backward()
                 optimizer.step()

@@ -4,7 +4,7 @@ The generator is a transformer decoder over the rows of a window: causal self-at
 rows that the window continues, one row at a time. A row leaves it in two parts. First its bins, feature after feature,
 each knowing those before it in the row; then, from fresh noise, a position inside each bin (`ResidualHead`). The bins
 are trained by likelihood. The positions are continuous, so the critic's gradient reaches them: they are what WGAN-GP
-trains.
+trains. Nothing else moves in that stage, so the likelihood that was reached stays.
 
 The critic sees rows as ranks: the bin's place in the feature's train distribution plus the position inside it, a
 relaxed continuous row in which every feature of real data is uniform.
@@ -47,6 +47,14 @@ class Rows(NamedTuple):
     def then(self, later: "Rows") -> "Rows":
         """These rows and those after them."""
         return Rows(*(torch.cat(parts, dim=1) for parts in zip(self, later, strict=True)))
+
+
+class Sample(NamedTuple):
+    """Sampled rows [n, T] and what their positions came from: known [n, T, hidden], noise [n, T, features + noise]."""
+
+    rows: Rows
+    known: Tensor
+    noise: Tensor
 
 
 class Cache(NamedTuple):
@@ -275,13 +283,12 @@ class Generator(nn.Module):
         losses = [F.cross_entropy(one.flatten(0, 1), window.bins[..., k].flatten()) for k, one in enumerate(logits)]
         return torch.stack(losses).sum()
 
-    def positions(self, condition: Rows, window: Rows, noise: Tensor) -> Tensor:
-        """The residual head over a whole window at once: positions [n, T, features] with gradient."""
-        _, known = self.logits(self.trunk(condition, window), window.bins)
-        return self.residual(known, noise)
+    def known_after_bins(self, condition: Rows, window: Rows) -> Tensor:
+        """What the residual head is given for every row of a whole window at once, [n, T, hidden]."""
+        return self.logits(self.trunk(condition, window), window.bins)[1]
 
     @torch.no_grad()
-    def sample(self, condition: Rows, chance: torch.Generator) -> tuple[Rows, Tensor]:
+    def sample(self, condition: Rows, chance: torch.Generator) -> Sample:
         """Continue ``condition`` by ``length`` rows, with a cache of keys and values.
 
         Args:
@@ -289,7 +296,7 @@ class Generator(nn.Module):
             chance: Source of the fresh noise of every step (on the CPU, so that devices agree).
 
         Returns:
-            The rows [n, length] and the noise [n, length, features + noise] their positions were made from.
+            The rows, and what their positions were made from.
         """
         n, device = condition.bins.shape[0], condition.bins.device
         width = self.features + self.config.noise
@@ -297,7 +304,7 @@ class Generator(nn.Module):
         uniform = torch.rand(n, self.length, self.features, generator=chance).to(device)
         cache = self.start(condition)
         row = condition.part(slice(-1, None))
-        rows = []
+        rows, seen = [], []
         for step in range(self.length):
             known = self.step(row, cache, step)
             bins = torch.zeros(n, 1, self.features, dtype=torch.long, device=device)
@@ -307,7 +314,9 @@ class Generator(nn.Module):
             positions = self.residual(known, noise[:, step : step + 1])
             row = Rows(bins, positions, self.state_after(row.state, bins, positions))
             rows.append(row)
-        return Rows(*(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))), noise
+            seen.append(known)
+        whole = Rows(*(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True)))
+        return Sample(whole, torch.cat(seen, dim=1), noise)
 
     def start(self, condition: Rows) -> Cache:
         """The cache before the first row."""

@@ -84,7 +84,7 @@ def sample_windows(
         rng = np.random.default_rng([seed, 1, first])
         condition = real.histories(chosen[first : first + config.batch], rng, device)
         chance = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        sampled, _ = gan.generator.sample(condition, chance)
+        sampled = gan.generator.sample(condition, chance).rows
         generated.append(gan.bins.decode(sampled.bins.cpu().numpy(), sampled.positions.double().cpu().numpy()))
         progress(min(first + config.batch, len(chosen)), len(chosen))
     return synthetic_windows(windows, chosen + windows.context - 1, np.concatenate(generated), pool)

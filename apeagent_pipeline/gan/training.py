@@ -167,8 +167,9 @@ class _Run:
         self.likelihood_optimizer = torch.optim.AdamW(
             self.generator.parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
+        # The trunk and the bins keep what the likelihood taught them; the critic trains the continuous part.
         self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9)
+            self.generator.residual.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9)
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9))
         self.step = 0
@@ -209,39 +210,29 @@ class _Run:
         # Without dropout: the samples are what the generator would really produce.
         self.generator.eval()
         condition, window = self.rows.windows(rng.choice(self.starts, config.batch), rng, self.device)
-        fake, noise = self.generator.sample(condition, chance)
+        fake = self.generator.sample(condition, chance)
+        ranks = [self.generator.ranks(rows) for rows in (condition, window, fake.rows)]
         sigma = config.instance_noise * (1 - begun / max(config.adversarial_steps, 1))
-        ranks = [self.generator.ranks(rows) for rows in (condition, window, fake)]
         losses: dict[str, float] = {}
         for _ in range(config.critic_steps):
             losses = self._critic_step(ranks, sigma, chance)
 
-        relaxed = fake._replace(positions=self.generator.positions(condition, fake, noise))
-        fake_ranks = self.generator.ranks(relaxed) + sigma * _normal_like(ranks[2], chance)
-        real_ranks = ranks[1] + sigma * _normal_like(ranks[1], chance)
-        seen = self.critic.activations(ranks[0], fake_ranks)
+        positions = self.generator.residual(fake.known, fake.noise)
+        relaxed = self.generator.ranks(fake.rows._replace(positions=positions))
+        seen = self.critic.activations(ranks[0], relaxed + sigma * _normal_like(relaxed, chance))
         adversarial = -self._score(seen).mean()
-        wanted = self.critic.activations(ranks[0], real_ranks).mean(dim=0).detach()
+        noisy = ranks[1] + sigma * _normal_like(ranks[1], chance)
+        wanted = self.critic.activations(ranks[0], noisy).mean(dim=0).detach()
         matching = (seen.mean(dim=0) - wanted).square().sum()
-        other_noise = _normal_like(noise, chance)
-        other = self.generator.positions(condition, fake, other_noise)
         # Two noises for one row must not end in one place (mode seeking, Mao et al. 2019).
-        apart = (relaxed.positions - other).abs().mean() / (noise - other_noise).abs().mean()
-        anchor = self.generator.likelihood_loss(condition, window)
-        loss = (
-            adversarial
-            + config.feature_matching * matching
-            - config.diversity * apart
-            + config.likelihood_anchor * anchor
-        )
-        self._descend(self.generator_optimizer, self.generator, loss)
+        noise = _normal_like(fake.noise, chance)
+        apart = (positions - self.generator.residual(fake.known, noise)).abs().mean() / (
+            fake.noise - noise
+        ).abs().mean()
+        loss = adversarial + config.feature_matching * matching - config.diversity * apart
+        self._descend(self.generator_optimizer, self.generator.residual, loss)
         _average(self.averaged, self.generator, config.adversarial_ema)
-        losses |= {
-            "generator": adversarial.item(),
-            "feature_matching": matching.item(),
-            "diversity": apart.item(),
-            "loss": anchor.item(),
-        }
+        losses |= {"generator": adversarial.item(), "feature_matching": matching.item(), "diversity": apart.item()}
         self._remember("adversarial", losses)
         return losses
 
@@ -280,7 +271,7 @@ class _Run:
     def _descend(self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0 if model is self.generator else 10.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0 if model is self.critic else 1.0)
         optimizer.step()
 
     def _remember(self, stage: str, losses: dict[str, float]) -> None:

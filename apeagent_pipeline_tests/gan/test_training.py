@@ -77,7 +77,7 @@ def test_losses_of_both_stages_are_kept_and_shown(windows, tiny, gan):
     train_gan(windows, tiny, 1, lambda done, total, **losses: shown.append((done, total, losses)))
     assert [(done, total) for done, total, _ in shown] == [(k + 1, tiny.steps) for k in range(tiny.steps)]
     assert all(isinstance(value, float) for _, _, losses in shown for value in losses.values())
-    assert {"loss", "critic", "gp", "generator", "feature_matching", "diversity"} <= shown[-1][2].keys()
+    assert {"critic", "gp", "generator", "feature_matching", "diversity"} <= shown[-1][2].keys()
     assert {"step", "loss", "valid"} == gan.history["likelihood"].keys()
     assert len(gan.history["adversarial"]["critic"]) == tiny.adversarial_steps
     json.dumps(gan.history)
@@ -108,8 +108,15 @@ def test_the_warm_start_learns(windows, tiny):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
+def test_the_adversarial_stage_leaves_what_the_likelihood_taught(windows, tiny, gan):
+    warm = weights(train_gan(windows, tiny.model_copy(update={"adversarial_steps": 0}), 1))
+    after = weights(gan)
+    moved = {name for name in warm if not name.startswith("critic.") and not torch.equal(warm[name], after[name])}
+    assert moved == {name for name in warm if name.startswith("residual.")}
+
+
 def test_divergence_stops_the_training_with_a_remedy(windows, tiny):
-    config = tiny.model_copy(update={"adversarial_rate": 1e30})
+    config = tiny.model_copy(update={"likelihood_rate": 1e30})
     with pytest.raises(TrainingError, match="lower likelihood_rate or adversarial_rate"):
         train_gan(windows, config, 1)
 
