@@ -95,7 +95,12 @@ def ui(
     settings = load_settings()
     home = prepare_home(settings)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
-    environment = {**os.environ, "DAGSTER_HOME": str(home), "APEAGENT_HOME": str(settings.home.absolute())}
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "APEAGENT_HOME": str(settings.home.absolute()),
+        "PYTHONSAFEPATH": "1",  # a file of the current folder must not stand in for a module of the server
+    }
     command = ["-m", "dagster", "dev", "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
 
