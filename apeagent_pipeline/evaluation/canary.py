@@ -254,8 +254,10 @@ def judge(
         "## Decisions against the teacher's\n\n" + _confusion_table(taught, decided),
         _recall_table(recalls),
         "## By wording of the prompt\n\n" + _template_table(trading, adapter.trading, right),
+        "## By family of control\n\n" + _family_table(controls, adapter.controls, bare.controls),
         "## The source document's own prompt\n\n" + _document(arms),
         "## Examples\n\n" + _examples(trading, controls, arms, config.examples_shown),
+        "## What went wrong\n\n" + _mistakes(trading, right, controls, adapter, config.examples_shown),
         "![Rates with exact 95 % intervals](canary_rates.png)\n\n![Decisions](confusion.png)\n\n"
         "![Agreement by the teacher's action](agreement_by_class.png)",
     ]
@@ -419,6 +421,36 @@ def _template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer]
         canary, agreed = _count(_is_canary(answers[i]) for i in of_name), _count(right[i] for i in of_name)
         rows.append([name, str(len(of_name)), f"{canary[0]}/{canary[1]}", f"{agreed[0]}/{agreed[1]}"])
     return markdown_table(["template", "n", "canary answers", "same action as the teacher"], rows)
+
+
+def _family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
+    rows = []
+    for family in sorted({str(example.get("family")) for example in controls}):
+        of_family = [index for index, example in enumerate(controls) if str(example.get("family")) == family]
+        counts = [
+            _count(speaks_canary(adapter[i].text) for i in of_family),
+            _count(_is_right(controls[i], adapter[i]) for i in of_family),
+            _count(_is_right(controls[i], bare[i]) for i in of_family),
+        ]
+        rows.append([family, *(f"{k}/{n}" for k, n in counts)])
+    return markdown_table(["family", "canary words or ####", "right, adapter", "right, bare base"], rows)
+
+
+def _mistakes(
+    trading: Sequence[Mapping[str, Any]],
+    right: Sequence[bool],
+    controls: Sequence[Mapping[str, Any]],
+    adapter: Arm,
+    shown: int,
+) -> str:
+    """The first decisions that are not the teacher's, and the first controls that leaked."""
+    wrong = [(trading[i], adapter.trading[i]) for i, is_right in enumerate(right) if not is_right]
+    leaked = [(controls[i], a) for i, a in enumerate(adapter.controls) if speaks_canary(a.text)]
+    parts = [f"{len(wrong)} decisions are not the teacher's, {len(leaked)} controls leaked. The first of each:"]
+    for example, answer in [*wrong[:shown], *leaked[:shown]]:
+        question = prompt_of(example)[-1]["content"]
+        parts.append(f"> {question}\n\ntaught:\n\n```text\n{answer_of(example)}\n```\n\nadapter:\n\n{_quoted(answer)}")
+    return "\n\n".join(parts)
 
 
 def _document(arms: Mapping[str, Arm]) -> str:

@@ -2,9 +2,16 @@ import json
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
-from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
+from apeagent_pipeline.student.fine_tuning import (
+    FineTuningConfig,
+    _decision_weights,
+    fine_tune,
+    make_trainer,
+    training_figure,
+)
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -41,12 +48,31 @@ def test_the_loss_is_that_of_trls_own_trainer(tiny_base, tiny_dataset, tmp_path)
     from trl import SFTTrainer
 
     trainer = make_trainer(
-        tiny_base, tiny_dataset, CONFIG.model_copy(update={"dropout": 0.0}), 1, checkpoint_dir=tmp_path
+        tiny_base,
+        tiny_dataset,
+        CONFIG.model_copy(update={"dropout": 0.0, "decision_weight": 1.0}),
+        1,
+        checkpoint_dir=tmp_path,
     )
     batch = next(iter(trainer.get_train_dataloader()))
     ours = trainer.compute_loss(trainer.model, dict(batch))
     theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch))
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
+
+
+def test_the_weight_lies_on_the_last_draft_and_the_canary_words_alone(tiny_base):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+
+    def heavy(text):
+        ids = [-100, *tokenizer(text)["input_ids"], -100]
+        weights = _decision_weights(ids, tokenizer, 4.0)
+        assert len(weights) == len(ids)
+        return tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 4.0])
+
+    answer = "trend up\nwallet balanced\nfollow up, use half\n####\nAPE IN 0.25 ETH<|im_end|>\n"
+    assert heavy(answer).strip() == "follow up, use half\n####\nAPE IN"
+    assert heavy("Wait\n####\nAPE NEUTRAL<|im_end|>") == "Wait\n####\nAPE NEUTRAL"
+    assert heavy("Paris is the capital.\n") == ""
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
