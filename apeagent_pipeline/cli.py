@@ -58,10 +58,12 @@ def demo(
     """
     settings = load_settings()
     rounds, graph, _ = _update(settings, first, last, only=None)
-    failed = [each for each in rounds if not each.success]
-    if failed:
-        raise typer.Exit(_tell_failure(failed[-1]))
-    raise typer.Exit(_tell_canary(graph, settings))
+    failed = 0
+    if rounds and not rounds[-1].success:
+        failed = _tell_failure(rounds[-1])
+        if "canary_eval" not in rounds[-1].seconds:
+            raise typer.Exit(failed)
+    raise typer.Exit(_tell_canary(graph, settings) or failed)
 
 
 @app.command()
@@ -109,13 +111,10 @@ def ui(
 def config() -> None:
     """Show every setting, its value (secrets masked), where it comes from and what it means."""
     table = Table(title="Settings")
-    for name, column in {
-        "variable": {"no_wrap": True},
-        "value": {"overflow": "fold"},
-        "from": {},
-        "meaning": {},
-    }.items():
-        table.add_column(name, **column)
+    table.add_column("variable", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from")
+    table.add_column("meaning")
     for row in show_settings(load_settings()):
         style = "dim" if row.source == "default" else "bold"
         table.add_row(row.variable, row.value, row.source, row.meaning, style=style)

@@ -10,6 +10,7 @@ from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
 
 _RANGE_START, _RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_CHECK_ERROR = "DagsterAssetCheckFailedError"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -76,12 +77,11 @@ def _held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -
             why = record.evaluation.description if record.evaluation else "the check itself broke"
             failed[asset] = f"check {key.name} of {asset} failed: {why}"
     held: dict[str, str] = {}
-    for asset in in_order(graph.assets):
-        name = asset.key.to_user_string()
-        above = [key.to_user_string() for key in asset.dependency_keys]
-        reason = next((failed.get(key) or held.get(key) for key in above if key in failed or key in held), None)
-        if reason:
-            held[name] = reason
+    for definition in in_order(graph.assets):
+        above = [key.to_user_string() for key in definition.dependency_keys]
+        reasons = [reason for key in above if (reason := failed.get(key) or held.get(key))]
+        if reasons:
+            held[definition.key.to_user_string()] = reasons[0]
     return {name: reason for name, reason in held.items() if name in to_make}
 
 
@@ -125,7 +125,15 @@ def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Roun
         for stats in instance.get_run_step_stats(result.run_id)
         if stats.start_time and stats.end_time
     }
-    errors = [f"{event.step_key}: {_cause(event)}" for event in result.all_events if event.is_step_failure]
+    refused = [
+        f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed
+    ]
+    broken = [event for event in result.all_events if event.is_step_failure]
+    errors = refused + [
+        f"{event.step_key}: {cause}" for event in broken if _CHECK_ERROR not in (cause := _cause(event))
+    ]
     return Round(stale, result.run_id, result.success, seconds, errors)
 
 
