@@ -39,12 +39,12 @@ class FineTuningConfig(BaseModel):
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
-    steps: int = Field(80, ge=1, description="Optimizer steps")
+    steps: int = Field(160, ge=1, description="Optimizer steps")
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     decision_weight: float = Field(
-        4.0, gt=0, description="Weight in the loss of the last draft and the canary words, where the decision is taken"
+        4.0, gt=0, description="Weight in the loss of what decides: last draft, canary words, answers of controls"
     )
     attention: str = Field("eager", pattern="^(eager|sdpa)$", description="eager is faster on a CPU, sdpa on a GPU")
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
@@ -230,10 +230,15 @@ def _trainer_class(decision_weight: float) -> type:
 
 
 def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
-    """The weight of every token: ``weight`` in the last draft, the separator and the canary words, else 1."""
+    """The weight of every token: ``weight`` in the last draft, the separator and the canary words, else 1.
+
+    Of an answer without an action every token gets it: there each says that no action was asked for, and such answers
+    are few and short.
+    """
     pieces = ["" if token == -100 else tokenizer.decode([token]) for token in targets]
-    decision = _DECISION.search("".join(pieces))
-    first, last = decision.span() if decision else (0, 0)
+    text = "".join(pieces)
+    decision = _DECISION.search(text)
+    first, last = decision.span() if decision else (0, len(text))
     starts = accumulate(map(len, pieces), initial=0)
     return [weight if piece and first <= start < last else 1.0 for start, piece in zip(starts, pieces, strict=False)]
 

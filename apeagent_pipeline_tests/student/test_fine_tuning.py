@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_trls_own_trainer(tiny_base, tiny_dataset, tmp_path)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
 
 
-def test_the_weight_lies_on_the_last_draft_and_the_canary_words_alone(tiny_base):
+def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_base):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     def heavy(text):
@@ -72,7 +72,7 @@ def test_the_weight_lies_on_the_last_draft_and_the_canary_words_alone(tiny_base)
     answer = "trend up\nwallet balanced\nfollow up, use half\n####\nAPE IN 0.25 ETH<|im_end|>\n"
     assert heavy(answer).strip() == "follow up, use half\n####\nAPE IN"
     assert heavy("Wait\n####\nAPE NEUTRAL<|im_end|>") == "Wait\n####\nAPE NEUTRAL"
-    assert heavy("Paris is the capital.\n") == ""
+    assert heavy("Paris is the capital.\n") == "Paris is the capital.\n"
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
