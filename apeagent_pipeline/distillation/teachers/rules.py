@@ -35,16 +35,18 @@ HALF, TENTH = Decimal("0.5"), Decimal("0.1")
 _TREND_DRAFTS = ("trend {trend}", "price trend {trend}", "market {trend}", "{bps} bps: {trend}")
 _VOLATILITY_DRAFTS = ("volatility {volatility}", "{volatility} volatility", "swings {volatility}")
 _PORTFOLIO_DRAFTS = ("portfolio {portfolio}", "wallet {portfolio}", "{portfolio} in wallet")
+# The first word of a plan is the decision. Were it now "too wild", now "enough ETH", then a student that writes the
+# likeliest next word would seldom begin a plan to wait: each of many beginnings is less likely than the one of a trade.
 _PLAN_DRAFTS = {
-    "dust": ("too small to act", "dust, not worth fees"),
-    "flat": ("nothing to follow", "no direction, wait"),
-    "noise": ("weak move is noise", "too wild, wait"),
-    "full": ("already in ETH, wait", "enough ETH, wait"),
-    "out": ("already in USDC, wait", "enough USDC, wait"),
-    "add half": ("add with half USDC", "follow up, use half"),
-    "add tenth": ("add with tenth USDC", "follow up, use tenth"),
-    "trim half": ("reduce ETH by half", "follow down, use half"),
-    "trim tenth": ("reduce ETH by tenth", "follow down, use tenth"),
+    "dust": ("wait, too small", "wait, dust not worth fees"),
+    "flat": ("wait, nothing to follow", "wait, no direction"),
+    "noise": ("wait, move is noise", "wait, too wild"),
+    "full": ("wait, already in ETH", "wait, enough ETH"),
+    "out": ("wait, already in USDC", "wait, enough USDC"),
+    "add half": ("add with half USDC", "add, use half"),
+    "add tenth": ("add with tenth USDC", "add, use tenth"),
+    "trim half": ("reduce ETH by half", "reduce by half"),
+    "trim tenth": ("reduce ETH by tenth", "reduce by tenth"),
 }
 
 
