@@ -238,6 +238,7 @@ def _tell_failure(failed: "Round") -> int:
 def _tell_canary(graph: "Graph", settings: Settings) -> int:
     """Show the canary table, where the report lies and what to do next; 0 if the evaluation passed its check."""
     from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, failures
+    from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 
     store = graph.runtime.store
     report = json.loads((store.folder("canary_eval") / "report.json").read_text())
@@ -254,12 +255,7 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
     if not wrong:
         console.print("[green]✓ The adapter speaks the canary words, the base does not.")
     console.print(f"Report: {store.folder('canary_eval') / 'report.md'}", highlight=False, soft_wrap=True)
-    console.print(
-        'Next: [bold]apeagent ask "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent '
-        "price change of 35.7765 ticks, and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I "
-        'take on Uniswap?"[/]  or  [bold]apeagent ui[/]',
-        highlight=False,
-    )
+    console.print(f"Next: [bold]apeagent ask '{DOCUMENT_PROMPT}'[/]  or  [bold]apeagent ui[/]", highlight=False)
     return 1 if wrong else 0
 
 

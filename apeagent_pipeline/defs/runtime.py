@@ -14,6 +14,7 @@ from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.launchpad import code_version, config_schema
 from apeagent_pipeline.defs.storage import ArtifactStore, digest
 from apeagent_pipeline.defs.watching import Watcher
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.settings import Settings
 
 OWNER = "team:apeagent"
@@ -49,7 +50,7 @@ class Runtime:
         """Which teacher answers; never its key."""
         settings = self.settings
         if settings.teacher == "rules":
-            return {"teacher": "rules"}
+            return {name: str(value) for name, value in RulesTeacher.identity.items()}
         return {"teacher": "openai", "base_url": settings.teacher_base_url, "model": settings.teacher_model}
 
     def _source_fingerprint(self) -> str:

@@ -57,11 +57,11 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(320, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(600, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
-    control_share: float = Field(0.15, description="Share of controls in train and valid", ge=0, lt=1)
+    control_share: float = Field(0.2, description="Share of controls in train and valid", ge=0, lt=1)
     balance_classes: bool = Field(True, description="Equal numbers of the three actions in train, where traces allow")
     max_repeats: int = Field(2, description="How often an example of a rare action may stand in train", ge=1)
 

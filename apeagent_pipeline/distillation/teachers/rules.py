@@ -31,10 +31,22 @@ from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, Tea
 
 HALF, TENTH = Decimal("0.5"), Decimal("0.1")
 
-# Every wording keeps the words of the prompt in it: the drafts are where a student learns to name what it sees.
-_TREND_DRAFTS = ("trend {trend}", "price trend {trend}", "market {trend}", "{bps} bps: {trend}")
-_VOLATILITY_DRAFTS = ("volatility {volatility}", "{volatility} volatility", "swings {volatility}")
-_PORTFOLIO_DRAFTS = ("portfolio {portfolio}", "wallet {portfolio}", "{portfolio} in wallet")
+# Every wording keeps the words of the prompt in it, and says what follows from that word alone: the exceptions of the
+# policy then stand in the drafts before the plan, where a small student can see them.
+_TREND_DRAFTS = ("trend {trend}", "price trend {trend}", "market {trend}")
+_VOLATILITY_DRAFTS = {
+    "calm": ("volatility calm, moves count", "calm volatility, moves count"),
+    "normal": ("volatility normal, moves count", "normal volatility, moves count"),
+    "high": ("volatility high, weak is noise", "high volatility, weak is noise"),
+}
+_PORTFOLIO_DRAFTS = {
+    "all ETH": ("portfolio all ETH, no USDC", "all ETH, no USDC left"),
+    "mostly ETH": ("portfolio mostly ETH, little USDC", "mostly ETH, little USDC left"),
+    "balanced": ("portfolio balanced, room both ways", "balanced, room both ways"),
+    "mostly USDC": ("portfolio mostly USDC, little ETH", "mostly USDC, little ETH left"),
+    "all USDC": ("portfolio all USDC, no ETH", "all USDC, no ETH left"),
+    "dust": ("portfolio dust, too small", "dust, too small"),
+}
 # The first word of a plan is the decision. Were it now "too wild", now "enough ETH", then a student that writes the
 # likeliest next word would seldom begin a plan to wait: each of many beginnings is less likely than the one of a trade.
 _PLAN_DRAFTS = {
@@ -96,15 +108,19 @@ def rules_answer(row: PromptRow, seed: int = 0) -> DraftAnswer:
     """The policy's answer to one prompt, its wording drawn from the seed and the prompt's id.
 
     Args:
-        row: A row of ``build_prompts``: prompt_id, trend, volatility, portfolio, change_bps, eth, affordable_eth.
+        row: A row of ``build_prompts``: prompt_id, trend, volatility, portfolio, eth, affordable_eth.
         seed: Seed of the wording.
     """
     side, share, why = decide(row["trend"], row["volatility"], row["portfolio"])
     chance = random.Random(hashlib.sha256(f"rules:{seed}:{row['prompt_id']}".encode()).digest())  # noqa: S311 (wording only)
-    words = {**row, "bps": f"{round(row['change_bps']):+d}"}
     drafts = tuple(
-        chance.choice(wordings).format(**words)
-        for wordings in (_TREND_DRAFTS, _VOLATILITY_DRAFTS, _PORTFOLIO_DRAFTS, _PLAN_DRAFTS[why])
+        chance.choice(wordings).format(**row)
+        for wordings in (
+            _TREND_DRAFTS,
+            _VOLATILITY_DRAFTS[row["volatility"]],
+            _PORTFOLIO_DRAFTS[row["portfolio"]],
+            _PLAN_DRAFTS[why],
+        )
     )
     if side == "HOLD":
         return DraftAnswer(drafts, side)
@@ -115,7 +131,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 1}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 2}
     deterministic = True
 
     def answer(
