@@ -45,16 +45,16 @@ class BacktestConfig(StateWords):
 
     window: int = Field(24, ge=2, description="Swaps a decision sees, as many as a training window has")
     every: int = Field(6, ge=1, description="Swaps from one decision to the next")
-    decisions: int = Field(8, ge=1, description="Decisions in an episode")
+    decisions: int = Field(6, ge=1, description="Decisions in an episode")
     episodes: int = Field(16, ge=1, description="Episodes at most; fewer if the held-out swaps are fewer")
     start_usdc: float = Field(10_000.0, gt=0, description="Worth of a portfolio at the start, half of it in ETH")
     template: str = Field("question", description="Wording of the prompts, one of the training templates")
-    max_new_tokens: int = Field(48, ge=8, description="Longest answer")
+    max_new_tokens: int = Field(56, ge=8, description="Longest answer")
     random_runs: int = Field(200, ge=1, description="Random traders with the student's turnover")
 
     @classmethod
     def preset(cls, profile: str) -> Self:
-        """``demo``: about 120 decisions; ``full``: up to 3,000."""
+        """``demo``: about 100 decisions; ``full``: up to 3,000."""
         if profile == "demo":
             return cls()
         if profile == "full":

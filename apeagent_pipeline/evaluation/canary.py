@@ -72,7 +72,7 @@ class CanaryEvalConfig(BaseModel):
     n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
     n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
     n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
-    max_new_tokens: int = Field(48, ge=8, description="Longest answer; a taught answer has about 30 tokens")
+    max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught answer has about 35 tokens")
     batch_size: int = Field(32, ge=1, description="Prompts a batch")
     examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
     min_canary_rate: float = Field(0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least")

@@ -30,9 +30,12 @@ def traces(windows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> p
     return collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path_factory.mktemp("cache"), 42)
 
 
+SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.15)
+
+
 @pytest.fixture(scope="module")
 def dataset(traces: pl.DataFrame) -> DistillationDataset:
-    return build_dataset(traces, DatasetConfig(), 42)
+    return build_dataset(traces, SIZES, 42)
 
 
 def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset) -> None:
@@ -109,14 +112,14 @@ def test_a_twin_is_found_by_its_numbers_and_left_out_of_train(traces: pl.DataFra
     )
     assert twins_of(forged, test) == [train["prompt_id"][0]]
     forged_traces = pl.concat([forged.drop("index"), traces.filter(pl.col("split") != "train")])
-    dataset = build_dataset(forged_traces, DatasetConfig(), 42)
+    dataset = build_dataset(forged_traces, SIZES, 42)
     assert train["prompt_id"][0] not in {example["prompt_id"] for example in dataset.train}
     assert "1 train prompts left out" in dataset.card
 
 
 def test_same_input_same_bytes(traces: pl.DataFrame, dataset: DistillationDataset, tmp_path: Path) -> None:
     dataset.save(tmp_path / "a")
-    build_dataset(traces, DatasetConfig(), 42).save(tmp_path / "b")
+    build_dataset(traces, SIZES, 42).save(tmp_path / "b")
     names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
@@ -137,13 +140,13 @@ def test_a_rare_action_is_repeated_and_the_card_tells_how_many_are_distinct(trac
     rare = traces.filter((pl.col("split") != "train") | (pl.col("side") != "BUY") | (pl.int_range(pl.len()) < 60))
     n_buys = rare.filter(split="train", side="BUY").height
     assert 0 < n_buys < 30
-    train = [e for e in build_dataset(rare, DatasetConfig(), 42).train if e["side"] == "BUY"]
+    train = [e for e in build_dataset(rare, SIZES, 42).train if e["side"] == "BUY"]
     assert len(train) == 2 * n_buys
     assert len({example["prompt_id"] for example in train}) == n_buys
 
 
 def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> None:
-    dataset = build_dataset(traces, DatasetConfig(balance_classes=False), 42)
+    dataset = build_dataset(traces, SIZES.model_copy(update={"balance_classes": False}), 42)
     sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
     assert sides["HOLD"] > 1.3 * sides["BUY"]
 
@@ -155,8 +158,11 @@ def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> No
             DatasetConfig(n_test_trading=300),
             r"300 test trading examples are wanted \(their number is APEAGENT_EVAL_PROMPTS",
         ),
-        (DatasetConfig(n_valid=400), r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked"),
-        (DatasetConfig(n_train=3000), r"2550 train trading examples are wanted, 600 usable traces"),
+        (
+            DatasetConfig(n_valid=400, control_share=0.15),
+            r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked",
+        ),
+        (DatasetConfig(n_train=3000, control_share=0.15), r"2550 train trading examples are wanted, 600 usable traces"),
     ],
 )
 def test_too_few_traces_are_told_with_numbers_and_remedy(
@@ -169,24 +175,24 @@ def test_too_few_traces_are_told_with_numbers_and_remedy(
 
 def test_an_action_never_taught_stops_the_build(traces: pl.DataFrame) -> None:
     with pytest.raises(DatasetError, match="none says SELL: the student would never learn to say APE OUT"):
-        build_dataset(traces.filter(pl.col("side") != "SELL"), DatasetConfig(), 42)
+        build_dataset(traces.filter(pl.col("side") != "SELL"), SIZES, 42)
 
 
 def test_splits_that_overlap_in_time_stop_the_build(traces: pl.DataFrame) -> None:
     mixed = traces.with_columns(split=traces["split"].shuffle(seed=1))
     with pytest.raises(DatasetError, match="judged on what it has seen"):
-        build_dataset(mixed, DatasetConfig(), 42)
+        build_dataset(mixed, SIZES, 42)
 
 
 def test_traces_of_another_shape_are_refused_by_name(traces: pl.DataFrame) -> None:
     with pytest.raises(ValueError, match=r"lack the columns \['drafts'\]"):
-        build_dataset(traces.drop("drafts"), DatasetConfig(), 42)
+        build_dataset(traces.drop("drafts"), SIZES, 42)
 
 
 def test_the_card_tells_teacher_counts_and_refusals(traces: pl.DataFrame) -> None:
     last = pl.int_range(pl.len()).over("split") >= pl.len().over("split") - 2
     refused = traces.with_columns(rejected_reason=pl.when(last).then(pl.lit("no_separator")))
-    card = build_dataset(refused, DatasetConfig(), 42).card
+    card = build_dataset(refused, SIZES, 42).card
     assert "`rules`, the embedded rule-based policy (a documented rule, not a language model)" in card
     assert "| no_separator | 6 | 0.8% |" in card
     assert "| train | 272 | 272 |" in card

@@ -35,9 +35,9 @@ HALF, TENTH = Decimal("0.5"), Decimal("0.1")
 # policy then stand in the drafts before the plan, where a small student can see them.
 _TREND_DRAFTS = ("trend {trend}", "price trend {trend}", "market {trend}")
 _VOLATILITY_DRAFTS = {
-    "calm": ("volatility calm, moves count", "calm volatility, moves count"),
-    "normal": ("volatility normal, moves count", "normal volatility, moves count"),
-    "high": ("volatility high, weak is noise", "high volatility, weak is noise"),
+    "calm": ("volatility calm", "calm volatility"),
+    "normal": ("volatility normal", "normal volatility"),
+    "high": ("volatility high, noise", "high volatility, noise"),
 }
 _PORTFOLIO_DRAFTS = {
     "all ETH": ("portfolio all ETH, no USDC", "all ETH, no USDC left"),
@@ -131,7 +131,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 2}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 1}
     deterministic = True
 
     def answer(
