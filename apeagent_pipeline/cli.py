@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -209,11 +209,13 @@ def _update(
 
 
 def _days(graph: "Graph", first: str | None, last: str | None) -> list[str]:
+    from apeagent_pipeline.chain.days import days_between
+
     low, high = (str(day) for day in graph.runtime.source.demo_days()) if not (first and last) else ("", "")
     start, end = _day(first or low, "--from"), _day(last or high, "--to")
     if end < start:
         raise SettingsError(f"--to {end} lies before --from {start}")
-    return [str(start + timedelta(days=step)) for step in range((end - start).days + 1)]
+    return [str(day) for day in days_between(start, end)]
 
 
 def _day(text: str, option: str) -> date:

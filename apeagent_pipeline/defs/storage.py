@@ -53,11 +53,6 @@ class Manifest(BaseModel):
     package_version: str = version("apeagent_pipeline")
     created_at: str = ""
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What reports print: everything that decides the content, nothing that differs from run to run."""
-        return self.model_dump(include={"asset", "partition", "code_version", "inputs", "package_version"})
-
 
 def digest(value: Any) -> str:
     """The first 16 hex digits of the SHA-256 of a JSON value; equal values have equal digests."""

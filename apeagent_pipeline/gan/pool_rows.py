@@ -14,26 +14,21 @@ from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.price import price_from_sqrt_price
 from apeagent_pipeline.amm.swap_math import swap_step
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, ticks_at_sqrt_prices
-from apeagent_pipeline.market.features import HISTORY_SWAPS, liquidity_usage, volatility, volume_average
+from apeagent_pipeline.market.features import (
+    HISTORY_SWAPS,
+    SWAP_FEATURES_SCHEMA,
+    SWAP_POSITION,
+    liquidity_usage,
+    volatility,
+    volume_average,
+)
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
 
 SYNTHETIC_WINDOWS_SCHEMA: dict[str, pl.DataType] = {
     "window_id": pl.Int64(),
     "step": pl.Int64(),
     "condition_id": pl.String(),
-    "seconds_since_previous": pl.Int64(),
-    "tick": pl.Int64(),
-    "price": pl.Float64(),
-    "amount0_eth": pl.Float64(),
-    "amount1_usdc": pl.Float64(),
-    "volume_usdc": pl.Float64(),
-    "volatility": pl.Float64(),
-    "volume_ma": pl.Float64(),
-    "tick_change": pl.Int64(),
-    "liquidity": pl.String(),
-    "liquidity_usage": pl.Float64(),
-    "sqrt_price_x96": pl.String(),
-    "side": pl.String(),
+    **{name: kind for name, kind in SWAP_FEATURES_SCHEMA.items() if name not in SWAP_POSITION},
 }
 
 _INTEGERS = np.frompyfunc(int, 1, 1)

@@ -35,6 +35,9 @@ SWAP_FEATURES_SCHEMA: dict[str, pl.DataType] = {
     "side": pl.String(),
 }
 
+SWAP_POSITION = ("block_number", "log_index", "block_timestamp")
+"""The columns that say where in the chain a swap stands; all others a synthetic swap has too."""
+
 _RAW_COLUMNS = (
     "block_number",
     "log_index",
