@@ -1,9 +1,17 @@
 """Reads one UTC day of swaps from a chain: all of them, each once, or an error."""
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,18 +19,39 @@ from pydantic import BaseModel, ConfigDict, Field
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.errors import ChainError
-from apeagent_pipeline.chain.events import SWAP_KEY, SWAP_TOPIC, check_raw_swaps, decode_swap_logs, empty_raw_swaps
-from apeagent_pipeline.chain.rpc import RpcClient
-from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
+from apeagent_pipeline.chain.events import (
+    RAW_SWAPS_SCHEMA,
+    SWAP_KEY,
+    SWAP_TOPIC,
+    LogError,
+    RawSwapsError,
+    check_raw_swaps,
+    decode_swap_logs,
+    empty_raw_swaps,
+)
+from apeagent_pipeline.chain.rpc import Endpoint, RpcClient
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
 from apeagent_pipeline.reporting.progress import Progress, silent
 
+_log = logging.getLogger(__name__)
 
-class WrongChainError(ChainError):
-    """The endpoint serves another chain, or one without this PoolManager."""
+_TIMES_READ = 3
+_SECONDS_BETWEEN_NEWS = 0.5
+
+
+class WrongChainError(RpcError):
+    """An endpoint serves another chain, or one without this PoolManager."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, RpcErrorKind.FATAL)
 
 
 class DayNotFinalError(ChainError):
     """The day may still change; the message says when it will not."""
+
+
+class ReorganisedError(ChainError):
+    """Blocks that counted as final were replaced while they were read."""
 
 
 class CollectorConfig(BaseModel):
@@ -30,16 +59,12 @@ class CollectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    range_blocks: int = Field(5_000, ge=1, le=100_000, description="Blocks a request for logs asks for at first")
+    range_blocks: int = Field(5_000, ge=1, le=100_000, description="Blocks a request for logs asks for at most")
     parallel: int = Field(4, ge=1, le=16, description="Requests at a time")
     finality_depth: int = Field(
         1_800, ge=1, description="Blocks until a block counts as final, where the node knows no finalized or safe block"
     )
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The same for every profile: a node does not care."""
-        return cls()
+    transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
 
 
 class Header(NamedTuple):
@@ -47,6 +72,53 @@ class Header(NamedTuple):
 
     number: int
     timestamp: int
+    hash: str
+
+
+class RangeSize:
+    """How many blocks one endpoint answers for at a time: falls at a refusal, grows back slowly.
+
+    Args:
+        largest: Where it starts, and what it never exceeds.
+
+    Attributes:
+        blocks: To ask for next.
+        splits: Refusals so far.
+    """
+
+    _ANSWERS_BEFORE_GROWTH = 10
+
+    def __init__(self, largest: int) -> None:
+        self.blocks = largest
+        self.splits = 0
+        self._largest = largest
+        self._worked = 0
+        self._answers = 0
+        self._lock = threading.Lock()
+
+    def answered(self, blocks: int) -> None:
+        """A range of so many blocks was answered."""
+        with self._lock:
+            self._worked = max(self._worked, min(blocks, self.blocks))
+            if blocks < self.blocks:
+                return
+            self._answers += 1
+            if self._answers >= self._ANSWERS_BEFORE_GROWTH:
+                self._answers = 0
+                self.blocks = min(self._largest, self.blocks + max(1, self.blocks // 10))
+
+    def refused(self, blocks: int, hint: int | None) -> None:
+        """A range of so many blocks was refused; ``hint`` is a smaller number that the node names, if it does."""
+        with self._lock:
+            self.splits += 1
+            if self.blocks < blocks:
+                return  # another thread was told before
+            half = blocks // 2
+            smaller = hint or (self._worked if half <= self._worked < blocks else half)
+            # What worked once is believed once: where swaps lie denser, the same range may hold too many.
+            self._worked = 0
+            self._answers = 0
+            self.blocks = max(1, smaller)
 
 
 class Collector:
@@ -56,48 +128,42 @@ class Collector:
         client: Endpoints of the pool's chain.
         pool: Which chain, contract and pool.
         config: Sizes of requests.
+        parts: Folder in which the finished ranges of a day wait until the day is complete, so that a restart goes on
+            where a killed run stopped; None keeps them in memory only.
     """
 
-    def __init__(self, client: RpcClient, pool: PoolSpec, config: CollectorConfig | None = None) -> None:
+    def __init__(
+        self, client: RpcClient, pool: PoolSpec, config: CollectorConfig | None = None, parts: Path | None = None
+    ) -> None:
         self.client = client
         self.pool = pool
         self.config = config or CollectorConfig()
-        self._checked = False
-        self._range_blocks = self.config.range_blocks
+        self._parts = parts
+        self._sizes = {endpoint: RangeSize(self.config.range_blocks) for endpoint in client.endpoints}
+        self._checked: set[Endpoint] = set()
+        self._final: Header | None = None
+        self._headers: dict[int, Header] = {}
+        self._block_seconds = 2.0
+
+    @property
+    def splits(self) -> int:
+        """How often a node refused a range, so far."""
+        return sum(size.splits for size in self._sizes.values())
 
     def check_chain(self) -> None:
-        """Make sure, once, that the endpoint serves the pool's chain and that the PoolManager stands there.
+        """Make sure that an endpoint serves the pool's chain and that the PoolManager stands there.
+
+        Every endpoint is checked before its first answer is used; one that fails is left out.
 
         Raises:
-            WrongChainError: if not.
+            WrongChainError: if no endpoint is left.
         """
-        if self._checked:
-            return
-        chain_id = _integer(self.client.call("eth_chainId"), "eth_chainId")
-        if chain_id != self.pool.chain_id:
-            raise WrongChainError(
-                f"the endpoint serves chain {chain_id}, expected {self.pool.chain_id}; check APEAGENT_RPC_URLS"
-            )
-        if self.client.call("eth_getCode", self.pool.pool_manager, "latest") in ("0x", "0x0", ""):
-            raise WrongChainError(
-                f"no contract stands at the PoolManager's address {self.pool.pool_manager} on chain {chain_id}; "
-                "check APEAGENT_POOL_MANAGER"
-            )
-        self._checked = True
+        self.client.ask(self._check)
 
     def final_block(self) -> Header:
         """The last block that cannot change any more: finalized, else safe, else a fixed depth below the head."""
-        for tag in ("finalized", "safe"):
-            try:
-                block = self.client.call("eth_getBlockByNumber", tag, False, required=False)
-            except RpcError as error:
-                # A node that does not know the tag says so in many ways; other errors were repeated and are real.
-                if error.kind is not RpcErrorKind.FATAL:
-                    raise
-                block = None
-            if block is not None:
-                return _header(block)
-        return self._header_of(max(self._head() - self.config.finality_depth, 0))
+        self._final = self.client.ask(self._final_block_of)
+        return self._final
 
     def last_final_day(self) -> date:
         """The last UTC day that has ended and is final."""
@@ -110,116 +176,291 @@ class Collector:
             DayNotFinalError: if the day's last block is not final yet.
         """
         start, end = day_bounds(day)
-        final = self.final_block()
+        final = self._final if self._final and self._final.timestamp >= end else self.final_block()
         if final.timestamp < end:
             raise self._not_final(day, end, final)
-        known = {final.number: final.timestamp}
+        self._headers[final.number] = final
+        # With a steady block time these four settle both borders, in one request.
+        guesses = [final.number - int((final.timestamp - moment) // self._block_seconds) for moment in (start, end)]
+        self._read_headers([number for guess in guesses for number in (guess - 1, guess) if 0 <= number < final.number])
 
         def timestamp_of(number: int) -> int:
-            if number not in known:
-                known[number] = self._header_of(number).timestamp
-            return known[number]
+            self._read_headers([number])
+            return self._headers[number].timestamp
 
-        first = first_block_at_or_after(start, final.number, timestamp_of)
-        return first, first_block_at_or_after(end, final.number, timestamp_of) - 1
+        first, after = (
+            first_block_at_or_after(moment, final.number, timestamp_of, self._block_seconds) for moment in (start, end)
+        )
+        if after > first:
+            self._block_seconds = (timestamp_of(after) - timestamp_of(first)) / (after - first) or self._block_seconds
+        return first, after - 1
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
         """Every swap of the pool on a UTC day.
 
         Args:
             day: The day.
-            progress: Told blocks done of all, with the swaps, requests and retries so far.
+            progress: Told blocks done of all, with the swaps, requests, splits and retries so far.
 
         Returns:
             RAW_SWAPS_SCHEMA, sorted and unique by (block_number, log_index); empty if nobody swapped.
 
         Raises:
-            ChainError: WrongChainError, DayNotFinalError, RpcError, LogError or RawSwapsError; never a partial day.
+            ChainError: WrongChainError, DayNotFinalError, RpcError, ReorganisedError or RawSwapsError; never a partial
+                day.
         """
-        self.check_chain()
+        for attempt in range(1, _TIMES_READ + 1):
+            try:
+                return self._read_day(day, progress)
+            except ReorganisedError:
+                self._headers.clear()
+                self._final = None
+                if attempt == _TIMES_READ:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _read_day(self, day: date, progress: Progress) -> pl.DataFrame:
         first, last = self.block_range(day)
         if last < first:
             return empty_raw_swaps()
-        logs = self._logs(first, last, progress)
-        swaps = decode_swap_logs(logs, self.pool)
-        outside = swaps.filter(~pl.col("block_number").is_between(first, last))
-        if not outside.is_empty():
-            raise ChainError(
-                f"the node answered a question for blocks {first} to {last} with a log of block "
-                f"{outside['block_number'][0]}; use another endpoint"
-            )
-        swaps = self._with_timestamps(swaps).unique(maintain_order=True).sort(SWAP_KEY)
-        check_raw_swaps(swaps, day)
-        return swaps
+        self._read_headers([first, last])
+        reading = _Reading(day, [self._headers[first], self._headers[last]])
+        parts = _Parts(self._parts, day, self._headers[last])
+        step = self.config.range_blocks
+        ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
+        found = {blocks: swaps for blocks in ranges[:-1] if (swaps := parts.read(*blocks)) is not None}
+        for (start, end), swaps in found.items():
+            reading.add(end - start + 1, swaps.height)
 
-    def _logs(self, first: int, last: int, progress: Progress) -> list[Mapping[str, Any]]:
-        total, done = last - first + 1, 0
-        starts = range(first, last + 1, self.config.range_blocks)
-        parts: dict[int, list[Mapping[str, Any]]] = {}
-        swaps = 0
+        def tell() -> None:
+            progress(
+                reading.blocks,
+                last - first + 1,
+                swaps=reading.swaps,
+                requests=self.client.requests,
+                splits=self.splits,
+                retries=self.client.retries,
+            )
+
+        tell()
         with ThreadPoolExecutor(self.config.parallel) as executor:
             futures = {
-                executor.submit(self._range_logs, start, min(start + self.config.range_blocks - 1, last)): start
-                for start in starts
+                executor.submit(self._range_swaps, reading, *blocks): blocks
+                for blocks in ranges[:-1]
+                if blocks not in found
             }
+            pending = set(futures)
             try:
-                for future in as_completed(futures):
-                    start = futures[future]
-                    parts[start] = future.result()
-                    done += min(start + self.config.range_blocks - 1, last) - start + 1
-                    swaps += len(parts[start])
-                    progress(done, total, swaps=swaps, requests=self.client.requests, retries=self.client.retries)
+                while pending:
+                    done, pending = wait(pending, _SECONDS_BETWEEN_NEWS, FIRST_COMPLETED)
+                    for future in done:
+                        blocks = futures[future]
+                        found[blocks] = future.result()
+                        parts.write(*blocks, found[blocks])
+                    tell()
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [log for start in starts for log in parts[start]]
+        # Alone and last, because it looks at the day's borders again after everything else was read.
+        try:
+            found[ranges[-1]] = self._range_swaps(reading, *ranges[-1])
+        except ReorganisedError:
+            parts.remove()
+            raise
+        tell()
+        parts.remove()
+        return pl.concat([found[blocks] for blocks in ranges])
 
-    def _range_logs(self, first: int, last: int) -> list[Mapping[str, Any]]:
-        logs: list[Mapping[str, Any]] = []
+    def _range_swaps(self, reading: "_Reading", first: int, last: int) -> pl.DataFrame:
+        swaps, asked = self._read_range(reading, first, last)
+        others = [endpoint for endpoint in self.client.endpoints if endpoint not in asked]
+        if swaps.is_empty() and others:
+            # Nodes have answered busy ranges with an empty list; another one has no reason to agree by mistake.
+            try:
+                swaps, witnesses = self._read_range(reading, first, last, avoid=asked)
+            except RpcError as error:
+                raise RpcError(
+                    f"blocks {first} to {last} hold no swap according to {_names(asked)}; another endpoint was to "
+                    f"confirm that, but {error}",
+                    error.kind,
+                ) from None
+            if not swaps.is_empty():
+                reading.add(0, swaps.height)
+                _log.warning(
+                    "%s knows no swap in blocks %d to %d, but %s knows %d; these are taken",
+                    *(_names(asked), first, last, _names(witnesses), swaps.height),
+                )
+        return swaps
+
+    def _read_range(
+        self, reading: "_Reading", first: int, last: int, avoid: Collection[Endpoint] = ()
+    ) -> tuple[pl.DataFrame, set[Endpoint]]:
+        """The swaps of a range, piece by piece as the endpoints allow, and the endpoints that gave them."""
+        pieces = []
+        asked = set()
         while first <= last:
-            # Shared by the workers: what one of them learned about the node's limit spares the others the refusal.
-            end = min(last, first + self._range_blocks - 1)
+
+            def piece(endpoint: Endpoint, first: int = first) -> tuple[pl.DataFrame, int, Endpoint]:
+                self._check(endpoint)
+                return *self._read_piece(endpoint, reading, first, last), endpoint
+
+            swaps, end, endpoint = self.client.ask(piece, avoid)
+            if not avoid:
+                reading.add(end - first + 1, swaps.height)
+            pieces.append(swaps)
+            asked.add(endpoint)
+            first = end + 1
+        return pl.concat(pieces), asked
+
+    def _read_piece(self, endpoint: Endpoint, reading: "_Reading", first: int, last: int) -> tuple[pl.DataFrame, int]:
+        """The swaps from ``first`` on, as far as the endpoint goes at a time, and the block where that ends."""
+        size = self._sizes[endpoint]
+        while True:
+            end = min(last, first + size.blocks - 1)
             query = {
                 "address": self.pool.pool_manager,
                 "topics": [SWAP_TOPIC, self.pool.pool_id],
                 "fromBlock": hex(first),
                 "toBlock": hex(end),
             }
+            again = reading.borders if end == reading.borders[-1].number else []
             try:
-                answer = self.client.call("eth_getLogs", query)
+                logs, head, *blocks = endpoint.results(
+                    [
+                        ("eth_getLogs", [query]),
+                        ("eth_blockNumber", []),
+                        *(("eth_getBlockByNumber", [hex(header.number), False]) for header in again),
+                    ]
+                )
             except RpcError as error:
                 if error.kind is not RpcErrorKind.RANGE:
                     raise
                 if end == first:
-                    raise ChainError(f"the node refuses even the single block {first}: {error}") from None
-                self._range_blocks = max(1, min(self._range_blocks, (end - first + 1) // 2))
+                    raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
+                size.refused(end - first + 1, hinted_blocks(str(error), first, end))
                 continue
-            if not isinstance(answer, list):
-                raise ChainError(f"the node answered eth_getLogs with {type(answer).__name__}, expected a list of logs")
-            logs += answer
-            first = end + 1
-        return logs
+            break
+        with _bad_answers_of(endpoint):
+            if not isinstance(logs, list):
+                raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
+            if _integer(head, "eth_blockNumber") < end:
+                raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
+            swaps = decode_swap_logs(logs, self.pool)
+            outside = swaps.filter(~pl.col("block_number").is_between(first, end))
+            if not outside.is_empty():
+                raise LogError(
+                    f"the node answered a question for blocks {first} to {end} with a log of block "
+                    f"{outside['block_number'][0]}"
+                )
+            swaps = self._complete(endpoint, swaps.unique(maintain_order=True).sort(SWAP_KEY))
+            check_raw_swaps(swaps, reading.day)
+        changed = [
+            header.number for header, block in zip(again, blocks, strict=True) if _header(block).hash != header.hash
+        ]
+        if changed:
+            raise ReorganisedError(
+                f"{endpoint} first gave another hash for block {changed[0]}: the chain was reorganised below the block "
+                "that counted as final, or the endpoint's nodes do not agree; run the day again"
+            )
+        size.answered(end - first + 1)
+        return swaps, end
 
-    def _with_timestamps(self, swaps: pl.DataFrame) -> pl.DataFrame:
+    def _complete(self, endpoint: Endpoint, swaps: pl.DataFrame) -> pl.DataFrame:
+        """Fill in what the logs do not tell, from the same endpoint."""
         # Newer nodes give the timestamp with the log; for the others one header a block with swaps is asked for.
         numbers = swaps.filter(pl.col("block_timestamp").is_null())["block_number"].unique().sort().to_list()
-        if not numbers:
-            return swaps
-        blocks = self.client.call_many("eth_getBlockByNumber", [(hex(number), False) for number in numbers])
-        headers = [_header(block) for block in blocks]
-        if [header.number for header in headers] != numbers:
-            raise ChainError("the node answered with headers of other blocks than were asked for; use another endpoint")
-        moments = [datetime.fromtimestamp(header.timestamp, UTC) for header in headers]
-        asked = pl.DataFrame(
-            {"block_number": numbers, "_header_timestamp": moments},
-            schema={"block_number": pl.Int64(), "_header_timestamp": swaps.schema["block_timestamp"]},
+        if numbers:
+            blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in numbers])
+            headers = [_header(block) for block in blocks]
+            found = pl.DataFrame(
+                {
+                    "block_number": numbers,
+                    "block_hash": [header.hash for header in headers],
+                    "_timestamp": [datetime.fromtimestamp(header.timestamp, UTC) for header in headers],
+                },
+                schema_overrides={"_timestamp": swaps.schema["block_timestamp"]},
+            )
+            # Joined by hash too: a header of another fork must not lend its time to a swap.
+            joined = swaps.join(found, on=["block_number", "block_hash"], how="left", maintain_order="left")
+            swaps = joined.with_columns(pl.coalesce("block_timestamp", "_timestamp").alias("block_timestamp"))
+            swaps = swaps.select(RAW_SWAPS_SCHEMA.names())
+            if swaps["block_timestamp"].has_nulls():
+                raise LogError("the node answered with logs whose block hash is not that of the block's header")
+        if self.config.transactions and not swaps.is_empty():
+            hashes = swaps["transaction_hash"].unique(maintain_order=True).to_list()
+            sent = endpoint.results([("eth_getTransactionByHash", [each]) for each in hashes])
+            people = pl.DataFrame(
+                [_transaction(each) for each in sent],
+                schema=["transaction_hash", "block_hash", "_from", "_to"],
+                orient="row",
+                schema_overrides={"_to": pl.String()},
+            )
+            joined = swaps.join(people, on=["transaction_hash", "block_hash"], how="left", maintain_order="left")
+            if joined["_from"].has_nulls():
+                raise LogError("the node answered with transactions that are not those of its logs")
+            swaps = joined.with_columns(tx_from="_from", tx_to="_to").select(RAW_SWAPS_SCHEMA.names())
+        return swaps
+
+    def _check(self, endpoint: Endpoint) -> None:
+        if endpoint not in self._checked:
+            self._meet(endpoint)
+
+    def _meet(self, endpoint: Endpoint) -> Any:
+        """Make sure that the endpoint serves this pool's chain; what it answers to ``finalized`` comes along."""
+        chain_id, code, final = endpoint.send(
+            [
+                ("eth_chainId", []),
+                ("eth_getCode", [self.pool.pool_manager, "latest"]),
+                ("eth_getBlockByNumber", ["finalized", False]),
+            ]
         )
-        joined = swaps.join(asked, on="block_number", how="left", maintain_order="left")
-        filled = pl.col("block_timestamp").fill_null(pl.col("_header_timestamp"))
-        return joined.with_columns(filled.alias("block_timestamp")).drop("_header_timestamp")
+        for answer, method in ((chain_id, "eth_chainId"), (code, "eth_getCode")):
+            if isinstance(answer, RpcError):
+                raise answer
+            if not isinstance(answer, str):
+                raise RpcError(f"{endpoint} answered {method} without a result", RpcErrorKind.TRANSIENT)
+        with _bad_answers_of(endpoint):
+            found = _integer(chain_id, "eth_chainId")
+        if found != self.pool.chain_id:
+            raise WrongChainError(
+                f"{endpoint} serves chain {found}, expected {self.pool.chain_id}; check APEAGENT_RPC_URLS"
+            )
+        if code in ("0x", "0x0", ""):
+            raise WrongChainError(
+                f"{endpoint}: no contract stands at the PoolManager's address {self.pool.pool_manager} on chain "
+                f"{found}; check APEAGENT_POOL_MANAGER"
+            )
+        self._checked.add(endpoint)
+        return final
+
+    def _final_block_of(self, endpoint: Endpoint) -> Header:
+        finalized = _known_block(self._meet(endpoint))
+        with _bad_answers_of(endpoint):
+            if finalized is not None:
+                return _header(finalized)
+            safe = _known_block(endpoint.send([("eth_getBlockByNumber", ["safe", False])])[0])
+            if safe is not None:
+                return _header(safe)
+            (head,) = endpoint.results([("eth_blockNumber", [])])
+            number = max(_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)
+            (block,) = endpoint.results([("eth_getBlockByNumber", [hex(number), False])])
+            return _header(block, number)
+
+    def _read_headers(self, numbers: Sequence[int]) -> None:
+        missing = sorted({number for number in numbers if number not in self._headers})
+        if not missing:
+            return
+
+        def ask(endpoint: Endpoint) -> list[Header]:
+            self._check(endpoint)
+            blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in missing])
+            with _bad_answers_of(endpoint):
+                return [_header(block, number) for number, block in zip(missing, blocks, strict=True)]
+
+        self._headers |= {header.number: header for header in self.client.ask(ask)}
 
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
-        head = self._header_of(self._head())
+        head = _header(self.client.call("eth_getBlockByNumber", "latest", False))
         until = datetime.fromtimestamp(end + max(head.timestamp - final.timestamp, 0), UTC) + timedelta(minutes=1)
         at = datetime.fromtimestamp(final.timestamp, UTC)
         return DayNotFinalError(
@@ -227,24 +468,106 @@ class Collector:
             f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
         )
 
-    def _head(self) -> int:
-        return _integer(self.client.call("eth_blockNumber"), "eth_blockNumber")
 
-    def _header_of(self, number: int) -> Header:
-        header = _header(self.client.call("eth_getBlockByNumber", hex(number), False))
-        if header.number != number:
-            raise ChainError(f"the node answered with block {header.number} instead of {number}; use another endpoint")
-        return header
+class _Parts:
+    """The finished ranges of one day, each a file, in a folder that belongs to the day's last block.
+
+    A chain that was reorganised has another last block, so ranges of two forks cannot mix.
+    """
+
+    def __init__(self, root: Path | None, day: date, last: Header) -> None:
+        self._folder = root / f"{day}-{last.hash.removeprefix('0x')[:16]}" if root else None
+
+    def read(self, first: int, last: int) -> pl.DataFrame | None:
+        """The swaps of a range that an earlier run finished, or None."""
+        if self._folder is None:
+            return None
+        try:
+            swaps = pl.read_parquet(self._folder / f"{first}-{last}.parquet")
+        except (OSError, pl.exceptions.PolarsError):
+            return None
+        return swaps if swaps.schema == RAW_SWAPS_SCHEMA else None
+
+    def write(self, first: int, last: int, swaps: pl.DataFrame) -> None:
+        """Keep the swaps of a range."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
+            swaps.write_parquet(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(self._folder / f"{first}-{last}.parquet")
+
+    def remove(self) -> None:
+        """Forget them: the day is complete, or they are no good."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _header(block: Any) -> Header:
-    if not isinstance(block, dict):
-        raise ChainError(f"the node answered with {type(block).__name__}, expected a block")
-    return Header(_integer(block.get("number"), "block.number"), _integer(block.get("timestamp"), "block.timestamp"))
+class _Reading:
+    """One day being read: its borders, and the blocks and swaps that all threads have read so far."""
+
+    def __init__(self, day: date, borders: list[Header]) -> None:
+        self.day = day
+        self.borders = borders
+        self.blocks = 0
+        self.swaps = 0
+        self._lock = threading.Lock()
+
+    def add(self, blocks: int, swaps: int) -> None:
+        """Count what was read."""
+        with self._lock:
+            self.blocks += blocks
+            self.swaps += swaps
+
+
+@contextlib.contextmanager
+def _bad_answers_of(endpoint: Endpoint) -> Iterator[None]:
+    """Answers that cannot be right are the endpoint's trouble: it is asked again, or another one is."""
+    try:
+        yield
+    except (LogError, RawSwapsError) as error:
+        raise RpcError(f"{endpoint}: {error}", RpcErrorKind.TRANSIENT) from None
+
+
+def _known_block(answer: Any) -> Any:
+    """What a node answers to a tag, or None if it does not know the tag; nodes say so in many ways."""
+    if not isinstance(answer, RpcError):
+        return answer
+    if answer.kind is RpcErrorKind.FATAL or re.search("not found|unknown", str(answer), re.IGNORECASE):
+        return None
+    raise answer
+
+
+def _names(endpoints: Collection[Endpoint]) -> str:
+    return " and ".join(sorted(str(endpoint) for endpoint in endpoints))
+
+
+def _header(block: Any, number: int | None = None) -> Header:
+    if not isinstance(block, dict) or not isinstance(block.get("hash"), str):
+        raise LogError(f"the node answered with {type(block).__name__}, expected a block with its hash")
+    header = Header(
+        _integer(block.get("number"), "block.number"),
+        _integer(block.get("timestamp"), "block.timestamp"),
+        block["hash"].lower(),
+    )
+    if number is not None and header.number != number:
+        raise LogError(f"the node answered with block {header.number} instead of {number}")
+    return header
+
+
+def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
+    fields = ("hash", "blockHash", "from", "to")
+    values: list[Any] = [answer.get(name) for name in fields] if isinstance(answer, dict) else []
+    if not values or not all(isinstance(value, str) for value in values[:3]):
+        raise LogError("the node answered with a transaction that lacks hash, blockHash or from")
+    transaction, block, sender, recipient = values
+    return transaction.lower(), block.lower(), sender.lower(), recipient and recipient.lower()
 
 
 def _integer(value: Any, what: str) -> int:
     try:
         return int(value, 16)
     except (TypeError, ValueError):
-        raise ChainError(f"the node answered {what} with {value!r}, expected a hex number") from None
+        raise LogError(f"the node answered {what} with {value!r}, expected a hex number") from None

@@ -6,16 +6,17 @@ leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instea
 
 import json
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
 from pydantic import SecretStr
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from web3 import HTTPProvider
 from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
@@ -25,6 +26,11 @@ from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
 ATTEMPTS = 8
 TIMEOUT_SECONDS = 30.0
 BATCH_SIZE = 100
+
+Call = tuple[str, list[Any]]
+"""A JSON-RPC method and its positional parameters."""
+
+T = TypeVar("T")
 
 _LONGEST_WAIT = 60.0
 _SHOWN_CHARACTERS = 300
@@ -119,128 +125,248 @@ class MaskedHTTPProvider(HTTPProvider):
         return RpcError(f"{self.label} gave {what}", RpcErrorKind.TRANSIENT)
 
 
+class Pacer:
+    """Spaces requests evenly, for all threads together.
+
+    Args:
+        per_second: Requests a second; 0 for no limit.
+        sleep: Waits the given seconds.
+    """
+
+    def __init__(self, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._interval = 1 / per_second if per_second else 0.0
+        self._sleep = sleep
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, requests: int) -> None:
+        """Wait until so many requests may be sent."""
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + requests * self._interval
+        if at > now:
+            self._sleep(at - now)
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody send for a while: a node that refuses one thread refuses them all."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class Endpoint:
+    """One node, and what was learned about it.
+
+    Args:
+        provider: web3's way to the node.
+        pacer: When requests may be sent.
+
+    Attributes:
+        requests: Requests sent so far; a batch counts once.
+        calls: JSON-RPC calls sent so far; a batch counts as many as it holds.
+        batch_size: Calls that the node takes in one batch, as far as known.
+    """
+
+    def __init__(self, provider: BaseProvider, pacer: Pacer) -> None:
+        self.requests = 0
+        self.calls = 0
+        self.batch_size = BATCH_SIZE
+        self._provider = provider
+        self._pacer = pacer
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return str(self._provider)
+
+    def send(self, calls: Sequence[Call]) -> list[Any]:
+        """The results of several calls, sent in one batch or, to a node that does not take it, in smaller ones.
+
+        Returns:
+            One entry a call: its ``result``, which may be None, or the RpcError with which the node answered it.
+
+        Raises:
+            RpcError: if the node did not answer at all.
+        """
+        results: list[Any] = []
+        while len(results) < len(calls):
+            part = calls[len(results) : len(results) + self.batch_size]
+            try:
+                results += self._send(part)
+            except RpcError as error:
+                if error.retry_after:
+                    self._pacer.pause(min(error.retry_after, _LONGEST_WAIT))
+                if error.kind is not RpcErrorKind.BATCH or len(part) == 1:
+                    raise
+                self.batch_size = max(1, len(part) // 2)
+        return results
+
+    def results(self, calls: Sequence[Call]) -> list[Any]:
+        """As `send`, but every call must have a result.
+
+        Raises:
+            RpcError: the first with which the node answered a call, or of kind TRANSIENT if a result is missing.
+        """
+        answers = self.send(calls)
+        for (method, _), answer in zip(calls, answers, strict=True):
+            if isinstance(answer, RpcError):
+                raise answer
+            if answer is None:
+                raise RpcError(f"{self} answered {method} without a result", RpcErrorKind.TRANSIENT)
+        return answers
+
+    def _send(self, calls: Sequence[Call]) -> list[Any]:
+        self._pacer.wait(len(calls))
+        with self._lock:
+            self.requests += 1
+            self.calls += len(calls)
+        batch = [(RPCEndpoint(method), params) for method, params in calls]
+        if len(batch) == 1:
+            return [self._result(calls[0][0], self._provider.make_request(*batch[0]))]
+        refusal: RpcError | None = None
+        try:
+            answers = self._provider.make_batch_request(batch)  # type: ignore[attr-defined]
+        except RpcError as error:
+            refusal = error
+        else:
+            if not isinstance(answers, dict):
+                results = [self._result(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
+                refusal = next((each for each in results if _is_of_kind(each, RpcErrorKind.BATCH)), None)
+                if refusal is None:
+                    return results
+            else:
+                refusal = self._result("a batch", answers)
+                if not isinstance(refusal, RpcError):
+                    raise RpcError(f"{self} answered a batch with a single result", RpcErrorKind.TRANSIENT)
+        # One answer to the whole batch: a node that takes none says so in words that fit any wrong request.
+        asks_for_logs = any(method == "eth_getLogs" for method, _ in calls)
+        if refusal.kind is RpcErrorKind.FATAL or (refusal.kind is RpcErrorKind.RANGE and not asks_for_logs):
+            raise RpcError(str(refusal), RpcErrorKind.BATCH)
+        raise refusal
+
+    def _result(self, method: str, answer: Any) -> Any:
+        error = answer.get("error")
+        if error is None:
+            return answer.get("result")
+        code = error.get("code") if isinstance(error, dict) else None
+        message = str(error.get("message", error) if isinstance(error, dict) else error)
+        if isinstance(self._provider, MaskedHTTPProvider):
+            message = self._provider.mask(message)
+        return RpcError(f"{self} answered {method} with error {code}: {message}", classify(code, message))
+
+
 class RpcClient:
     """Asks one of several endpoints, again and elsewhere if need be.
 
     Args:
         providers: web3 providers of the same chain in order of preference.
-        attempts: How often a request is tried in all before the error is raised.
+        attempts: How often each endpoint is tried before the error is raised.
+        requests_per_second: JSON-RPC calls a second to each endpoint; 0 for no limit.
         sleep: Waits the given seconds; tests pass one that does not.
 
     Attributes:
-        requests: JSON-RPC requests sent so far; a batch counts once.
+        endpoints: In order of preference.
         retries: Attempts after the first.
     """
 
     def __init__(
-        self, providers: Sequence[BaseProvider], attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
+        self,
+        providers: Sequence[BaseProvider],
+        attempts: int = ATTEMPTS,
+        requests_per_second: float = 0.0,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if not providers:
             raise ValueError("an RpcClient needs at least one provider")
-        self.requests = 0
+        self.endpoints = [Endpoint(provider, Pacer(requests_per_second, sleep)) for provider in providers]
         self.retries = 0
-        self._providers = list(providers)
         self._attempts = attempts
         self._sleep = sleep
         self._current = 0
         self._lock = threading.Lock()
 
-    def call(self, method: str, *params: Any, required: bool = True) -> Any:
-        """The ``result`` of one request.
+    @property
+    def requests(self) -> int:
+        """Requests sent so far to all endpoints; a batch counts once."""
+        return sum(endpoint.requests for endpoint in self.endpoints)
+
+    @property
+    def calls(self) -> int:
+        """JSON-RPC calls sent so far to all endpoints."""
+        return sum(endpoint.calls for endpoint in self.endpoints)
+
+    def call(self, method: str, *params: Any) -> Any:
+        """The ``result`` of one call; ``null`` counts as a node that does not know yet, and is asked again.
+
+        Raises:
+            RpcError: as `ask`.
+        """
+        return self.ask(lambda endpoint: endpoint.results([(method, list(params))])[0])
+
+    def ask(self, question: Callable[[Endpoint], T], avoid: Collection[Endpoint] = ()) -> T:
+        """Put a question to an endpoint until it is answered.
 
         Args:
-            method: JSON-RPC method.
-            params: Its parameters, positional.
-            required: Whether ``null`` counts as a node that does not know yet, and is asked again.
+            question: Sends what it needs to the endpoint it is given and returns what it made of the answers. It raises
+                an RpcError if these are no good: one of kind FATAL is final for this endpoint, others are repeated.
+            avoid: Endpoints that must not answer.
 
         Raises:
-            RpcError: after the last attempt, or at once if it makes no sense to ask again.
+            RpcError: the last one, after the last attempt, or at once if every endpoint gave a final one.
+            ValueError: if no endpoint is left to ask.
         """
+        left = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
+        if not left:
+            raise ValueError("there is no other endpoint to ask")
+        asked = len(left)
 
-        def ask(provider: BaseProvider) -> Any:
-            return self._result(provider, method, provider.make_request(RPCEndpoint(method), list(params)), required)
-
-        return self._attempt(ask)
-
-    def call_many(self, method: str, params: Sequence[Sequence[Any]]) -> list[Any]:
-        """The results of the same method for many parameters, in batches, none of them ``null``.
-
-        Raises:
-            RpcError: as `call`.
-        """
-        results: list[Any] = []
-        for start in range(0, len(params), BATCH_SIZE):
-            batch = [(RPCEndpoint(method), list(values)) for values in params[start : start + BATCH_SIZE]]
-
-            def ask(provider: BaseProvider, batch: list[tuple[RPCEndpoint, Any]] = batch) -> list[Any]:
-                answers = provider.make_batch_request(batch)  # type: ignore[attr-defined]
-                if isinstance(answers, dict):
-                    return [self._result(provider, method, answers, True)]
-                return [self._result(provider, method, answer, True) for answer in answers]
-
-            results += self._attempt(ask)
-        return results
-
-    def _attempt(self, ask: Callable[[BaseProvider], Any]) -> Any:
-        refused: set[int] = set()
-
-        def once() -> Any:
-            with self._lock:
-                self.requests += 1
-                index = self._current
+        def once() -> T:
+            endpoint = self._choose(left)
             try:
-                return ask(self._providers[index])
+                return question(endpoint)
             except RpcError as error:
-                if error.kind is not RpcErrorKind.RANGE:
-                    if error.kind is RpcErrorKind.FATAL:
-                        refused.add(index)
-                    self._turn_away_from(index)
+                if error.kind is RpcErrorKind.FATAL:
+                    left.remove(endpoint)
+                self._turn_away_from(endpoint)
                 raise
 
-        def worth_repeating(error: BaseException) -> bool:
-            if not isinstance(error, RpcError) or error.kind is RpcErrorKind.RANGE:
-                return False
-            return error.kind is not RpcErrorKind.FATAL or len(refused) < len(self._providers)
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, RpcError) and error.retry_after is not None:
+                return 0.0  # the endpoint's pacer waits, for all threads
+            # Another endpoint is asked at once; only after each of them failed is it time to wait.
+            failed_rounds, within_round = divmod(state.attempt_number, asked)
+            return 0.0 if within_round else _backoff(failed_rounds)
 
         return Retrying(
-            retry=retry_if_exception(worth_repeating),
-            stop=stop_after_attempt(self._attempts),
-            wait=_wait,
+            retry=retry_if_exception(lambda error: isinstance(error, RpcError) and bool(left)),
+            stop=stop_after_attempt(self._attempts * asked),
+            wait=wait,
             sleep=self._sleep,
             before_sleep=self._count_retry,
             reraise=True,
         )(once)
 
-    def _turn_away_from(self, index: int) -> None:
+    def _choose(self, left: Sequence[Endpoint]) -> Endpoint:
+        preferred = self.endpoints[self._current]
+        return preferred if preferred in left else left[0]
+
+    def _turn_away_from(self, endpoint: Endpoint) -> None:
         with self._lock:
             # Another thread may already have moved on.
-            if self._current == index:
-                self._current = (index + 1) % len(self._providers)
+            if self.endpoints[self._current] is endpoint:
+                self._current = (self._current + 1) % len(self.endpoints)
 
     def _count_retry(self, state: RetryCallState) -> None:
         with self._lock:
             self.retries += 1
 
-    def _result(self, provider: BaseProvider, method: str, answer: Any, required: bool) -> Any:
-        error = answer.get("error")
-        if error is not None:
-            code = error.get("code") if isinstance(error, dict) else None
-            message = str(error.get("message", error) if isinstance(error, dict) else error)
-            if isinstance(provider, MaskedHTTPProvider):
-                message = provider.mask(message)
-            raise RpcError(f"{provider} answered {method} with error {code}: {message}", classify(code, message))
-        if "result" not in answer or (required and answer["result"] is None):
-            raise RpcError(f"{provider} answered {method} without a result", RpcErrorKind.TRANSIENT)
-        return answer["result"]
+
+def _is_of_kind(answer: Any, kind: RpcErrorKind) -> bool:
+    return isinstance(answer, RpcError) and answer.kind is kind
 
 
-_backoff = wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, RpcError) else None
-    return _backoff(state) if asked is None else min(asked, _LONGEST_WAIT)
+def _backoff(failed_rounds: int) -> float:
+    return min(30.0, 0.5 * 2 ** (failed_rounds - 1)) + random.uniform(0, 0.5)  # noqa: S311 - not a secret
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -12,6 +12,8 @@ class RpcErrorKind(StrEnum):
 
     RANGE = "range"
     """The answer would be too big or the range is too long: ask for fewer blocks."""
+    BATCH = "batch"
+    """Too many requests in one batch, or no batches at all: send fewer at once."""
     RATE = "rate"
     """Too many requests: ask later."""
     TRANSIENT = "transient"
@@ -34,6 +36,7 @@ class RpcError(ChainError):
         self.retry_after = retry_after
 
 
+_BATCH = re.compile(r"\bbatch(?:es|ing)?\b", re.IGNORECASE)
 _RATE = re.compile(
     r"rate.?limit|too many requests|requests? (?:per|/) ?s|request (?:rate|limit)|compute units|throughput|capacity",
     re.IGNORECASE,
@@ -56,6 +59,11 @@ _RANGE_CODES = frozenset({-32614, -32020, -32701, 35})
 _INTERNAL_ERROR = -32603
 _SERVER_ERROR_STATUS = 500
 
+_HINTED_RANGE = re.compile(r"(0x[0-9a-f]+|\d+)\s*(?:,|-|to)\s*(0x[0-9a-f]+|\d+)\b", re.IGNORECASE)
+_HINTED_BLOCKS = re.compile(
+    r"(?:limit(?:ed)? (?:of|to)|at most|up to|max(?:imum)? block range|ranges over)(?: an?)?:? ([\d,]+)", re.IGNORECASE
+)
+
 
 def classify(code: int | None, message: str, status: int | None = None) -> RpcErrorKind:
     """Tell the kind of an error by its meaning; providers share neither codes nor wording.
@@ -67,9 +75,8 @@ def classify(code: int | None, message: str, status: int | None = None) -> RpcEr
     """
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return RpcErrorKind.RATE
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return RpcErrorKind.RANGE
     for pattern, kind in (
+        (_BATCH, RpcErrorKind.BATCH),
         (_LAG, RpcErrorKind.TRANSIENT),
         (_RANGE, RpcErrorKind.RANGE),
         (_RATE, RpcErrorKind.RATE),
@@ -77,8 +84,32 @@ def classify(code: int | None, message: str, status: int | None = None) -> RpcEr
     ):
         if pattern.search(message):
             return kind
-    if code in _RANGE_CODES:
+    if code in _RANGE_CODES or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return RpcErrorKind.RANGE
     if code == _INTERNAL_ERROR or (status is not None and status >= _SERVER_ERROR_STATUS):
         return RpcErrorKind.TRANSIENT
     return RpcErrorKind.FATAL
+
+
+def hinted_blocks(message: str, first: int, last: int) -> int | None:
+    """How many blocks a refusal says would be answered, or None if it says nothing that can be believed.
+
+    Nodes hint at a range ("this block range should work: [0x.., 0x..]") or at a number of blocks ("limited to a 10,000
+    range"). A hinted range counts only inside the range asked for, and any hint only if it is strictly smaller: some
+    nodes repeat what they were asked.
+
+    Args:
+        message: Of the error of kind RANGE.
+        first: First block asked for.
+        last: Last block asked for.
+    """
+    asked = last - first + 1
+    for low, high in _HINTED_RANGE.findall(message):
+        start, end = (int(number, 16 if number.lower().startswith("0x") else 10) for number in (low, high))
+        if first <= start <= end <= last and end - start + 1 < asked:
+            return end - start + 1
+    for number in _HINTED_BLOCKS.findall(message):
+        blocks = int(number.replace(",", "") or 0)
+        if 1 <= blocks < asked:
+            return blocks
+    return None

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -99,11 +100,11 @@ class Node:
                 answer["result"] = self.change(method, answer["result"])
         return {**answer, "id": request["id"]} if isinstance(answer, dict) else answer
 
-    def collector(self, *others: "Node", **config: Any) -> Collector:
+    def collector(self, *others: "Node", parts: Path | None = None, **config: Any) -> Collector:
         nodes = [self, *others]
         providers = [MaskedHTTPProvider(node.url, f"RPC endpoint {i}") for i, node in enumerate(nodes, 1)]
         client = RpcClient(providers, sleep=lambda seconds: None)
-        return Collector(client, BASE_ETH_USDC, CollectorConfig(**config))
+        return Collector(client, BASE_ETH_USDC, CollectorConfig(**config), parts)
 
 
 @pytest.fixture
