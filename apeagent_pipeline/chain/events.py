@@ -45,9 +45,20 @@ RAW_SWAPS_SCHEMA = pl.Schema(
 NULLABLE_COLUMNS = frozenset({"block_hash", "transaction_index", "tx_from", "tx_to"})
 SWAP_KEY = ["block_number", "log_index"]
 
-_WORDS = 6
+_LOG_FIELDS = (
+    "address",
+    "topics",
+    "data",
+    "blockNumber",
+    "blockHash",
+    "transactionHash",
+    "transactionIndex",
+    "logIndex",
+)
 _WORD_BYTES = 32
-_DATA_CHARACTERS = 2 + 2 * _WORDS * _WORD_BYTES
+_DATA_TYPES = (("int128", 16), ("int128", 16), ("uint160", 20), ("uint128", 16), ("int24", 3), ("uint24", 3))
+"""Type and bytes of each of the six words in the data of the event."""
+_SLICE_ROWS = 1 << 16
 _DECIMAL = {"amount0": r"^(0|-?[1-9]\d*)$", "amount1": r"^(0|-?[1-9]\d*)$"} | {
     "sqrt_price_x96": r"^[1-9]\d*$",
     "liquidity": r"^(0|[1-9]\d*)$",
@@ -75,8 +86,8 @@ def decode_swap_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.Da
         pool: Whose logs were asked for.
 
     Returns:
-        RAW_SWAPS_SCHEMA, in the order of the logs. ``block_timestamp`` is null where the node gives none with a log;
-        ``tx_from`` and ``tx_to`` are null.
+        RAW_SWAPS_SCHEMA, in the order of the logs. ``block_timestamp`` is null where the node gives none with a log, or
+        zero, which some nodes write for "not known"; ``tx_from`` and ``tx_to`` are null.
 
     Raises:
         LogError: if a log lacks a field, comes from another contract or pool, was removed by a reorganisation, or is
@@ -85,11 +96,7 @@ def decode_swap_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.Da
     if not logs:
         return empty_raw_swaps()
     try:
-        columns = {
-            name: [log[name] for log in logs]
-            for name in ("address", "topics", "data", "blockNumber", "blockHash", "transactionHash")
-        }
-        columns |= {name: [log[name] for log in logs] for name in ("transactionIndex", "logIndex")}
+        columns = {name: [log[name] for log in logs] for name in _LOG_FIELDS}
     except (KeyError, TypeError) as error:
         raise LogError(f"the node answered with a log without the field {error}") from None
     columns["blockTimestamp"] = [log.get("blockTimestamp") for log in logs]
@@ -104,13 +111,14 @@ def decode_swap_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.Da
     table = table.with_columns(pl.exclude("removed").str.to_lowercase())
     _check_logs(table, pool)
     words = _words(table["data"])
-    tick, fee = _small_integer(words, 4, signed=True), _small_integer(words, 5, signed=False)
     return table.select(
         pl.lit(pool.chain_id, pl.Int64()).alias("chain_id"),
-        pl.col("topic1").alias("pool_id"),
+        pl.lit(pool.pool_id.lower()).alias("pool_id"),
         _hex_integer("blockNumber").alias("block_number"),
         pl.col("blockHash").alias("block_hash"),
-        (_hex_integer("blockTimestamp") * 1_000_000).cast(pl.Datetime("us", "UTC")).alias("block_timestamp"),
+        (_hex_integer("blockTimestamp").replace(0, None) * 1_000_000)
+        .cast(pl.Datetime("us", "UTC"))
+        .alias("block_timestamp"),
         pl.col("transactionHash").alias("transaction_hash"),
         _hex_integer("transactionIndex").alias("transaction_index"),
         _hex_integer("logIndex").alias("log_index"),
@@ -119,8 +127,8 @@ def decode_swap_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.Da
         pl.Series("amount1", _decimal_strings(words, 1, signed=True)),
         pl.Series("sqrt_price_x96", _decimal_strings(words, 2, signed=False)),
         pl.Series("liquidity", _decimal_strings(words, 3, signed=False)),
-        pl.Series("tick", tick),
-        pl.Series("fee", fee),
+        pl.Series("tick", _small_integer(words, 4)),
+        pl.Series("fee", _small_integer(words, 5)),
         pl.lit(None, pl.String()).alias("tx_from"),
         pl.lit(None, pl.String()).alias("tx_to"),
     )
@@ -141,24 +149,29 @@ def check_raw_swaps(df: pl.DataFrame, day: date) -> None:
         return
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     required = [name for name in df.columns if name not in NULLABLE_COLUMNS]
-    position = pl.struct(SWAP_KEY)
-    _refuse(df, day, pl.any_horizontal(pl.col(required).is_null()), f"a value missing in one of {required}")
-    _refuse(
-        df,
-        day,
-        ~pl.col("block_timestamp").is_between(start, start + timedelta(days=1), closed="left"),
-        f"a block_timestamp outside the UTC day {day}",
+    moment = pl.col("block_timestamp")
+    block_step, log_step = (pl.col(name).diff().fill_null(1) for name in SWAP_KEY)
+    same_block = block_step == 0
+    other_block_values = pl.any_horizontal(
+        pl.col(name).ne_missing(pl.col(name).shift(1)) for name in ("block_hash", "block_timestamp")
     )
-    _refuse(df, day, ~position.is_first_distinct(), "the same (block_number, log_index) twice")
-    before, after = pl.col("block_number").shift(1), pl.col("block_number")
-    unsorted = (after < before) | ((after == before) & (pl.col("log_index") < pl.col("log_index").shift(1)))
-    _refuse(df, day, unsorted.fill_null(False), "rows that are not sorted by (block_number, log_index)")
-    unsteady = pl.any_horizontal((pl.col("block_hash", "block_timestamp").n_unique() > 1).over("block_number"))
-    _refuse(df, day, unsteady, "one block with two hashes or two timestamps")
-    backwards = (pl.col("block_timestamp") < pl.col("block_timestamp").shift(1)).fill_null(False)
-    _refuse(df, day, backwards, "a block older than the block before it")
-    for name, pattern in _DECIMAL.items():
-        _refuse(df, day, ~pl.col(name).str.contains(pattern), f"a {name} that is not a decimal integer")
+    rules = {
+        f"a value missing in one of {required}": pl.any_horizontal(pl.col(required).is_null()),
+        f"a block_timestamp outside the UTC day {day}": ~moment.is_between(
+            start, start + timedelta(days=1), closed="left"
+        ),
+        "rows that are not sorted by (block_number, log_index)": (block_step < 0) | (same_block & (log_step < 0)),
+        # From here on the rows are known to be sorted: what belongs together stands together.
+        "the same (block_number, log_index) twice": same_block & (log_step == 0),
+        "one block with two hashes or two timestamps": same_block & other_block_values,
+        "a block older than the block before it": (moment < moment.shift(1)).fill_null(False),
+        **{
+            f"a {name} that is not a decimal integer": ~pl.col(name).str.contains(pattern)
+            for name, pattern in _DECIMAL.items()
+        },
+    }
+    for what, broken in rules.items():
+        _refuse(df, day, df.select(broken).to_series(), what)
     _refuse(df, day, pl.Series(contradicting_ticks(df)), "a tick that contradicts its sqrt_price_x96")
 
 
@@ -171,6 +184,12 @@ def contradicting_ticks(df: pl.DataFrame) -> np.ndarray:
     Args:
         df: With ``sqrt_price_x96`` (decimal strings) and ``tick``.
     """
+    # Python integers are large: a slice at a time keeps a day of a million swaps small.
+    slices = [_contradicting_ticks(part) for part in df.iter_slices(_SLICE_ROWS)]
+    return np.concatenate(slices) if slices else np.zeros(0, dtype=bool)
+
+
+def _contradicting_ticks(df: pl.DataFrame) -> np.ndarray:
     prices = np.array([int(value) for value in df["sqrt_price_x96"]], dtype=object)
     impossible = ((prices < MIN_SQRT_PRICE) | (prices >= MAX_SQRT_PRICE)).astype(bool)
     found = ticks_at_sqrt_prices(np.where(impossible, MIN_SQRT_PRICE, prices))
@@ -181,9 +200,9 @@ def contradicting_ticks(df: pl.DataFrame) -> np.ndarray:
     return wrong
 
 
-def _refuse(df: pl.DataFrame, day: date, broken: pl.Expr | pl.Series, what: str) -> None:
-    rows = df.filter(broken)
-    if not rows.is_empty():
+def _refuse(df: pl.DataFrame, day: date, broken: pl.Series, what: str) -> None:
+    if broken.any():
+        rows = df.filter(broken)
         first = rows.row(0, named=True)
         shown = {name: first[name] for name in ("block_number", "log_index", "block_timestamp", "transaction_hash")}
         raise RawSwapsError(f"raw swaps of {day} contain {what}: {rows.height} rows, the first is {shown}")
@@ -201,7 +220,9 @@ def _check_logs(table: pl.DataFrame, pool: PoolSpec) -> None:
         f"belongs to another pool than {pool.pool_id}": pl.col("topic1") == pool.pool_id.lower(),
         "was removed by a reorganisation": ~pl.col("removed"),
         "has no well-formed sender": pl.col("topic2").str.contains(r"^0x0{24}[0-9a-f]{40}$"),
-        "does not carry six words of data": pl.col("data").str.contains(rf"^0x[0-9a-f]{{{_DATA_CHARACTERS - 2}}}$"),
+        "does not carry six words of data": pl.col("data").str.contains(
+            rf"^0x[0-9a-f]{{{2 * _WORD_BYTES * len(_DATA_TYPES)}}}$"
+        ),
         "has a malformed number or hash": pl.all_horizontal(
             pl.col("blockNumber", "transactionIndex", "logIndex").str.contains(r"^0x[0-9a-f]{1,15}$"),
             pl.col("blockTimestamp").is_null() | pl.col("blockTimestamp").str.contains(r"^0x[0-9a-f]{1,9}$"),
@@ -225,7 +246,14 @@ def _hex_integer(name: str) -> pl.Expr:
 def _words(data: pl.Series) -> np.ndarray:
     # [n, 6, 32] bytes: one conversion for all logs, after the length of each has been checked.
     joined = bytes.fromhex("".join(data.str.slice(2).to_list()))
-    return np.frombuffer(joined, dtype=np.uint8).reshape(len(data), _WORDS, _WORD_BYTES)
+    words = np.frombuffer(joined, dtype=np.uint8).reshape(len(data), len(_DATA_TYPES), _WORD_BYTES)
+    for number, (kind, width) in enumerate(_DATA_TYPES):
+        # A value fills the end of its word; what stands before it is zero or repeats the sign.
+        before, first = words[:, number, :-width], words[:, number, -width]
+        filling = np.where(first >> 7, 0xFF, 0)[:, None] if kind.startswith("int") else 0
+        if (before != filling).any():
+            raise LogError(f"word {number} of a Swap event does not hold a value of {kind}")
+    return words
 
 
 def _decimal_strings(words: np.ndarray, word: int, *, signed: bool) -> list[str]:
@@ -235,11 +263,6 @@ def _decimal_strings(words: np.ndarray, word: int, *, signed: bool) -> list[str]
     return [str(int.from_bytes(column[cut : cut + _WORD_BYTES], "big", signed=signed)) for cut in cuts]
 
 
-def _small_integer(words: np.ndarray, word: int, *, signed: bool) -> np.ndarray:
-    # int24 and uint24 fill a whole word; everything above the last four bytes repeats the sign.
-    values = np.ascontiguousarray(words[:, word, -4:]).view(">i4")[:, 0].astype(np.int32)
-    lowest, highest = (-(1 << 23), (1 << 23) - 1) if signed else (0, (1 << 24) - 1)
-    filling = np.where(values < 0, 0xFF, 0)[:, None]
-    if (words[:, word, :-4] != filling).any() or (values < lowest).any() or (values > highest).any():
-        raise LogError(f"word {word} of a Swap event does not hold a 24-bit integer")
-    return values
+def _small_integer(words: np.ndarray, word: int) -> np.ndarray:
+    # int24 and uint24, with the filling before them, are also four-byte integers.
+    return np.ascontiguousarray(words[:, word, -4:]).view(">i4")[:, 0].astype(np.int32)
