@@ -71,20 +71,28 @@ def sync(
     first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD (UTC)")],
     last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included")],
 ) -> None:
-    """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete."""
+    """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete.
+
+    A day that fails does not keep the others from being made. Run the same command again for those that failed: days
+    that are complete are not read again, nor are the ranges of a day that were read before it failed.
+    """
+    from apeagent_pipeline.defs.staleness import stale_artifacts
+
     settings = load_settings()
-    rounds, graph, days = _update(settings, first, last, only={"raw_swaps", "swap_features"})
-    table = Table("day", "swaps", "features", title="Days")
-    complete = True
+    names = ("raw_swaps", "swap_features")
+    rounds, graph, days = _update(settings, first, last, only=set(names))
+    assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
+    missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
+    table = Table("day", "swaps", "features", "", title=f"{len(days) - len(missing)} of {len(days)} days are complete")
     for day in days:
-        manifests = [graph.runtime.store.manifest(asset, day) for asset in ("raw_swaps", "swap_features")]
-        complete &= all(manifests)
-        table.add_row(day, *(f"{each.rows:,}" if each else "[red]missing" for each in manifests))
+        manifests = [graph.runtime.store.manifest(asset, day) for asset in names]
+        state = "[red]✗ not complete" if day in missing else "[green]✓"
+        table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
     Console().print(table)
     for each in rounds:
         for error in each.errors:
             _error_console.print(f"[red]{error}", highlight=False, soft_wrap=True)
-    raise typer.Exit(0 if complete and all(each.success for each in rounds) else 1)
+    raise typer.Exit(0 if not missing and all(each.success for each in rounds) else 1)
 
 
 @app.command()
@@ -192,7 +200,7 @@ def _update(
                 "To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
             )
 
-        rounds = update(graph, instance, days, only=only, announce=announce)
+        rounds = update(graph, instance, days, only=only, keep_going=only is not None, announce=announce)
     seconds = {name: took for each in rounds for name, took in each.seconds.items()}
     if not rounds:
         Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")

@@ -9,26 +9,29 @@ import polars as pl
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager, artifact_metadata, table_metadata
 from apeagent_pipeline.defs.storage import digest
+from apeagent_pipeline.reporting.progress import Progress
 
 DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
 _DATA_VERSION = "dagster/data_version"
+_FAILURES_IN_A_ROW = 3
 
 
 def materialize_days(
     context: dg.AssetExecutionContext,
     artifacts: ArtifactIOManager,
-    compute: Callable[[str], tuple[pl.DataFrame, dict[str, Any]]],
+    compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any]]],
     inputs_of: Callable[[str], list[str]],
 ) -> Iterator[dg.MaterializeResult]:
     """Compute and publish every day of this run, one after the other.
 
-    Each day is published as soon as it is computed, and recorded with a data version of its own: a failure on the
-    tenth day loses none of the nine before.
+    Each day is published as soon as it is computed, and recorded with a data version of its own. A day that fails
+    keeps none of the others from being made; the run fails in the end and names it. Only after three failures in a row
+    are the days that are left not tried.
 
     Args:
         context: Of the asset; its partition keys are the days.
         artifacts: Where the tables go.
-        compute: Day -> (table, metadata to show beside the usual).
+        compute: Day and progress within it -> (table, metadata to show beside the usual).
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
     """
     step = (context.run_id, context.op_execution_context.get_step_execution_context().step.key)
@@ -39,9 +42,20 @@ def materialize_days(
     versions: dict[str, str] = {}
     metadata: dict[str, dict[str, Any]] = {}
     external = {name: version for name, version in made_from["inputs"].items() if "/" not in name}
+    failures: dict[str, Exception] = {}
+    in_a_row = 0
     try:
-        for number, day in enumerate(days, 1):
-            table, more = compute(day)
+        for number, day in enumerate(days):
+            if in_a_row == _FAILURES_IN_A_ROW:
+                break
+            try:
+                table, more = compute(day, _within(progress, number, len(days)))
+            except Exception as error:
+                failures[day] = error
+                in_a_row += 1
+                context.log.error(f"{day}: {error}")
+                continue
+            in_a_row = 0
             inputs = {name: made_from["inputs"][name] for name in inputs_of(day) if name in made_from["inputs"]}
             manifest = artifacts.store.publish_table(
                 table, **{**made_from, "partition": day, "inputs": {**external, **inputs}}
@@ -53,7 +67,8 @@ def materialize_days(
                 **more,
             }
             artifacts.watcher.stored(context.asset_key.to_user_string(), day, table.height)
-            progress(number, len(days), rows=table.height)
+        if failures:
+            raise _failure(failures, done=len(versions), of=len(days))
     except Exception:
         _record(context, spec, versions, metadata)
         raise
@@ -63,6 +78,24 @@ def materialize_days(
     yield dg.MaterializeResult(data_version=dg.DataVersion(digest(versions)))
     # Dagster stamps one version on the whole range; the events after it give each day its own.
     _record(context, spec, versions, metadata)
+
+
+def _within(progress: Progress, number: int, of: int) -> Progress:
+    """The progress of one day as a share of that of all days."""
+
+    def within(done: int, total: int, **metrics: float) -> None:
+        progress(number * total + done, of * total, **metrics)
+
+    return within
+
+
+def _failure(failures: dict[str, Exception], done: int, of: int) -> Exception:
+    if of == 1:
+        return next(iter(failures.values()))
+    causes = "; ".join(f"{day}: {error}" for day, error in failures.items())
+    not_tried = of - done - len(failures)
+    rest = f"; {not_tried} more were not tried" if not_tried else ""
+    return dg.Failure(f"{len(failures)} of {of} days failed{rest}. {causes}")
 
 
 def _record(

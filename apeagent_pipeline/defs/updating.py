@@ -31,6 +31,7 @@ def update(
     days: list[str],
     *,
     only: set[str] | None = None,
+    keep_going: bool = False,
     announce: Callable[[list[Stale]], None] = lambda stale: None,
 ) -> list[Round]:
     """Materialize what is out of date, and nothing else, until all is up to date or a run fails.
@@ -43,15 +44,21 @@ def update(
         instance: Where the runs are recorded.
         days: The days that daily assets should have.
         only: Names of the assets to look at; None: all.
+        keep_going: Whether the other days go on when some fail. For daily assets alone: what is made of many days would
+            be made of some.
         announce: Called before each run with what it will make.
     """
     rounds: list[Round] = []
     assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
+    failed: set[str | None] = set()
     while True:
-        found = stale_artifacts(assets, graph.runtime, days)
+        found = stale_artifacts(assets, graph.runtime, [day for day in days if day not in failed])
+        if keep_going and rounds and not rounds[-1].success:
+            failed |= _failed_days(rounds[-1].asked, found)
+            found = [each for each in found if each.day not in failed]
         held_back = _held_back(graph, instance, found)
         stale = _one_round([each for each in found if each.asset not in held_back])
-        if rounds and (not rounds[-1].success or rounds[-1].asked == stale):
+        if rounds and ((not rounds[-1].success and not keep_going) or rounds[-1].asked == stale):
             return rounds
         if not stale:
             if held_back:
@@ -59,6 +66,13 @@ def update(
             return rounds
         announce(stale)
         rounds.append(_run(graph, instance, stale))
+
+
+def _failed_days(asked: list[Stale], stale: list[Stale]) -> set[str | None]:
+    """Days of a failed run whose first asset is still not made; the assets below it had no chance."""
+    still = {each.name for each in stale}
+    first = {each.day: each.name for each in reversed(asked)}
+    return {day for day, name in first.items() if name in still}
 
 
 def _held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> dict[str, str]:

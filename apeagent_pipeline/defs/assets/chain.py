@@ -10,6 +10,7 @@ import polars as pl
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.defs.daily import DAILY, materialize_days
 from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
+from apeagent_pipeline.reporting.progress import Progress
 
 
 def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -27,8 +28,8 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
         Amounts are in the tokens' smallest units and from the swapper's side: negative is paid in.
         """
 
-        def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-            swaps = runtime.source.read_day(date.fromisoformat(day))
+        def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
+            swaps = runtime.source.read_day(date.fromisoformat(day), progress)
             figures: dict[str, Any] = {"source": runtime.source.name, "swaps": swaps.height}
             if swaps.height:
                 figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}

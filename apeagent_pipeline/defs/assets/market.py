@@ -12,6 +12,7 @@ from apeagent_pipeline.defs.launchpad import launched_config
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.market.features import swap_features as features_of
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
+from apeagent_pipeline.reporting.progress import Progress
 
 _DAYS_SEEN_BEFORE = 1
 
@@ -34,13 +35,14 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         The first rows of a day see the last rows of the day before.
         """
 
-        def compute(day: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+        def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
             if day not in raw_swaps:
                 raise dg.Failure(f"raw_swaps of {day} are missing: materialize raw_swaps for {day} first")
             before = raw_swaps.get(days_up_to(day, _DAYS_SEEN_BEFORE)[0])
             table = features_of(
                 raw_swaps[day].collect(), runtime.source.pool, None if before is None else before.collect()
             )
+            progress(1, 1, rows=table.height)
             return table, {"volume_usdc": float(table["volume_usdc"].sum()), "swaps": table.height}
 
         def inputs_of(day: str) -> list[str]:
