@@ -35,6 +35,16 @@ class Settings(BaseSettings):
     rpc_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Comma-separated JSON-RPC endpoints of the chain; none: the embedded chain"
     )
+    rpc_range_blocks: int = Field(5_000, ge=1, le=100_000, description="Blocks a request for logs asks for at most")
+    rpc_requests_per_second: float = Field(
+        25.0, ge=0, description="JSON-RPC calls a second to each endpoint; 0: no limit"
+    )
+    rpc_finality_depth: int = Field(
+        1_800, ge=1, description="Blocks until a block is final, for nodes that know no finalized and no safe block"
+    )
+    rpc_transactions: bool = Field(
+        False, description="Ask also for the transaction of each swap, to fill tx_from and tx_to"
+    )
     swaps_archive: Path | None = Field(None, description="CSV or Parquet file or folder of swaps to import instead")
     pool_manager: str = Field("", description="Uniswap V4 PoolManager contract; empty: that of Base")
     pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: ETH-USDC 0.05 % on Base")

@@ -1,7 +1,7 @@
 """Where swaps come from, chosen by the settings: the embedded chain, an archive, or a node."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import polars as pl
-from pydantic import SecretStr
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
@@ -138,27 +137,38 @@ class RpcSource:
 
     Args:
         pool: Chain, contract and pool.
-        urls: One or more endpoints of the same chain.
+        settings: With one or more endpoints of the same chain, and how to ask them.
     """
 
     name = "rpc"
 
-    def __init__(self, pool: PoolSpec, urls: Sequence[SecretStr]) -> None:
+    def __init__(self, pool: PoolSpec, settings: Settings) -> None:
         self.pool = pool
-        self._urls = tuple(urls)
+        self._settings = settings
 
     @cached_property
     def _collector(self) -> "Collector":
-        from apeagent_pipeline.chain.collector import Collector
+        from apeagent_pipeline.chain.collector import Collector, CollectorConfig
         from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
 
-        labels = [f"RPC endpoint {i} of {len(self._urls)}" for i in range(1, len(self._urls) + 1)]
-        providers = [MaskedHTTPProvider(url, label) for url, label in zip(self._urls, labels, strict=True)]
-        return Collector(RpcClient(providers), self.pool)
+        settings = self._settings
+        urls = settings.rpc_urls
+        providers = [
+            MaskedHTTPProvider(url, f"RPC endpoint {position} of {len(urls)}") for position, url in enumerate(urls, 1)
+        ]
+        config = CollectorConfig(
+            range_blocks=settings.rpc_range_blocks,
+            finality_depth=settings.rpc_finality_depth,
+            transactions=settings.rpc_transactions,
+        )
+        client = RpcClient(providers, requests_per_second=settings.rpc_requests_per_second)
+        parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
+        return Collector(client, self.pool, config, parts)
 
     def fingerprint(self) -> str:
         """Depends on chain, PoolManager and pool: a final day is the same on every node."""
-        return f"rpc-{self.pool.chain_id}-{self.pool.pool_manager.lower()}-{self.pool.pool_id}"
+        transactions = "-transactions" if self._settings.rpc_transactions else ""
+        return f"rpc-{self.pool.chain_id}-{self.pool.pool_manager.lower()}-{self.pool.pool_id}{transactions}"
 
     def days(self) -> tuple[date, date]:
         """From the first partition to the last final day.
@@ -208,7 +218,7 @@ def open_swap_source(settings: Settings) -> SwapSource:
             raise SettingsError(
                 f"APEAGENT_RPC_URLS: entry {position} is not an http or https URL (it is not shown: it may be a secret)"
             )
-    return RpcSource(pool, settings.rpc_urls)
+    return RpcSource(pool, settings)
 
 
 def _pool(settings: Settings) -> PoolSpec:
