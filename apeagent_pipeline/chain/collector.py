@@ -242,21 +242,19 @@ class Collector:
                 retries=self.client.retries,
             )
 
+        def read(first: int, last: int) -> pl.DataFrame:
+            swaps = self._range_swaps(reading, first, last)
+            parts.write(first, last, swaps)
+            return swaps
+
         tell()
         with ThreadPoolExecutor(self.config.parallel) as executor:
-            futures = {
-                executor.submit(self._range_swaps, reading, *blocks): blocks
-                for blocks in ranges[:-1]
-                if blocks not in found
-            }
+            futures = {executor.submit(read, *blocks): blocks for blocks in ranges[:-1] if blocks not in found}
             pending = set(futures)
             try:
                 while pending:
                     done, pending = wait(pending, _SECONDS_BETWEEN_NEWS, FIRST_COMPLETED)
-                    for future in done:
-                        blocks = futures[future]
-                        found[blocks] = future.result()
-                        parts.write(*blocks, found[blocks])
+                    found |= {futures[future]: future.result() for future in done}
                     tell()
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -96,7 +97,11 @@ class MaskedHTTPProvider(HTTPProvider):
         problem = ""
         try:
             response = self._thread.session.post(
-                self.endpoint_uri, data=data, headers={"Content-Type": "application/json"}, timeout=TIMEOUT_SECONDS
+                self.endpoint_uri,
+                data=data,
+                headers={"Content-Type": "application/json"},
+                timeout=TIMEOUT_SECONDS,
+                allow_redirects=False,  # a key must not travel to a place that was not configured
             )
         except requests.RequestException as error:
             problem = type(error).__name__
@@ -107,7 +112,7 @@ class MaskedHTTPProvider(HTTPProvider):
             answer = response.json()
         except ValueError:
             answer = None
-        if response.status_code >= HTTPStatus.BAD_REQUEST and not (isinstance(answer, dict) and "error" in answer):
+        if response.status_code >= HTTPStatus.MULTIPLE_CHOICES and not (isinstance(answer, dict) and "error" in answer):
             raise self._http_error(response)
         if answer is None:
             raise self._no_answer("an answer that is not JSON")
@@ -370,9 +375,15 @@ def _backoff(failed_rounds: int) -> float:
 
 
 def _retry_after(header: str | None) -> float | None:
-    # Seconds only; the other form, a date, is not used by any provider seen, and plain backoff covers it.
+    """Seconds to wait, from either form of the header: seconds, or a date (RFC 9110, section 10.2.3)."""
+    if not header:
+        return None
     try:
-        return max(float(header), 0.0) if header else None
+        return max(float(header), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
     except ValueError:
         return None
 

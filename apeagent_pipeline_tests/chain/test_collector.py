@@ -6,7 +6,8 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_a_server_that_says_when_to_come_back_is_believed(node: Node) -> None:
     for _ in range(4):
         assert client.call("eth_chainId") == "0x2105"
     assert {round(seconds) for seconds in waits if seconds} == {7}
+
+
+def test_a_date_to_come_back_at_is_understood(node: Node) -> None:
+    waits: list[float] = []
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    node.fault = every(2, (503, {"Retry-After": later}, b""))
+    client = RpcClient([MaskedHTTPProvider(node.url, "RPC endpoint 1")], sleep=waits.append)
+    assert [client.call("eth_chainId") for _ in range(2)] == ["0x2105"] * 2
+    assert max(waits) == pytest.approx(30, abs=2)
+
+
+def test_a_redirect_is_not_followed(node: Node) -> None:
+    node.fault = lambda method, params: (307, {"Location": "http://127.0.0.1:1/"}, b"")
+    with pytest.raises(RpcError, match="HTTP 307"):
+        RpcClient([MaskedHTTPProvider(node.url, "RPC endpoint 1")]).call("eth_chainId")
 
 
 def test_trouble_that_does_not_pass_fails_the_day_after_a_bounded_number_of_attempts(node: Node) -> None:
@@ -317,12 +333,13 @@ def test_finished_ranges_survive_a_failure(node: Node, day: pl.DataFrame, tmp_pa
     node.fault = fault
     with pytest.raises(RpcError):
         node.collector(parts=tmp_path, parallel=1).read_day(FIRST_DAY)
-    assert len(list(tmp_path.glob("*/*.parquet"))) == 4
-    next(tmp_path.glob("*/*.parquet")).write_bytes(b"half a file")
+    kept = list(tmp_path.glob("*/*.parquet"))
+    assert len(kept) >= 4
+    kept[0].write_bytes(b"half a file")
     node.fault = lambda method, params: None
     node.requests.clear()
     assert node.collector(parts=tmp_path, parallel=1).read_day(FIRST_DAY).equals(day)
-    assert node.requests.count("eth_getLogs") == 9 - 3
+    assert node.requests.count("eth_getLogs") == 9 - (len(kept) - 1)
     assert not list(tmp_path.iterdir())
 
 
