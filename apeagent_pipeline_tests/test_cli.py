@@ -1,12 +1,18 @@
 """The ``apeagent`` command as a user types it."""
 
 import os
+import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+
+from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
+from apeagent_pipeline_tests.chain.conftest import NOW, SECRET, Node
 
 
 def apeagent(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -80,3 +86,36 @@ def test_a_malformed_archive_fails_the_sync_names_the_line_and_writes_nothing(tm
     assert "swaps.csv" in done.stderr
     assert "2" in done.stderr
     assert not list((tmp_path / "home").rglob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_a_day_that_cannot_be_read_fails_alone_and_is_all_that_a_second_sync_reads(tmp_path: Path) -> None:
+    node = Node(EmbeddedChainProvider(42, now=NOW.timestamp))
+    first, _ = node.collector().block_range(date(2025, 1, 22))
+
+    def fault(method: str, params: list[Any]) -> Any:
+        if method == "eth_getLogs" and params[0]["fromBlock"] == hex(first + 5_000):
+            return {"jsonrpc": "2.0", "error": {"code": -32601, "message": "out of order"}}
+        return None
+
+    def sync() -> subprocess.CompletedProcess[str]:
+        settings = {"APEAGENT_RPC_URLS": node.url.get_secret_value(), "APEAGENT_RPC_REQUESTS_PER_SECOND": "0"}
+        node.requests.clear()
+        return apeagent("sync", "--from", "2025-01-21", "--to", "2025-01-23", cwd=tmp_path, **settings)
+
+    node.fault = fault
+    done = sync()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "2 of 3 days are complete" in done.stdout
+    assert re.search(r"2025-01-22 .*not complete", done.stdout)
+    assert re.search("1 of 3 days failed. 2025-01-22: RPC endpoint 1 of 1 .* out of order", done.stderr)
+    assert SECRET not in done.stdout + done.stderr
+    storage = tmp_path / "home" / "storage"
+    assert sorted(file.stem for file in (storage / "swap_features").glob("*.parquet")) == ["2025-01-21", "2025-01-23"]
+
+    node.fault = lambda method, params: None
+    done = sync()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 days are complete" in done.stdout
+    assert node.requests.count("eth_getLogs") <= 9
+    assert len(list((storage / "swap_features").glob("*.parquet"))) == 3
