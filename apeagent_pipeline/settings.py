@@ -46,8 +46,15 @@ class Settings(BaseSettings):
         False, description="Ask also for the transaction of each swap, to fill tx_from and tx_to"
     )
     swaps_archive: Path | None = Field(None, description="CSV or Parquet file or folder of swaps to import instead")
+    chain_id: int = Field(8453, ge=1, description="Chain of the pool; 8453: Base")
     pool_manager: str = Field("", description="Uniswap V4 PoolManager contract; empty: that of Base")
-    pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: ETH-USDC 0.05 % on Base")
+    pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: that of the pool key, or ETH-USDC on Base")
+    pool_key: str = Field(
+        "", description="currency0,currency1,fee,tickSpacing,hooks of the pool; empty: the chain is asked"
+    )
+    pool_tokens: str = Field(
+        "", description="symbol:decimals of both tokens, such as ETH:18,USDC:6; empty: the chain is asked"
+    )
     teacher: Literal["rules", "openai"] = Field("rules", description="Embedded policy, or any OpenAI-compatible server")
     teacher_base_url: str = Field("https://openrouter.ai/api/v1", description="For teacher=openai: the server")
     teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")
@@ -93,7 +100,8 @@ def load_settings() -> Settings:
         lines = []
         for problem in error.errors():
             name = PREFIX + str(problem["loc"][0]).upper()
-            value = "***" if name.endswith(("_KEY", "_URLS")) else repr(problem["input"])
+            is_secret = "SecretStr" in str(Settings.model_fields[str(problem["loc"][0])].annotation)
+            value = "***" if is_secret else repr(problem["input"])
             lines.append(f"{name}={value}: {problem['msg']}")
         # "from None": pydantic's own text would repeat the values, secrets included.
         raise SettingsError("; ".join(lines) + ". Run `apeagent config` to see every setting.") from None

@@ -1,8 +1,32 @@
 """Which pool we talk about: its chain, contract, tokens and fee."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NATIVE_CURRENCY = "0x0000000000000000000000000000000000000000"
+
+DYNAMIC_FEE = 0x800000
+"""What stands for the fee in the key of a pool whose hooks set the fee anew for each swap (``LPFeeLibrary.sol``)."""
+
+MOST_DECIMALS = 36
+
+_LARGEST_FEE = 1_000_000
+
+
+class DynamicFeeError(ValueError):
+    """One fee was asked for of a pool in which every swap has its own."""
+
+
+def _check_fee(fee: int) -> int:
+    if fee > _LARGEST_FEE and fee != DYNAMIC_FEE:
+        raise ValueError(f"a fee is at most {_LARGEST_FEE} (100 %), or {DYNAMIC_FEE} for a dynamic one")
+    return fee
+
+
+Address = Annotated[str, Field(pattern=r"^0[xX][0-9a-fA-F]{40}$")]
+Fee = Annotated[int, Field(ge=0), AfterValidator(_check_fee)]
+TickSpacing = Annotated[int, Field(ge=1, le=32_767)]
 
 
 class Token(BaseModel):
@@ -12,13 +36,33 @@ class Token(BaseModel):
 
     address: str
     symbol: str
-    decimals: int = Field(ge=0, le=36)
+    decimals: int = Field(ge=0, le=MOST_DECIMALS)
+
+
+class PoolKey(BaseModel):
+    """What tells a pool from all others of its PoolManager, in Uniswap's own terms (``PoolKey.sol``)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    currency0: Address
+    currency1: Address
+    fee: Fee
+    tick_spacing: TickSpacing
+    hooks: Address
+
+    @model_validator(mode="after")
+    def _currencies_in_order(self) -> Self:
+        if int(self.currency0, 16) >= int(self.currency1, 16):
+            raise ValueError("currency0 must be the lower of the two addresses, as in the contract")
+        return self
 
 
 class PoolSpec(BaseModel):
     """A Uniswap V4 pool on one chain.
 
-    ``token0`` is the base (ETH in the preset) and ``token1`` the quote (USDC): prices are token1 per token0.
+    ``token0`` is the base (ETH in the preset) and ``token1`` the quote (USDC): prices are token1 per token0. Columns
+    and words named after the preset (``amount0_eth``, ``amount1_usdc``, ETH, USDC) mean token0 and token1 of any other
+    pool, in human units. Portfolios and prompts are drawn for a quote worth about a dollar.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,9 +72,44 @@ class PoolSpec(BaseModel):
     pool_id: str
     token0: Token
     token1: Token
-    fee: int = Field(description="Hundredths of a basis point (pips): 500 is 0.05 %", ge=0, le=1_000_000)
-    tick_spacing: int = Field(ge=1, le=32_767)
+    fee: Fee = Field(description="Hundredths of a basis point (pips): 500 is 0.05 %; or DYNAMIC_FEE")
+    tick_spacing: TickSpacing
     hooks: str = NATIVE_CURRENCY
+
+    @property
+    def key(self) -> PoolKey:
+        """What the pool id is the hash of."""
+        return PoolKey(
+            currency0=self.token0.address,
+            currency1=self.token1.address,
+            fee=self.fee,
+            tick_spacing=self.tick_spacing,
+            hooks=self.hooks,
+        )
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a contract is called around swaps. Events stay right; a simulated swap may miss what it does."""
+        return int(self.hooks, 16) != 0
+
+    @property
+    def has_dynamic_fee(self) -> bool:
+        """Whether every swap has a fee of its own: that of its event."""
+        return self.fee == DYNAMIC_FEE
+
+    @property
+    def static_fee(self) -> int:
+        """The one fee of all swaps, in pips.
+
+        Raises:
+            DynamicFeeError: if there is none.
+        """
+        if self.has_dynamic_fee:
+            raise DynamicFeeError(
+                f"the pool {self.pool_id} has a dynamic fee: its swaps and their features can be read, but windows, "
+                "synthetic swaps and the backtest compute with one fee. Choose a pool with a static fee for them"
+            )
+        return self.fee
 
 
 BASE_ETH_USDC = PoolSpec(

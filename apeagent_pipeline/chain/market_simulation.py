@@ -36,7 +36,7 @@ _ANCHORS, _MARKET, _TRADERS, _LIQUIDITY = range(4)
 
 _MEAN_PRICE, _FIRST_PRICE = 2_900.0, 3_250.0
 _DAILY_REVERSION, _DAILY_VOLATILITY = 0.96, 0.035
-_MEAN_LIQUIDITY = 3.2e16
+_MEAN_LIQUIDITY, _MEAN_LIQUIDITY_DECIMALS = 3.2e16, 18 + 6
 
 # Quantiles of swap sizes in whole token1 (USDC), read off real swaps of the preset pool: dust, then the hundreds.
 _SIZE_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -250,9 +250,11 @@ class _Providers:
 
     def __init__(self, rng: np.random.Generator, spec: PoolSpec, opening: float, closing: float) -> None:
         self.rng = rng
-        self.pool = Pool(sqrt_price_x96_from_price(opening, spec), spec.fee, spec.tick_spacing)
-        self.day_liquidity = _MEAN_LIQUIDITY * math.exp(float(rng.normal(0, 0.22)))
-        wide = 4_000 * spec.tick_spacing
+        self.pool = Pool(sqrt_price_x96_from_price(opening, spec), spec.static_fee, spec.tick_spacing)
+        # Liquidity is the geometric mean of both reserves, and counts in the units of both tokens.
+        units = 10.0 ** ((spec.token0.decimals + spec.token1.decimals - _MEAN_LIQUIDITY_DECIMALS) / 2)
+        self.day_liquidity = _MEAN_LIQUIDITY * units * math.exp(float(rng.normal(0, 0.22)))
+        wide = self._snap(40_000)
         centre = self._snap(self.pool.tick)
         self.pool.modify_liquidity(centre - wide, centre + wide, int(0.45 * self.day_liquidity))
         reach = abs(math.log(closing / opening)) * 1e4 + 600

@@ -10,15 +10,17 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
+from apeagent_pipeline.amm.pool_spec import DynamicFeeError, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
+from apeagent_pipeline.chain.pool_lookup import ChosenPool, chosen_pool
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.collector import Collector
+    from apeagent_pipeline.chain.rpc import RpcClient
 
 DEMO_DAYS = 5
 
@@ -136,39 +138,53 @@ class RpcSource:
     """Swaps read from nodes over JSON-RPC.
 
     Args:
-        pool: Chain, contract and pool.
+        chosen: Chain, contract and pool.
         settings: With one or more endpoints of the same chain, and how to ask them.
     """
 
     name = "rpc"
 
-    def __init__(self, pool: PoolSpec, settings: Settings) -> None:
-        self.pool = pool
+    def __init__(self, chosen: ChosenPool, settings: Settings) -> None:
+        self._chosen = chosen
         self._settings = settings
+
+    @cached_property
+    def pool(self) -> PoolSpec:
+        """Whose swaps these are. A node is asked the first time, if the settings do not tell all of it.
+
+        Raises:
+            ChainError: if no endpoint can tell.
+        """
+        return self._chosen.from_chain(self._client, self._settings.home.absolute() / "cache" / "pools")
+
+    @cached_property
+    def _client(self) -> "RpcClient":
+        from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
+
+        urls = self._settings.rpc_urls
+        providers = [
+            MaskedHTTPProvider(url, f"RPC endpoint {position} of {len(urls)}") for position, url in enumerate(urls, 1)
+        ]
+        return RpcClient(providers, requests_per_second=self._settings.rpc_requests_per_second)
 
     @cached_property
     def _collector(self) -> "Collector":
         from apeagent_pipeline.chain.collector import Collector, CollectorConfig
-        from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
 
         settings = self._settings
-        urls = settings.rpc_urls
-        providers = [
-            MaskedHTTPProvider(url, f"RPC endpoint {position} of {len(urls)}") for position, url in enumerate(urls, 1)
-        ]
         config = CollectorConfig(
             range_blocks=settings.rpc_range_blocks,
             finality_depth=settings.rpc_finality_depth,
             transactions=settings.rpc_transactions,
         )
-        client = RpcClient(providers, requests_per_second=settings.rpc_requests_per_second)
         parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
-        return Collector(client, self.pool, config, parts)
+        return Collector(self._client, self.pool, config, parts)
 
     def fingerprint(self) -> str:
         """Depends on chain, PoolManager and pool: a final day is the same on every node."""
         transactions = "-transactions" if self._settings.rpc_transactions else ""
-        return f"rpc-{self.pool.chain_id}-{self.pool.pool_manager.lower()}-{self.pool.pool_id}{transactions}"
+        chosen = self._chosen
+        return f"rpc-{chosen.chain_id}-{chosen.pool_manager.lower()}-{chosen.pool_id}{transactions}"
 
     def days(self) -> tuple[date, date]:
         """From the first partition to the last final day.
@@ -201,35 +217,29 @@ def open_swap_source(settings: Settings) -> SwapSource:
     """The source that the settings choose. Reads no file and asks no node yet.
 
     Raises:
-        SettingsError: if two sources are set, a URL is none, or the pool's tokens are unknown.
+        SettingsError: if two sources are set, a URL is none, or the pool is not described well enough.
     """
     if settings.swaps_archive is not None and settings.rpc_urls:
         raise SettingsError(
             "APEAGENT_SWAPS_ARCHIVE and APEAGENT_RPC_URLS are both set; unset the one that swaps shall not come from"
         )
-    pool = _pool(settings)
+    chosen = chosen_pool(settings)
     if settings.swaps_archive is not None:
-        return ArchiveSource(pool, settings.swaps_archive)
+        return ArchiveSource(chosen.from_settings(), settings.swaps_archive)
     if not settings.rpc_urls:
-        return EmbeddedSource(pool, settings.seed)
+        return EmbeddedSource(_simulated(chosen.from_settings()), settings.seed)
     for position, url in enumerate(settings.rpc_urls, start=1):
         split = urlsplit(url.get_secret_value())
         if split.scheme not in ("http", "https") or not split.hostname:
             raise SettingsError(
                 f"APEAGENT_RPC_URLS: entry {position} is not an http or https URL (it is not shown: it may be a secret)"
             )
-    return RpcSource(pool, settings)
+    return RpcSource(chosen, settings)
 
 
-def _pool(settings: Settings) -> PoolSpec:
-    preset = BASE_ETH_USDC
-    if settings.pool_id and settings.pool_id.lower() != preset.pool_id:
-        raise SettingsError(
-            f"APEAGENT_POOL_ID={settings.pool_id}: only the tokens of the preset pool {preset.pool_id} "
-            f"({preset.token0.symbol}-{preset.token1.symbol} on chain {preset.chain_id}) are known; unset it"
-        )
-    manager = settings.pool_manager or preset.pool_manager
-    digits = manager.lower().removeprefix("0x")
-    if len(digits) != 40 or set(digits) - set("0123456789abcdef"):
-        raise SettingsError(f"APEAGENT_POOL_MANAGER={manager}: expected an address, 0x and 40 hex digits")
-    return preset.model_copy(update={"pool_manager": "0x" + digits}) if manager != preset.pool_manager else preset
+def _simulated(pool: PoolSpec) -> PoolSpec:
+    try:
+        _ = pool.static_fee
+    except DynamicFeeError as error:
+        raise SettingsError(f"APEAGENT_POOL_KEY: the embedded chain trades at one fee, and {error}") from None
+    return pool

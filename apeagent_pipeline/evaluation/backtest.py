@@ -247,7 +247,7 @@ def simulate(market: Market, policy: Policy, start_usdc: float) -> Run:
             paid = -fill.usdc / usdc_unit if fill.usdc < 0 else -fill.eth / eth_unit * price
             eth_traded[e, decision] = fill.eth / eth_unit
             turnover[e] += abs(fill.usdc) / usdc_unit
-            fees[e] += paid * pool.fee / FEE_UNIT
+            fees[e] += paid * pool.static_fee / FEE_UNIT
             costs[e] += _worth(holdings[e], price, pool) - _worth(after[e], price, pool)
         # The trade happens after the next swap, so the row of the decision itself still has the old holdings.
         first = decision * market.every
@@ -282,7 +282,7 @@ def execute(answer: DraftAnswer, sqrt_price_x96: int, liquidity: int, pool: Pool
     # V4's sign: what is wanted is positive (exact output), what is given negative (exact input).
     is_wanted = (answer.side == "BUY") == (answer.asset == "ETH")
     try:
-        step = swap_step(sqrt_price_x96, liquidity, raw if is_wanted else -raw, answer.side == "SELL", pool.fee)
+        step = swap_step(sqrt_price_x96, liquidity, raw if is_wanted else -raw, answer.side == "SELL", pool.static_fee)
     except SwapMathError:
         return None
     filled = step.amount0 if answer.asset == "ETH" else step.amount1

@@ -112,7 +112,7 @@ def _executed(root: np.ndarray, liquidity: np.ndarray, rows: np.ndarray, pool: P
         reserve = liquidity * root >> 96
         size = np.maximum(np.minimum(sizes[:, step], reserve // _LARGEST_SHARE), 1)
         sells = free["is_buy"][:, step] <= 0.5
-        swap = swap_step(root, liquidity, np.where(sells, size, -size), sells, pool.fee)
+        swap = swap_step(root, liquidity, np.where(sells, size, -size), sells, pool.static_fee)
         root = swap.sqrt_price_x96
         columns.append((root, liquidity, swap.amount0, swap.amount1))
     return tuple(np.stack(parts, axis=1) for parts in zip(*columns, strict=True))

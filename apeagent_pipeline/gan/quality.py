@@ -206,7 +206,7 @@ def domain_checks(table: pl.DataFrame, windows: TrainingWindows, pool: PoolSpec)
     reserve = table.select(virtual_reserve(pool)).to_series().to_numpy()
     amount0, amount1 = table["amount0_eth"].to_numpy(), table["amount1_usdc"].to_numpy()
     buys = amount1 < 0
-    kept = 1 - pool.fee / 1e6
+    kept = 1 - pool.static_fee / 1e6
     impact = np.where(buys, kept * np.abs(amount1), -np.abs(amount1)) / reserve
     expected = table["price"].to_numpy() * (1 - impact)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -279,7 +279,8 @@ def _comparable(rows: np.ndarray) -> np.ndarray:
 
 
 def _row_keys(table: pl.DataFrame) -> np.ndarray:
-    size = (pl.col("volume_usdc") * 1e6).round().cast(pl.Int64)
+    # Nine digits are more than any two sizes share by chance, and fewer than a size loses on its way through floats.
+    size = pl.col("volume_usdc").round_sig_figs(9)
     key = pl.struct(pl.col("side"), size, pl.col("seconds_since_previous")).hash(seed=0)
     return table.select(key.alias("key"))["key"].to_numpy()
 

@@ -168,7 +168,7 @@ def free_feature_expressions(pool: PoolSpec, over: str) -> dict[str, pl.Expr]:
     """
     # Both kinds of swap move sqrt(price) by amount1 / L; of what a buyer pays, the fee does not reach the price.
     reserve = virtual_reserve(pool)
-    reaching = pl.when(pl.col("side") == "BUY").then(1.0 - pool.fee / 1e6).otherwise(-1.0)
+    reaching = pl.when(pl.col("side") == "BUY").then(1.0 - pool.static_fee / 1e6).otherwise(-1.0)
     impact = reaching * pl.col("volume_usdc") / reserve
     log_root = (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log()
     # log1p(-x) is the log of the pre-swap over the post-swap root.

@@ -12,11 +12,11 @@ from apeagent_pipeline.amm.price import price_from_sqrt_price, sqrt_price_x96_fr
 
 
 def test_the_preset_has_the_id_that_base_gives_it() -> None:
-    assert pool_id(BASE_ETH_USDC) == BASE_ETH_USDC.pool_id
+    assert pool_id(BASE_ETH_USDC.key) == BASE_ETH_USDC.pool_id
 
 
 def test_another_fee_is_another_pool() -> None:
-    assert pool_id(BASE_ETH_USDC.model_copy(update={"fee": 3_000, "tick_spacing": 60})) != BASE_ETH_USDC.pool_id
+    assert pool_id(BASE_ETH_USDC.key.model_copy(update={"fee": 3_000, "tick_spacing": 60})) != BASE_ETH_USDC.pool_id
 
 
 @given(st.floats(1e-3, 1e9))

@@ -30,7 +30,13 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
             swaps = runtime.source.read_day(date.fromisoformat(day), progress)
-            figures: dict[str, Any] = {"source": runtime.source.name, "swaps": swaps.height}
+            pool = runtime.source.pool
+            figures: dict[str, Any] = {
+                "source": runtime.source.name,
+                "swaps": swaps.height,
+                "hooks": pool.has_hooks,
+                "dynamic_fee": pool.has_dynamic_fee,
+            }
             if swaps.height:
                 figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
             rate = chain_rate(swaps).rate
