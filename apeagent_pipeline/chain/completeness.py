@@ -7,6 +7,11 @@ import polars as pl
 
 from apeagent_pipeline.amm.swap_math import SwapMathError, swap_step
 
+SMALLEST_RATE = 0.95
+"""Below it swaps are missing. Complete days lie above .98: what fails there crossed ticks or shared a block."""
+
+_FEWEST_PAIRS = 50
+
 
 class ChainRate(NamedTuple):
     """Of how many neighbouring swaps the second follows exactly from the first.
@@ -23,6 +28,11 @@ class ChainRate(NamedTuple):
     def rate(self) -> float | None:
         """Share that follows, or None where nothing could be judged. A complete day is at or near 1."""
         return self.followed / self.judged if self.judged else None
+
+    @property
+    def too_low(self) -> bool:
+        """Whether swaps are missing for certain; a handful of pairs tells nothing."""
+        return self.judged >= _FEWEST_PAIRS and self.followed < SMALLEST_RATE * self.judged
 
 
 def chain_rate(swaps: pl.DataFrame) -> ChainRate:

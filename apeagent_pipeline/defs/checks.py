@@ -9,6 +9,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from apeagent_pipeline.chain.completeness import chain_rate
+from apeagent_pipeline.chain.source import SwapSource
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
@@ -36,6 +38,12 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
 
     return [
         check("raw_swaps", "each_swap_once", "Keys are unique and every swap lies in its own day", each_swap_once),
+        check(
+            "raw_swaps",
+            "no_swap_missing",
+            "Each swap follows from the one before by the pool's arithmetic (an archive may hold a part only)",
+            lambda store: no_swap_missing(store, runtime.source),
+        ),
         check("swap_features", "no_broken_numbers", "No NaN and no infinity in any column", no_broken_features),
         check(
             "training_windows", "splits_do_not_leak", "Splits follow one another in time, with gaps", splits_do_not_leak
@@ -76,6 +84,25 @@ def each_swap_once(store: ArtifactStore) -> Verdict:
     if doubled:
         wrong.append(f"{doubled} swaps stand twice")
     return wrong, {"swaps": rows, "days": len(keys)}
+
+
+def no_swap_missing(store: ArtifactStore, source: SwapSource) -> Verdict:
+    """Over all stored days: the chain rate, told for all and demanded of days read from a chain.
+
+    Not demanded of an archive, which may hold the swaps of one router alone, nor of a pool whose hooks may change what
+    a swap pays.
+    """
+    demanded = source.name != "archive" and not source.pool.has_hooks
+    rates = {day: chain_rate(store.scan("raw_swaps", day).collect()) for day in store.days("raw_swaps")}
+    wrong = [
+        f"{day}: only {found.rate:.0%} of its swaps follow from the swap before, so some are missing; "
+        f"materialize the day again from another endpoint"
+        for day, found in rates.items()
+        if demanded and found.too_low
+    ]
+    judged = sum(found.judged for found in rates.values())
+    rate = sum(found.followed for found in rates.values()) / judged if judged else None
+    return wrong, {"judged_pairs": judged} | ({} if rate is None else {"chain_rate": rate})
 
 
 def no_broken_features(store: ArtifactStore) -> Verdict:

@@ -30,7 +30,7 @@ GRAPH = {
     "backtest": ("evaluation", ["lora_adapter", "student_base_model", "training_windows"]),
 }
 CHECKS = {
-    "raw_swaps": ["each_swap_once"],
+    "raw_swaps": ["each_swap_once", "no_swap_missing"],
     "swap_features": ["no_broken_numbers"],
     "training_windows": ["splits_do_not_leak"],
     "synthetic_windows": ["no_broken_numbers"],
