@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from eth_abi import decode
+from eth_abi import decode, encode
 from eth_hash.auto import keccak
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, sqrt_price_at_tick
@@ -23,6 +25,8 @@ from apeagent_pipeline.chain.events import (
 )
 
 Log = dict[str, Any]
+TYPES = ["int128", "int128", "uint160", "uint128", "int24", "uint24"]
+FIELDS = ("amount0", "amount1", "sqrt_price_x96", "liquidity", "tick", "fee")
 
 
 def word(value: int) -> str:
@@ -37,11 +41,9 @@ def test_the_topic_is_the_hash_of_the_events_signature() -> None:
 def test_every_column_equals_what_the_abi_library_reads(day_logs: list[Log]) -> None:
     table = decode_swap_logs(day_logs, BASE_ETH_USDC)
     assert table.schema == RAW_SWAPS_SCHEMA
-    types = ["int128", "int128", "uint160", "uint128", "int24", "uint24"]
     for row, log in list(zip(table.iter_rows(named=True), day_logs, strict=True))[::50]:
-        expected = decode(types, bytes.fromhex(log["data"][2:]))
-        found = [row[name] for name in ("amount0", "amount1", "sqrt_price_x96", "liquidity", "tick", "fee")]
-        assert [int(value) for value in found] == list(expected)
+        expected = decode(TYPES, bytes.fromhex(log["data"][2:]))
+        assert [int(row[name]) for name in FIELDS] == list(expected)
         assert row["sender"] == "0x" + log["topics"][2][-40:]
         assert row["block_timestamp"].timestamp() == int(log["blockTimestamp"], 16)
         assert (row["block_number"], row["log_index"]) == (int(log["blockNumber"], 16), int(log["logIndex"], 16))
@@ -52,8 +54,43 @@ def test_the_largest_values_lose_no_digit(day_logs: list[Log]) -> None:
     values = [-(1 << 127), (1 << 127) - 1, (1 << 160) - 1, (1 << 128) - 1, -887_272, (1 << 24) - 1]
     log = {**day_logs[0], "data": "0x" + "".join(map(word, values))}
     row = decode_swap_logs([log], BASE_ETH_USDC).row(0, named=True)
-    found = [row[name] for name in ("amount0", "amount1", "sqrt_price_x96", "liquidity", "tick", "fee")]
-    assert [int(value) for value in found] == values
+    assert [int(row[name]) for name in FIELDS] == values
+
+
+def _integers(kind: str) -> st.SearchStrategy[int]:
+    bits = int(kind.lstrip("uint"))
+    low, high = (0, (1 << bits) - 1) if kind.startswith("u") else (-(1 << bits - 1), (1 << bits - 1) - 1)
+    return st.integers(low, high) | st.sampled_from([low, low + 1, 0, high - 1, high])
+
+
+@given(st.lists(st.tuples(*map(_integers, TYPES)), min_size=1, max_size=20))
+def test_any_values_of_the_event_are_read_as_the_abi_library_wrote_them(rows: list[tuple[int, ...]]) -> None:
+    logs = [
+        {
+            "address": BASE_ETH_USDC.pool_manager,
+            "topics": [SWAP_TOPIC, BASE_ETH_USDC.pool_id, "0x" + "0" * 24 + "12" * 20],
+            "data": "0x" + encode(TYPES, row).hex(),
+            "blockNumber": hex(position),
+            "blockHash": "0x" + "34" * 32,
+            "transactionHash": "0x" + "56" * 32,
+            "transactionIndex": "0x0",
+            "logIndex": hex(position),
+        }
+        for position, row in enumerate(rows)
+    ]
+    table = decode_swap_logs(logs, BASE_ETH_USDC)
+    assert table.schema == RAW_SWAPS_SCHEMA
+    assert [tuple(int(value) for value in row) for row in table.select(FIELDS).iter_rows()] == rows
+    assert table["block_number"].to_list() == list(range(len(rows)))
+
+
+def test_a_log_without_a_time_leaves_it_open_and_loses_nothing_else(day_logs: list[Log]) -> None:
+    whole = decode_swap_logs(day_logs[:4], BASE_ETH_USDC)
+    absent = {name: value for name, value in day_logs[0].items() if name != "blockTimestamp"}
+    null, zero = ({**log, "blockTimestamp": value} for log, value in zip(day_logs[1:3], (None, "0x0"), strict=True))
+    found = decode_swap_logs([absent, null, zero, day_logs[3]], BASE_ETH_USDC)
+    assert found.drop("block_timestamp").equals(whole.drop("block_timestamp"))
+    assert found["block_timestamp"].to_list() == [None, None, None, whole["block_timestamp"][3]]
 
 
 def test_checksummed_addresses_and_upper_case_hex_are_understood(day_logs: list[Log]) -> None:
@@ -83,9 +120,18 @@ FOREIGN: dict[str, Callable[[Log], Log]] = {
     "malformed number or hash": lambda log: {"logIndex": "12"},
     "number or hash": lambda log: {"transactionHash": "0x12"},
     "not hex strings": lambda log: {"blockNumber": 12},
-    "word 4": lambda log: {"data": log["data"][: 2 + 64 * 4] + word(1 << 30) + log["data"][2 + 64 * 5 :]},
-    "word 5": lambda log: {"data": log["data"][: 2 + 64 * 5] + word(-1)},
+    "word 0 .* int128": lambda log: _with_word(log, 0, 1 << 127),
+    "word 1 .* int128": lambda log: _with_word(log, 1, -(1 << 127) - 1),
+    "word 2 .* uint160": lambda log: _with_word(log, 2, 1 << 160),
+    "word 3 .* uint128": lambda log: _with_word(log, 3, -1),
+    "word 4 .* int24": lambda log: _with_word(log, 4, 1 << 23),
+    "word 5 .* uint24": lambda log: _with_word(log, 5, -1),
 }
+
+
+def _with_word(log: Log, position: int, value: int) -> Log:
+    start = 2 + 64 * position
+    return {"data": log["data"][:start] + word(value) + log["data"][start + 64 :]}
 
 
 @pytest.mark.parametrize("expected", FOREIGN)
