@@ -1,12 +1,21 @@
 """What all tests share: an environment without the developer's own settings, and where the real sample lies."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from apeagent_pipeline.chain.devnet import Devnet
+
 for variable in [name for name in os.environ if name.startswith("APEAGENT_") or name == "DAGSTER_HOME"]:
     del os.environ[variable]
+
+DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
+"""Where `apeagent devnet` keeps Anvil and the contracts too, so that one download serves both."""
 
 REAL_SWAPS = Path(__file__).parents[2] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
 
@@ -17,3 +26,20 @@ def real_swaps() -> Path:
     if not REAL_SWAPS.exists():
         pytest.skip("the shared sample of real swaps is not on this machine")
     return REAL_SWAPS
+
+
+@pytest.fixture(scope="session")
+def devnet() -> "Iterator[Devnet]":
+    """Real contracts on a real node, with 5,000 swaps on the three days ``devnet.days``, all of them final.
+
+    Shared by all tests: whoever changes the chain starts one of their own, which takes a second.
+    """
+    from apeagent_pipeline.chain.devnet import DevnetUnavailableError, start_devnet
+
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(start_devnet(DEVNET_CACHE))
+        except DevnetUnavailableError as error:
+            pytest.skip(str(error))
+        running.trade(days=3, swaps=5_000)
+        yield running
