@@ -37,6 +37,8 @@ _MEDIAN_ROWS = 501
 _ROUNDING_UNITS = 3.0
 """Rounding leaves the pre-swap price in doubt by so many smallest units of token1, measured as a swap's impact."""
 
+_ROUNDING_BITS = 2.0**-51
+
 TABLE_FILE = "training_windows.parquet"
 SCALER_FILE = "scaler.json"
 
@@ -173,7 +175,9 @@ def free_feature_expressions(pool: PoolSpec, over: str) -> dict[str, pl.Expr]:
     log_root = (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log()
     # log1p(-x) is the log of the pre-swap over the post-swap root.
     move = 2.0 * (log_root + (-impact).log1p() - log_root.shift().over(over))
-    rounding = 2.0 * (_ROUNDING_UNITS / 10.0**pool.token1.decimals / reserve + 1e-15)
+    # Where units are small, the last bits of both logarithms are what is left.
+    of_floats = _ROUNDING_BITS * (2.0 + log_root.abs())
+    rounding = 2.0 * (_ROUNDING_UNITS / 10.0**pool.token1.decimals / reserve + of_floats)
     log_liquidity = pl.col("liquidity").cast(pl.Float64).log()
     return {
         "seconds": pl.col("seconds_since_previous").cast(pl.Float64),
