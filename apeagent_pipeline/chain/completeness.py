@@ -11,6 +11,7 @@ SMALLEST_RATE = 0.95
 """Below it swaps are missing. Complete days lie above .98: what fails there crossed ticks or shared a block."""
 
 _FEWEST_PAIRS = 50
+_SLICE_ROWS = 1 << 16
 
 
 class ChainRate(NamedTuple):
@@ -43,14 +44,20 @@ def chain_rate(swaps: pl.DataFrame) -> ChainRate:
     ticks and came back to the same liquidity.
 
     Args:
-        swaps: RAW_SWAPS_SCHEMA of one pool, sorted; one day or several neighbouring ones.
+        swaps: RAW_SWAPS_SCHEMA of one pool, sorted; one day or several neighbouring ones. Each swap is judged by the
+            fee of its own event, so a dynamic fee does not matter.
     """
+    # Python integers are large: a slice at a time, each with the last swap of the one before.
+    starts = range(0, max(swaps.height - 1, 0), _SLICE_ROWS)
+    slices = [_rate_of_slice(swaps.slice(start, _SLICE_ROWS + 1)) for start in starts]
+    return ChainRate(sum(each.followed for each in slices), sum(each.judged for each in slices))
+
+
+def _rate_of_slice(swaps: pl.DataFrame) -> ChainRate:
     price, liquidity, amount0, amount1 = (
         np.array([int(value) for value in swaps[name]], dtype=object)
         for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
     )
-    if len(price) < 2:
-        return ChainRate(0, 0)
     judged = liquidity[1:] == liquidity[:-1]
     rows = np.flatnonzero(judged.astype(bool)) + 1
     follows = _FOLLOWS(
