@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so ``apeagent --help`` answ
 import json
 import os
 import sys
+import threading
 import time
 from datetime import date
 from typing import TYPE_CHECKING, Annotated
@@ -113,6 +114,41 @@ def ui(
     }
     command = ["-m", "dagster", "dev", "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
+
+
+@app.command()
+def devnet(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free one")] = 8545,
+    first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day of trading (UTC)")] = "2025-01-21",
+    days: Annotated[int, typer.Option(min=1, help="Days of trading")] = 2,
+    swaps: Annotated[int, typer.Option(min=0, help="Swaps on all days together")] = 2_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other swaps")] = 42,
+) -> None:
+    """Run a chain on this machine with the real Uniswap V4 contracts, and swaps to read from it.
+
+    An Anvil node with the PoolManager, USDC and the ETH-USDC pool at the addresses they have on Base, traded in by
+    several accounts: the way over JSON-RPC, without a key and without a public node. The first start fetches Anvil and
+    the contracts with npm. A day takes about fifteen seconds.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from apeagent_pipeline.chain.devnet import start_devnet
+
+    settings = load_settings()
+    console = Console()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    try:
+        with start_devnet(settings.home.absolute() / "cache" / "devnet", _day(first, "--from"), port) as chain:
+            with Progress(*columns, console=console) as bars:
+                task = bars.add_task("Swaps", total=swaps)
+                traded = chain.trade(days, swaps, seed, lambda done, total, **_: bars.update(task, completed=done))
+            chain.rpc("evm_setAutomine", True)  # a transaction of the user's own is mined at once
+            command = f"APEAGENT_RPC_URLS={chain.url} apeagent sync --from {traded[0]} --to {traded[-1]}"
+            console.print(f"Devnet on [link]{chain.url}[/] (Ctrl-C stops it). In another terminal:", highlight=False)
+            console.print(f"  [bold]{command}[/]", highlight=False, soft_wrap=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
 
 
 @app.command()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,27 +88,30 @@ class Devnet:
         return answer["result"]
 
     def mine(self, blocks: int = 1) -> None:
-        """Make blocks; the first holds all transactions sent before."""
+        """Make empty blocks."""
         self.rpc("anvil_mine", hex(blocks))
 
     def head(self) -> int:
         """Number of the newest block."""
         return int(self.rpc("eth_blockNumber"), 16)
 
-    def send(self, transactions: Sequence[Transaction]) -> list[str]:
-        """Send transactions in one batch; they are executed in this order by the next block.
+    def send(self, transactions: Sequence[Transaction], blocks: int = 1) -> list[str]:
+        """Send transactions and make blocks, in one request; the first block holds all of them in this order.
 
         Returns:
-            Their hashes.
+            The transactions' hashes.
+
+        Raises:
+            DevnetError: if the node refuses one. A transaction that reverts is not refused.
         """
         provider = self.web3.provider
         assert isinstance(provider, HTTPProvider)
         requests = [(RPCEndpoint("eth_sendTransaction"), [transaction]) for transaction in transactions]
-        answers: Any = provider.make_batch_request(requests)
+        answers: Any = provider.make_batch_request([*requests, (RPCEndpoint("anvil_mine"), [hex(blocks)])])
         refused = [answer["error"] for answer in answers if "error" in answer]
         if refused:
             raise DevnetError(f"Anvil refused a transaction: {refused[0]}")
-        return [answer["result"] for answer in answers]
+        return [answer["result"] for answer in answers[:-1]]
 
     def swap_transaction(
         self,
@@ -201,18 +205,6 @@ class Devnet:
         tick = words[0] >> 160 & 0xFFFFFF
         return PoolState(words[0] & ((1 << 160) - 1), tick - (1 << 24) if tick >> 23 else tick, words[1])
 
-    def advance_to(self, day: date) -> None:
-        """Mine up to the last block before ``day``.
-
-        Raises:
-            DevnetError: if the chain is past it.
-        """
-        missing = first_block(day) - 1 - self.head()
-        if missing < 0:
-            raise DevnetError(f"the devnet is already past the start of {day}; trade on a later day")
-        if missing:
-            self.mine(missing)
-
     def trade(self, days: int, swaps: int, seed: int = 42, progress: Progress = silent) -> list[date]:
         """Seeded traffic on the next whole UTC days, and blocks enough after them to make them final.
 
@@ -231,32 +223,29 @@ class Devnet:
         Raises:
             DevnetError: if a swap failed.
         """
-        head_time = GENESIS_TIMESTAMP + BLOCK_SECONDS * self.head()
-        first = day_of(head_time) + timedelta(days=1)
+        first = day_of(GENESIS_TIMESTAMP + BLOCK_SECONDS * self.head()) + timedelta(days=1)
         token0, token1 = self.pool.token0, self.pool.token1
         traffic = Traffic(seed, len(self.accounts), 10**token0.decimals, 10**token1.decimals)
-        done = 0
-        for i in range(days):
-            day = first + timedelta(days=i)
-            self.advance_to(day)
-            before = -1  # the last block that exists, counted from the day's first
-            for block, actions in traffic.day(swaps * (i + 1) // days - swaps * i // days):
-                if block - 1 > before:
-                    self.mine(block - 1 - before)
-                self.send([self._action(action) for action in actions])
-                self.mine()
-                before = block
-                done += sum(isinstance(action, Swap) for action in actions)
-                progress(done, swaps)
-            self.days.append(day)
-        last = first + timedelta(days=days)
-        self.mine(first_block(last) + FINALITY_BLOCKS - self.head())
+        made: list[int] = []
+        planned: list[tuple[int, list[Swap | LiquidityChange]]] = [
+            (first_block(first + timedelta(days=i)) + block, actions)
+            for i in range(days)
+            for block, actions in traffic.day(swaps * (i + 1) // days - swaps * i // days)
+        ]
+        after = first_block(first + timedelta(days=days))
+        planned = [(self.head() + 1, []), *planned, (after + FINALITY_BLOCKS, [])]
+        for (block, actions), (next_block, _) in pairwise(planned):
+            self.send([self._action(action) for action in actions], blocks=next_block - block)
+            made += [block for action in actions if isinstance(action, Swap)]
+            progress(len(made), swaps)
         query = {"address": self.pool.pool_manager, "topics": [SWAP_TOPIC, self.pool.pool_id]}
-        query |= {"fromBlock": hex(first_block(first)), "toBlock": hex(first_block(last) - 1)}
-        made = len(self.rpc("eth_getLogs", query))
-        if made != swaps:
-            raise DevnetError(f"{swaps - made} of {swaps} swaps of the traffic failed")
-        return self.days[-days:]
+        query |= {"fromBlock": hex(first_block(first)), "toBlock": hex(after - 1)}
+        found = [int(log["blockNumber"], 16) for log in self.rpc("eth_getLogs", query)]
+        if found != made:
+            raise DevnetError(f"{len(set(made) - set(found))} blocks of the traffic lack a swap; start a fresh devnet")
+        traded = [first + timedelta(days=i) for i in range(days)]
+        self.days += traded
+        return traded
 
     def setup(self) -> None:
         """Put the contracts where Base has them, open the pool and fund the accounts. Done once by `start_devnet`."""
@@ -287,7 +276,6 @@ class Devnet:
                 for function, call in [("mint", mint[i]), *(("approve", each) for each in approve)]
             ]
         )
-        self.mine()
 
     def _place(self, artifact: str, address: str, types: list[str], arguments: list[Any]) -> None:
         # The init code stands at the address and runs there, so that it stores its state and finds its own address
@@ -318,7 +306,6 @@ class Devnet:
 
     def _execute(self, transaction: Transaction) -> dict[str, Any]:
         (sent,) = self.send([transaction])
-        self.mine()
         receipt: dict[str, Any] = self.rpc("eth_getTransactionReceipt", sent)
         if receipt["status"] != "0x1":
             raise DevnetError(f"the contract reverted: transaction {sent}")
