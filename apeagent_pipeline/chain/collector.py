@@ -36,6 +36,10 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
+_FAILURES_BEFORE_SPLIT = 3
+_LATEST_TIMESTAMP = 1 << 36
+_HASH = re.compile("0x[0-9a-f]{64}")
+_QUANTITY = re.compile("0x[0-9a-fA-F]{1,15}")
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -76,7 +80,9 @@ class Header(NamedTuple):
 
 
 class RangeSize:
-    """How many blocks one endpoint answers for at a time: falls at a refusal, grows back slowly.
+    """How many blocks one endpoint answers for at a time: falls at a refusal, and grows back after ten answers in a row.
+
+    It doubles, but takes steps of a tenth towards a size that was refused, until that size was answered after all.
 
     Args:
         largest: Where it starts, and what it never exceeds.
@@ -93,6 +99,7 @@ class RangeSize:
         self.splits = 0
         self._largest = largest
         self._worked = 0
+        self._refused = largest + 1
         self._answers = 0
         self._lock = threading.Lock()
 
@@ -105,7 +112,10 @@ class RangeSize:
             self._answers += 1
             if self._answers >= self._ANSWERS_BEFORE_GROWTH:
                 self._answers = 0
-                self.blocks = min(self._largest, self.blocks + max(1, self.blocks // 10))
+                if self.blocks >= self._refused:
+                    self._refused = self._largest + 1
+                step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
+                self.blocks = min(self._largest, self.blocks + step)
 
     def refused(self, blocks: int, hint: int | None) -> None:
         """A range of so many blocks was refused; ``hint`` is a smaller number that the node names, if it does."""
@@ -118,6 +128,7 @@ class RangeSize:
             # What worked once is believed once: where swaps lie denser, the same range may hold too many.
             self._worked = 0
             self._answers = 0
+            self._refused = blocks
             self.blocks = max(1, smaller)
 
 
@@ -209,15 +220,12 @@ class Collector:
             ChainError: WrongChainError, DayNotFinalError, RpcError, ReorganisedError or RawSwapsError; never a partial
                 day.
         """
-        for attempt in range(1, _TIMES_READ + 1):
-            try:
+        for _ in range(_TIMES_READ - 1):
+            with contextlib.suppress(ReorganisedError):
                 return self._read_day(day, progress)
-            except ReorganisedError:
-                self._headers.clear()
-                self._final = None
-                if attempt == _TIMES_READ:
-                    raise
-        raise AssertionError("unreachable")
+            self._headers.clear()
+            self._final = None
+        return self._read_day(day, progress)
 
     def _read_day(self, day: date, progress: Progress) -> pl.DataFrame:
         first, last = self.block_range(day)
@@ -267,7 +275,10 @@ class Collector:
             raise
         tell()
         parts.remove()
-        return pl.concat([found[blocks] for blocks in ranges])
+        swaps = pl.concat([found[blocks] for blocks in ranges])
+        if swaps.is_empty() and len(self.client.endpoints) == 1:
+            _log.warning("%s has no swap according to %s, the only one asked", day, self.client.endpoints[0])
+        return swaps
 
     def _range_swaps(self, reading: "_Reading", first: int, last: int) -> pl.DataFrame:
         swaps, asked = self._read_range(reading, first, last)
@@ -296,18 +307,29 @@ class Collector:
         """The swaps of a range, piece by piece as the endpoints allow, and the endpoints that gave them."""
         pieces = []
         asked = set()
-        while first <= last:
+        failures = 0
 
-            def piece(endpoint: Endpoint, first: int = first) -> tuple[pl.DataFrame, int, Endpoint]:
-                self._check(endpoint)
+        def piece(endpoint: Endpoint) -> tuple[pl.DataFrame, int, Endpoint]:
+            nonlocal failures
+            self._check(endpoint)
+            try:
                 return *self._read_piece(endpoint, reading, first, last), endpoint
+            except RpcError as error:
+                # A range that is too much for a node may also end in a timeout or a cut-off answer, every time.
+                if error.kind is RpcErrorKind.TRANSIENT:
+                    failures += 1
+                    if failures % _FAILURES_BEFORE_SPLIT == 0:
+                        size = self._sizes[endpoint]
+                        size.refused(min(size.blocks, last - first + 1), None)
+                raise
 
+        while first <= last:
             swaps, end, endpoint = self.client.ask(piece, avoid)
             if not avoid:
                 reading.add(end - first + 1, swaps.height)
             pieces.append(swaps)
             asked.add(endpoint)
-            first = end + 1
+            first, failures = end + 1, 0
         return pl.concat(pieces), asked
 
     def _read_piece(self, endpoint: Endpoint, reading: "_Reading", first: int, last: int) -> tuple[pl.DataFrame, int]:
@@ -352,9 +374,8 @@ class Collector:
                 )
             swaps = self._complete(endpoint, swaps.unique(maintain_order=True).sort(SWAP_KEY))
             check_raw_swaps(swaps, reading.day)
-        changed = [
-            header.number for header, block in zip(again, blocks, strict=True) if _header(block).hash != header.hash
-        ]
+            now = [_header(block, before.number) for before, block in zip(again, blocks, strict=True)]
+        changed = [before.number for before, after in zip(again, now, strict=True) if before.hash != after.hash]
         if changed:
             raise ReorganisedError(
                 f"{endpoint} first gave another hash for block {changed[0]}: the chain was reorganised below the block "
@@ -543,16 +564,18 @@ def _names(endpoints: Collection[Endpoint]) -> str:
 
 
 def _header(block: Any, number: int | None = None) -> Header:
-    if not isinstance(block, dict) or not isinstance(block.get("hash"), str):
-        raise LogError(f"the node answered with {type(block).__name__}, expected a block with its hash")
-    header = Header(
-        _integer(block.get("number"), "block.number"),
-        _integer(block.get("timestamp"), "block.timestamp"),
-        block["hash"].lower(),
-    )
-    if number is not None and header.number != number:
-        raise LogError(f"the node answered with block {header.number} instead of {number}")
-    return header
+    if not isinstance(block, dict):
+        raise LogError(f"the node answered with {type(block).__name__}, expected a block")
+    found = _integer(block.get("number"), "block.number")
+    timestamp = _integer(block.get("timestamp"), "block.timestamp")
+    block_hash = str(block.get("hash")).lower()
+    if not _HASH.fullmatch(block_hash):
+        raise LogError(f"the node answered with block {found} and its hash {block_hash[:80]!r}, expected 32 bytes")
+    if timestamp > _LATEST_TIMESTAMP:
+        raise LogError(f"the node answered with block {found} and its timestamp {timestamp}, which is no time")
+    if number is not None and found != number:
+        raise LogError(f"the node answered with block {found} instead of {number}")
+    return Header(found, timestamp, block_hash)
 
 
 def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
@@ -565,7 +588,6 @@ def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
 
 
 def _integer(value: Any, what: str) -> int:
-    try:
-        return int(value, 16)
-    except (TypeError, ValueError):
-        raise LogError(f"the node answered {what} with {value!r}, expected a hex number") from None
+    if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
+        raise LogError(f"the node answered {what} with {str(value)[:80]!r}, expected a hex number")
+    return int(value, 16)
