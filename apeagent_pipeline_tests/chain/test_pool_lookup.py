@@ -1,21 +1,31 @@
 """Any pool: what the settings tell, what the chain tells, and that neither is believed blindly."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from eth_abi import encode
 from eth_hash.auto import keccak
+from web3 import HTTPProvider
 from web3.providers.base import BaseProvider
 
 from apeagent_pipeline.amm.pool_id import pool_id
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, NATIVE_CURRENCY, DynamicFeeError, PoolKey, PoolSpec
+from apeagent_pipeline.amm.ticks import sqrt_price_at_tick
+from apeagent_pipeline.chain.completeness import chain_rate
+from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
+from apeagent_pipeline.chain.embedded import BLOCK_SECONDS, GENESIS_TIMESTAMP
 from apeagent_pipeline.chain.errors import ChainError
-from apeagent_pipeline.chain.pool_lookup import INITIALIZE_TOPIC, POSITION_MANAGERS, chosen_pool
+from apeagent_pipeline.chain.pool_lookup import INITIALIZE_TOPIC, POSITION_MANAGERS, ChosenPool, chosen_pool
 from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.source import RpcSource, open_swap_source
 from apeagent_pipeline.settings import Settings, SettingsError
 from apeagent_pipeline_tests.chain.conftest import Node
+from apeagent_pipeline_tests.conftest import DEVNET_CACHE
+
+if TYPE_CHECKING:
+    from apeagent_pipeline.chain.devnet import Devnet
 
 WBTC, WETH = "0x2260fac5e5542a773aa44fbcfedf7c193bc2c599", "0xc02aaa39b223fe8d0a0e5c4f27ead9083c756cc2"
 HOOKS = "0x00000000000000000000000000000000000000c0"
@@ -268,3 +278,38 @@ def test_opening_a_source_and_its_fingerprint_ask_no_node_and_the_pool_asks_once
     assert open_swap_source(settings(**values)).pool == source.pool
     assert len(node.requests) == asked
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_a_real_node_tells_key_and_tokens_of_the_preset(tmp_path: Path, devnet: "Devnet") -> None:
+    preset = BASE_ETH_USDC
+    client = RpcClient([HTTPProvider(devnet.url)])
+    found = ChosenPool(preset.chain_id, preset.pool_manager, preset.pool_id, None, None).from_chain(client, tmp_path)
+    assert pool_id(found.key) == preset.pool_id
+    assert (found.token0, found.token1.symbol, found.token1.decimals) == (preset.token0, "USDC", 6)
+    assert (found.fee, found.tick_spacing, found.has_hooks) == (500, 10, False)
+
+
+def test_another_pool_is_read_from_a_real_node_by_its_id_alone(tmp_path: Path) -> None:
+    """From the id to the swaps of a day, in a pool of another fee that shares the PoolManager with the preset."""
+    from apeagent_pipeline.chain.devnet import DevnetUnavailableError, start_devnet
+
+    with ExitStack() as stack:
+        try:
+            own = stack.enter_context(start_devnet(DEVNET_CACHE))
+        except DevnetUnavailableError as error:
+            pytest.skip(str(error))
+        other = own.open_pool(fee=3_000, tick_spacing=60, sqrt_price_x96=sqrt_price_at_tick(-195_000))
+        own.modify_liquidity(-198_000, -192_000, 10**17, pool=other)
+        (start, end), day = day_bounds(FIRST_DAY), FIRST_DAY
+        own.mine((start - GENESIS_TIMESTAMP) // BLOCK_SECONDS - own.head())
+        swaps = [own.swap(k % 2 == 0, -(10**17) if k % 2 == 0 else -(10**8), pool=other) for k in range(6)]
+        own.swap(True, -(10**15))
+        own.mine((end - GENESIS_TIMESTAMP) // BLOCK_SECONDS + 200 - own.head())
+        values = {"rpc_urls": own.url, "pool_id": other.pool_id, "home": tmp_path, "rpc_requests_per_second": 0}
+        source = open_swap_source(settings(**values))
+        assert source.pool.key == PoolKey(**other.key.model_dump() | {"currency1": other.key.currency1.lower()})
+        assert (source.pool.token1.symbol, source.pool.token1.decimals) == ("USDC", 6)
+        table = source.read_day(day)
+    assert table["transaction_hash"].to_list() == [swap["transactionHash"] for swap in swaps]
+    assert set(table["fee"]) == {3_000}
+    assert chain_rate(table) == (5, 5)
