@@ -9,9 +9,11 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MAX_TICK
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
-from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, check_raw_swaps
+from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, check_raw_swaps, empty_raw_swaps
+from apeagent_pipeline.defs.storage import parquet_bytes
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
 HEADER = (
@@ -69,6 +71,45 @@ def test_a_table_this_project_wrote_is_read_back_as_it_was(tmp_path: Path, two_d
     path = tmp_path / f"swaps{suffix}"
     two_days.write_csv(path) if suffix == ".csv" else two_days.write_parquet(path)
     assert SwapArchive(path, BASE_ETH_USDC).swaps.equals(two_days)
+
+
+def test_the_stored_days_are_an_archive_that_gives_the_same_days(tmp_path: Path, two_days: pl.DataFrame) -> None:
+    # A day without swaps, one whose transactions are known, and the manifests that lie beside the tables.
+    today = pl.col("block_timestamp").dt.date() == FIRST_DAY
+    first, second = two_days.filter(today), two_days.filter(~today)
+    second = second.with_columns(tx_from=pl.lit("0x" + "ab" * 20), tx_to=pl.lit("0x" + "cd" * 20))
+    for number, day in enumerate([empty_raw_swaps(), first, second, empty_raw_swaps()], start=20):
+        (tmp_path / f"2025-01-{number}.parquet").write_bytes(parquet_bytes(day))
+        (tmp_path / f"2025-01-{number}.manifest.json").write_text("{}")
+    archive = SwapArchive(tmp_path, BASE_ETH_USDC)
+    assert archive.swaps.equals(pl.concat([first, second]))
+    assert [parquet_bytes(archive.read_day(day)) for day in archive.span()] == [
+        parquet_bytes(first),
+        parquet_bytes(second),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_largest_values_survive_an_archive(tmp_path: Path, two_days: pl.DataFrame, suffix: str) -> None:
+    largest = {"amount0": -(1 << 127), "amount1": (1 << 127) - 1, "liquidity": (1 << 128) - 1}
+    largest |= {"sqrt_price_x96": MAX_SQRT_PRICE - 1, "tick": MAX_TICK - 1, "fee": 1_000_000}
+    extreme = two_days.tail(1).with_columns(**{name: pl.lit(str(value)) for name, value in largest.items()})
+    table = pl.concat([two_days.head(3), extreme.cast(dict(RAW_SWAPS_SCHEMA))])
+    path = tmp_path / f"swaps{suffix}"
+    table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
+    assert SwapArchive(path, BASE_ETH_USDC).swaps.equals(table)
+
+
+def test_an_archive_of_several_pools_and_chains_gives_each_its_own(tmp_path: Path, two_days: pl.DataFrame) -> None:
+    other = BASE_ETH_USDC.model_copy(update={"pool_id": "0x" + "ab" * 32})
+    elsewhere = BASE_ETH_USDC.model_copy(update={"chain_id": 1})
+    theirs = two_days.head(40).with_columns(pl.lit(other.pool_id).alias("pool_id"))
+    far = two_days.head(30).with_columns(pl.lit(1, pl.Int64()).alias("chain_id"))
+    pl.concat([theirs, two_days, far]).write_parquet(tmp_path / "swaps.parquet")
+    for pool, expected in ((BASE_ETH_USDC, two_days), (other, theirs), (elsewhere, far)):
+        archive = SwapArchive(tmp_path / "swaps.parquet", pool)
+        assert archive.swaps.equals(expected)
+        check_raw_swaps(archive.read_day(FIRST_DAY), FIRST_DAY)
 
 
 def test_duplicates_and_disorder_are_put_right(tmp_path: Path, lines: list[str]) -> None:
