@@ -80,7 +80,7 @@ class Header(NamedTuple):
 
 
 class RangeSize:
-    """How many blocks one endpoint answers for at a time: falls at a refusal, and grows back after ten answers in a row.
+    """How many blocks one endpoint answers for at a time: falls at a refusal, grows back after ten answers in a row.
 
     It doubles, but takes steps of a tenth towards a size that was refused, until that size was answered after all.
 
