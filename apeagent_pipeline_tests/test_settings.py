@@ -40,6 +40,7 @@ def test_the_full_profile_has_the_source_documents_models(monkeypatch: pytest.Mo
         ("APEAGENT_SEED", "-1", "greater than or equal to 0"),
         ("APEAGENT_EVAL_PROMPTS", "many", "valid integer"),
         ("APEAGENT_TEACHER", "gpt", "'rules' or 'openai'"),
+        ("APEAGENT_CHAIN_ID", "base", "valid integer"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(
@@ -91,3 +92,8 @@ def test_a_home_that_cannot_be_written_is_told_before_any_work(monkeypatch: pyte
 )
 def test_an_endpoints_host_is_shown_and_its_key_is_not(url: str, shown: str) -> None:
     assert mask_url(url) == shown
+
+
+def test_a_pool_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APEAGENT_POOL_KEY", "0x1,0x2,500,10,0x0")
+    assert "0x1,0x2,500,10,0x0" in {row.value for row in show_settings(load_settings())}

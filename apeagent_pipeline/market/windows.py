@@ -17,6 +17,7 @@ segment and one split.
 """
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +42,9 @@ _ROUNDING_BITS = 2.0**-51
 
 TABLE_FILE = "training_windows.parquet"
 SCALER_FILE = "scaler.json"
+
+
+_log = logging.getLogger(__name__)
 
 
 class WindowsError(ValueError):
@@ -137,7 +141,15 @@ def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: Window
 
     Raises:
         WindowsError: if columns are missing, a number is not finite, rows are out of order or too few windows are left.
+        DynamicFeeError: if the pool has no fee that holds for all swaps.
     """
+    if pool.has_hooks:
+        _log.warning(
+            "the pool %s has hooks (%s): synthetic swaps and the backtest follow the pool's own arithmetic and know "
+            "nothing of what the hooks add or take",
+            pool.pool_id,
+            pool.hooks,
+        )
     features = _checked(features)
     if features.height:
         last_day = features["block_timestamp"].dt.date().max()

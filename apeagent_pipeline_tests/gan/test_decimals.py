@@ -1,5 +1,6 @@
 """The same market in tokens of other decimals is the same market, from the raw swaps to the synthetic ones."""
 
+import math
 from datetime import date
 
 import numpy as np
@@ -9,10 +10,13 @@ from polars.testing import assert_frame_equal
 
 from apeagent_pipeline.amm.pool_id import pool_id
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, DynamicFeeError, PoolSpec
+from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
 from apeagent_pipeline.amm.ticks import ticks_at_sqrt_prices
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.distillation.chain_of_draft import Asset, DraftAnswer, Side
+from apeagent_pipeline.evaluation.backtest import execute
 from apeagent_pipeline.gan.pool_rows import synthetic_windows
 from apeagent_pipeline.gan.quality import domain_checks
 from apeagent_pipeline.market.features import swap_features
@@ -117,6 +121,30 @@ def test_a_market_in_other_decimals_is_as_deep_and_its_swaps_follow_from_one_ano
     moves = windows_of(features, pool).free_features()[:, FREE_FEATURES.index("move")]
     assert 0.8 < (moves == 0).mean() < 0.9
     assert np.abs(moves[moves != 0]).min() > 1e-9
+
+
+@pytest.mark.parametrize("decimals", DECIMALS)
+@pytest.mark.parametrize(
+    ("side", "asset", "amount"), [("BUY", "ETH", 0.5), ("SELL", "ETH", 1.25), ("BUY", "USDC", 300.0)]
+)
+def test_a_trade_of_the_backtest_costs_the_same(
+    decimals: tuple[int, int], side: Side, asset: Asset, amount: float
+) -> None:
+    fills = []
+    for pool in (BASE_ETH_USDC, with_decimals(*decimals)):
+        units = 10**pool.token0.decimals, 10**pool.token1.decimals
+        root = sqrt_price_x96_from_price(3_000.0, pool)
+        liquidity = int(3e4 * math.sqrt(units[0] * units[1]))
+        fill = execute(DraftAnswer((), side, amount, asset), root, liquidity, pool)
+        assert fill is not None
+        fills.append((fill.eth / units[0], fill.usdc / units[1]))
+    assert fills[1] == pytest.approx(fills[0], rel=1e-5)
+
+
+def test_a_pool_with_hooks_is_used_with_a_warning(raw: pl.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
+    hooked = BASE_ETH_USDC.model_copy(update={"hooks": "0x" + "0" * 38 + "c0"})
+    windows_of(swap_features(raw, hooked), hooked)
+    assert f"{hooked.pool_id} has hooks ({hooked.hooks})" in caplog.text
 
 
 def test_a_pool_with_a_dynamic_fee_is_read_and_refused_where_one_fee_is_needed(raw: pl.DataFrame) -> None:
