@@ -108,7 +108,7 @@ def test_a_day_that_cannot_be_read_fails_alone_and_is_all_that_a_second_sync_rea
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 of 3 days are complete" in done.stdout
     assert re.search(r"2025-01-22 .*not complete", done.stdout)
-    assert re.search("1 of 3 days failed. 2025-01-22: RPC endpoint 1 of 1 .* out of order", done.stderr)
+    assert re.search(r"raw_swaps: 1 of 3 days failed:\s+2025-01-22: RPC endpoint 1 of 1 .* out of order", done.stderr)
     assert SECRET not in done.stdout + done.stderr
     storage = tmp_path / "home" / "storage"
     assert sorted(file.stem for file in (storage / "swap_features").glob("*.parquet")) == ["2025-01-21", "2025-01-23"]

@@ -92,10 +92,10 @@ def _within(progress: Progress, number: int, of: int) -> Progress:
 def _failure(failures: dict[str, Exception], done: int, of: int) -> Exception:
     if of == 1:
         return next(iter(failures.values()))
-    causes = "; ".join(f"{day}: {error}" for day, error in failures.items())
+    causes = "".join(f"\n  {day}: {error}" for day, error in failures.items())
     not_tried = of - done - len(failures)
-    rest = f"; {not_tried} more were not tried" if not_tried else ""
-    return dg.Failure(f"{len(failures)} of {of} days failed{rest}. {causes}")
+    rest = f", and {not_tried} after them were not tried" if not_tried else ""
+    return dg.Failure(f"{len(failures)} of {of} days failed{rest}:{causes}")
 
 
 def _record(

@@ -156,4 +156,5 @@ def _cause(event: dg.DagsterEvent) -> str:
     error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause
-    return error.message.strip() if error else "failed"
+    # Dagster puts the class before the message; who reads this wants the message.
+    return error.message.strip().removeprefix(f"{error.message.split(':')[0]}: ") if error else "failed"
