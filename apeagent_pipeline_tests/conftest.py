@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +28,26 @@ def real_swaps() -> Path:
 
 
 @pytest.fixture(scope="session")
-def devnet() -> "Iterator[Devnet]":
+def devnet_cache() -> Path:
+    """The folder with Anvil and the contracts, for tests that start a devnet of their own: that takes a second."""
+    from apeagent_pipeline.chain.devnet import DevnetUnavailableError, packages
+
+    try:
+        packages.anvil_program(DEVNET_CACHE)
+        packages.fetch(packages.V4_CORE, DEVNET_CACHE)
+    except DevnetUnavailableError as error:
+        pytest.skip(str(error))
+    return DEVNET_CACHE
+
+
+@pytest.fixture(scope="session")
+def devnet(devnet_cache: Path) -> "Iterator[Devnet]":
     """Real contracts on a real node, with 5,000 swaps on the three days ``devnet.days``, all of them final.
 
-    Shared by all tests: whoever changes the chain starts one of their own, which takes a second.
+    Shared by all tests: whoever changes the chain starts another one.
     """
-    from apeagent_pipeline.chain.devnet import DevnetUnavailableError, start_devnet
+    from apeagent_pipeline.chain.devnet import start_devnet
 
-    with ExitStack() as stack:
-        try:
-            running = stack.enter_context(start_devnet(DEVNET_CACHE))
-        except DevnetUnavailableError as error:
-            pytest.skip(str(error))
+    with start_devnet(devnet_cache) as running:
         running.trade(days=3, swaps=5_000)
         yield running

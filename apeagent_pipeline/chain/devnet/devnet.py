@@ -38,7 +38,8 @@ FINALITY_BLOCKS = 64
 _REACH = 40_000
 
 _SETUP_BLOCKS = 300
-_GAS = 30_000_000
+_GAS = 200_000_000
+"""Enough for a swap through all words of the tick bitmap."""
 _GAS_PRICE = 1_000_000_000
 _UINT256_MAX = (1 << 256) - 1
 _FUNDS = 1 << 200
@@ -104,14 +105,8 @@ class Devnet:
         Raises:
             DevnetError: if the node refuses one. A transaction that reverts is not refused.
         """
-        provider = self.web3.provider
-        assert isinstance(provider, HTTPProvider)
-        requests = [(RPCEndpoint("eth_sendTransaction"), [transaction]) for transaction in transactions]
-        answers: Any = provider.make_batch_request([*requests, (RPCEndpoint("anvil_mine"), [hex(blocks)])])
-        refused = [answer["error"] for answer in answers if "error" in answer]
-        if refused:
-            raise DevnetError(f"Anvil refused a transaction: {refused[0]}")
-        return [answer["result"] for answer in answers[:-1]]
+        requests: list[tuple[str, Any]] = [("eth_sendTransaction", [transaction]) for transaction in transactions]
+        return self._batch([*requests, ("anvil_mine", [hex(blocks)])])[:-1]
 
     def swap_transaction(
         self,
@@ -165,6 +160,10 @@ class Devnet:
         )
         pays_ether = liquidity_delta > 0 and pool.token0.address == NATIVE_CURRENCY
         return self._transaction(account, LIQUIDITY_ROUTER, data, _MOST_ETHER if pays_ether else 0)
+
+    def receipts(self, transactions: Sequence[str]) -> list[dict[str, Any]]:
+        """Receipts as the node gives them, hex strings and all."""
+        return self._batch([("eth_getTransactionReceipt", [each]) for each in transactions])
 
     def swap(self, zero_for_one: bool, amount_specified: int, **options: Any) -> dict[str, Any]:
         """Swap in a new block; arguments as of `swap_transaction`.
@@ -263,7 +262,7 @@ class Devnet:
         self._place(packages.LIQUIDITY_ROUTER, LIQUIDITY_ROUTER, ["address"], [manager])
         self.fund(usdc)
         self.initialize(self.pool, sqrt_price_x96_from_price(OPENING_PRICE, self.pool))
-        self.modify_liquidity(self._centre() - _REACH, self._centre() + _REACH, OPENING_LIQUIDITY)
+        self.modify_liquidity(*self.opening_position)
 
     def fund(self, token: Token) -> None:
         """Give every account the token, and every router leave to take it, in a new block."""
@@ -286,6 +285,15 @@ class Devnet:
         self._execute(self._transaction(0, address, "0x"))
         self.rpc("anvil_setCode", address, runtime)
 
+    def _batch(self, requests: Sequence[tuple[str, Any]]) -> list[Any]:
+        provider = self.web3.provider
+        assert isinstance(provider, HTTPProvider)
+        answers: Any = provider.make_batch_request([(RPCEndpoint(method), params) for method, params in requests])
+        for (method, _), answer in zip(requests, answers, strict=True):
+            if "error" in answer:
+                raise DevnetError(f"Anvil refused {method}: {answer['error']}")
+        return [answer["result"] for answer in answers]
+
     def _action(self, action: Swap | LiquidityChange) -> Transaction:
         if isinstance(action, Swap):
             return self.swap_transaction(
@@ -300,13 +308,18 @@ class Devnet:
             account=action.account,
         )
 
+    @property
+    def opening_position(self) -> tuple[int, int, int]:
+        """Lower tick, upper tick and liquidity of the position that the pool opens with; the first account's."""
+        return self._centre() - _REACH, self._centre() + _REACH, OPENING_LIQUIDITY
+
     def _centre(self) -> int:
         tick = tick_at_sqrt_price(sqrt_price_x96_from_price(OPENING_PRICE, self.pool))
         return tick // self.pool.tick_spacing * self.pool.tick_spacing
 
     def _execute(self, transaction: Transaction) -> dict[str, Any]:
         (sent,) = self.send([transaction])
-        receipt: dict[str, Any] = self.rpc("eth_getTransactionReceipt", sent)
+        (receipt,) = self.receipts([sent])
         if receipt["status"] != "0x1":
             raise DevnetError(f"the contract reverted: transaction {sent}")
         return receipt
