@@ -52,13 +52,20 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
     try:
         source = runtime.source
         first, last = source.days()
+        pool = source.pool
     except Exception as error:  # any failure of a node or file is a finding, not a crash
         yield Finding(
             "wrong", "swaps", str(error), "see APEAGENT_RPC_URLS and APEAGENT_SWAPS_ARCHIVE in apeagent config"
         )
         return
-    yield Finding("ok", "swaps", f"{source.name}: days {first} to {last}, chain {source.pool.chain_id}")
-    yield Finding("ok", "pool", f"{source.pool.token0.symbol}-{source.pool.token1.symbol} {source.pool.pool_id}")
+    yield Finding("ok", "swaps", f"{source.name}: days {first} to {last}, chain {pool.chain_id}")
+    name = f"{pool.token0.symbol}-{pool.token1.symbol} {pool.pool_id}"
+    if pool.has_dynamic_fee:
+        yield Finding("note", "pool", f"{name}, dynamic fee", "its swaps and features can be made, a model cannot")
+    elif pool.has_hooks:
+        yield Finding("note", "pool", f"{name}, hooks", "what its hooks do to a swap is not simulated")
+    else:
+        yield Finding("ok", "pool", name)
 
 
 def _teacher(settings: Settings) -> Finding:
