@@ -1,8 +1,8 @@
 """What it costs to collect a pool's swaps: this collector, cryo and a plain web3 script, on the same node in one run.
 
-Run it with ``python -m apeagent_pipeline_tests.benchmarks.collecting``. cryo comes from ``pip install cryo==0.3.2``; where
-that is an environment of its own, ``--cryo`` names its interpreter. The node is the devnet; a proxy in front of it counts
-everybody's requests alike.
+Run it with ``python -m apeagent_pipeline_tests.benchmarks.collecting``. cryo comes from ``pip install cryo==0.3.2``;
+where that is an environment of its own, ``--cryo`` names its interpreter. The node is the devnet; a proxy in front of
+it counts everybody's requests alike.
 """
 
 import argparse
@@ -174,12 +174,10 @@ def compare(devnet: Devnet, cryo: str | None, first: int, last: int, truth: pl.D
 
     readings = []
     for blocks in (10_000, 1_000):
-        size = {"inner_request_size": blocks}
+        ranges, inner = ours | {"range_blocks": blocks}, daily | {"inner_request_size": blocks}
         readings += [
-            reading(
-                f"{OURS}, {blocks:,} blocks", "collector", found_by_collector, ours | {"range_blocks": blocks}, RUNS
-            ),
-            reading(f"cryo, {blocks:,} blocks", "cryo", found_by_cryo, daily | size, RUNS),
+            reading(f"{OURS}, {blocks:,} blocks", "collector", found_by_collector, ranges, RUNS),
+            reading(f"cryo, {blocks:,} blocks", "cryo", found_by_cryo, inner, RUNS),
         ]
     senders = ours | {"range_blocks": 10_000, "transactions": True}
     readings += [
@@ -189,22 +187,11 @@ def compare(devnet: Devnet, cryo: str | None, first: int, last: int, truth: pl.D
         reading("web3 loop, 1,000 blocks", "web3_loop", found_by_script, script | {"each": False}, RUNS),
         reading(EACH, "web3_loop", found_by_script, script | {"each": True}),
     ]
+    names = "what|requests|calls|wall s|reading s|CPU s|swaps|exact|time|tx from|shows key"
     shown = Table(
-        *(
-            "what",
-            "requests",
-            "calls",
-            "wall s",
-            "reading s",
-            "CPU s",
-            "swaps",
-            "exact",
-            "time",
-            "tx sender",
-            "shows key",
-        ),
+        *names.split("|"),
         title=f"{truth.height:,} swaps of {len(days)} days, {last - first + 1:,} blocks; least times of {RUNS} runs",
-        caption="wall: of a fresh process; reading: without its imports. The web3 rows and the defaults ran once.",
+        caption="wall: of a fresh process; reading: without its imports. Defaults and calls for each event: one run.",
     )
     results = {}
     with running(devnet.url) as proxy:

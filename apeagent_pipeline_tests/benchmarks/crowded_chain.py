@@ -1,7 +1,7 @@
 """The embedded chain with a day of any number of swaps, whose logs are written out only when they are asked for.
 
-``python -m apeagent_pipeline_tests.benchmarks.crowded_chain SWAPS`` serves it over HTTP and prints the URL; it ends when
-its standard input does.
+``python -m apeagent_pipeline_tests.benchmarks.crowded_chain SWAPS`` serves it over HTTP and prints the URL; it ends
+when its standard input does.
 """
 
 import sys
