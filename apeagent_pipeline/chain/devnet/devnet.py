@@ -232,7 +232,9 @@ class Devnet:
             for block, actions in traffic.day(swaps * (i + 1) // days - swaps * i // days)
         ]
         after = first_block(first + timedelta(days=days))
-        planned = [(self.head() + 1, []), *planned, (after + FINALITY_BLOCKS, [])]
+        planned = [(self.head() + 1, []), *planned, (after + FINALITY_BLOCKS + 1, [])]
+        # Each request makes the block of its transactions and the empty ones up to the next; the last of all makes the
+        # first block after the days final too, by which a reader knows that they are over.
         for (block, actions), (next_block, _) in pairwise(planned):
             self.send([self._action(action) for action in actions], blocks=next_block - block)
             made += [block for action in actions if isinstance(action, Swap)]
