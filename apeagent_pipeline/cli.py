@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so ``apeagent --help`` answ
 import json
 import os
 import sys
-import threading
 import time
 from datetime import date
 from typing import TYPE_CHECKING, Annotated
@@ -146,7 +145,8 @@ def devnet(
             command = f"APEAGENT_RPC_URLS={chain.url} apeagent sync --from {traded[0]} --to {traded[-1]}"
             console.print(f"Devnet on [link]{chain.url}[/] (Ctrl-C stops it). In another terminal:", highlight=False)
             console.print(f"  [bold]{command}[/]", highlight=False, soft_wrap=True)
-            threading.Event().wait()
+            while True:
+                time.sleep(60)  # unlike waiting for a lock, Ctrl-C interrupts it whoever handles the signal
     except KeyboardInterrupt:
         console.print("Stopped.")
 
