@@ -18,6 +18,8 @@ from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 
 if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
     from apeagent_pipeline.defs.build import Graph
     from apeagent_pipeline.defs.staleness import Stale
     from apeagent_pipeline.defs.updating import Round
@@ -100,10 +102,12 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
 ) -> None:
     """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME."""
-    from apeagent_pipeline.defs.instance import prepare_home
+    from apeagent_pipeline.defs.instance import open_instance, prepare_home
 
     settings = load_settings()
     home = prepare_home(settings)
+    with open_instance(settings) as instance:
+        _sweep(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
     environment = {
         **os.environ,
@@ -208,6 +212,47 @@ def ask(prompt: Annotated[str, typer.Argument(help="A trading question with pric
     typer.echo()
 
 
+@app.command()
+def provenance(
+    asset: Annotated[str, typer.Argument(help="An artifact; for a daily one with its day: raw_swaps/2025-01-21")] = (
+        "lora_adapter"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, every hash, for programs")] = False,
+) -> None:
+    """Show what an artifact was made from: data set, teacher, GAN, days, and the blocks they were read from.
+
+    Read from the manifests beside the artifacts. What is no longer stored as it was read is marked, and the way ends
+    there. Exits 1 if the artifact itself is not stored.
+    """
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    from apeagent_pipeline.defs.provenance import provenance as read_provenance
+    from apeagent_pipeline.defs.provenance import provenance_lines
+    from apeagent_pipeline.defs.runtime import Runtime
+    from apeagent_pipeline.defs.watching import LogWatcher
+
+    runtime = Runtime(load_settings(), LogWatcher())
+    origins = read_provenance(runtime.store, asset, runtime.externals)
+    if as_json:
+        typer.echo(json.dumps([each.model_dump(mode="json") for each in origins], indent=2))
+    else:
+        styles = {"stored": "bold", "external": "cyan", "replaced": "yellow", "missing": "red"}
+        branch: list[Tree] = []
+        for line in provenance_lines(origins):
+            more = "as above" if line.repeated else line.details
+            node = Tree(f"[{styles[line.state]}]{line.title}[/] [dim]{escape(line.data_version)}[/] {escape(more)}")
+            if line.depth:
+                branch[line.depth - 1].children.append(node)
+            branch[line.depth :] = [node]
+        Console().print(branch[0], highlight=False)
+    if origins[0].data_version is None:
+        days = runtime.store.days(asset)
+        hint = f"Name a day, such as {asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
+        _error_console.print(f"{asset} is not stored in {runtime.store.root}. {hint}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
 def _update(
     settings: Settings, first: str | None, last: str | None, only: set[str] | None
 ) -> "tuple[list[Round], Graph, list[str]]":
@@ -220,6 +265,7 @@ def _update(
     begun = time.monotonic()
     instance = open_instance(settings)
     log = settings.home.absolute() / "logs" / "apeagent.log"
+    _sweep(instance)
     with quiet_console(log) as console, TerminalWatcher(console) as watcher:
         graph = build_graph(settings, watcher)
         days = _days(graph, first, last)
@@ -250,6 +296,14 @@ def _update(
         )
         Console().print(table)
     return rounds, graph, days
+
+
+def _sweep(instance: "DagsterInstance") -> None:
+    """Fail the runs that were killed: they would hold their places in the concurrency pools for ever."""
+    from apeagent_pipeline.defs.orphans import fail_orphaned_runs
+
+    for run_id in fail_orphaned_runs(instance):
+        Console().print(f"Run {run_id} was killed; it is marked as failed now.", style="yellow", highlight=False)
 
 
 def _days(graph: "Graph", first: str | None, last: str | None) -> list[str]:

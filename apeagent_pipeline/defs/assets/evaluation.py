@@ -1,11 +1,13 @@
 """The proof: does the adapter do what it was trained for, and what would its decisions have earned."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
 from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.provenance import provenance, provenance_table
 from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
 from apeagent_pipeline.evaluation.backtest import BacktestConfig
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
@@ -19,7 +21,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         update={"n_trading": settings.eval_prompts, "n_controls": settings.eval_prompts}
     )
 
-    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, config=canary), deps=[STUDENT_BASE])
+    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, code="2", config=canary), deps=[STUDENT_BASE])
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
@@ -31,7 +33,9 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         report = evaluate_canary(
             runtime.student_base(), lora_adapter, distillation_dataset, config, seed=seed, progress=progress
         )
-        return dg.MaterializeResult(value=report)
+        made_from = provenance_table(provenance(runtime.store, "lora_adapter", runtime.externals))
+        page = f"{report.markdown}\n\n## What the adapter was made from\n\n{made_from}"
+        return dg.MaterializeResult(value=replace(report, markdown=page))
 
     @dg.asset(
         **runtime.declare("evaluation", {"pytorch", "markdown"}, config=BacktestConfig.preset(settings.profile)),

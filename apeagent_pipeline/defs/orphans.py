@@ -1,0 +1,57 @@
+"""Runs whose process is gone.
+
+A run that is killed (power, memory, ``kill -9``) cannot say so: Dagster's default launcher leaves it STARTED for good,
+and its place in a concurrency pool taken, so that the next run of the same asset would wait for ever.
+"""
+
+import platform
+from datetime import UTC, datetime
+
+import dagster as dg
+import psutil
+from dagster import DagsterEventType, DagsterRunStatus
+
+HOST_TAG = "apeagent/host"
+"""Tag with the machine on which a run of the command line lives."""
+
+_ALIVE = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+
+
+def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark the runs of this machine whose process is gone as failed, and free what they hold.
+
+    Returns:
+        Their run ids.
+    """
+    orphans = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
+        run = record.dagster_run
+        if run.tags.get(HOST_TAG, platform.node()) != platform.node():
+            continue
+        pid = _pid(instance, run.run_id)
+        begun = record.start_time or record.create_timestamp.timestamp()
+        if pid is None or _is_alive(pid, begun):
+            continue
+        at = datetime.fromtimestamp(begun, UTC)
+        instance.report_run_failed(run, f"The process {pid} of this run, begun {at:%Y-%m-%d %H:%M} UTC, is gone.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        orphans.append(run.run_id)
+    return orphans
+
+
+def _pid(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    for entry in instance.all_logs(run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        event = entry.dagster_event
+        pid = event.engine_event_data.metadata.get("pid") if event else None
+        if isinstance(pid, dg.TextMetadataValue) and pid.text:
+            return int(pid.text)
+    return None
+
+
+def _is_alive(pid: int, begun: float) -> bool:
+    """Whether the process that began a run still lives; a younger one only has its number."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun
+    except psutil.NoSuchProcess:
+        return False
