@@ -249,7 +249,7 @@ def provenance(
     if origins[0].data_version is None:
         days = runtime.store.days(asset)
         hint = f"Name a day, such as {asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
-        _error_console.print(f"{asset} is not stored in {runtime.store.root}. {hint}", highlight=False, soft_wrap=True)
+        _error_console.print(f"{asset} is not stored. {hint}", highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
