@@ -35,11 +35,11 @@ LIQUIDITY_ROUTER = "0x7C5f5A4bBd8fD63184577525326123B519429bDc"
 
 ACCOUNTS = 5
 FINALITY_BLOCKS = 64
-_REACH = 40_000
+"""How far Anvil's finalized block lies below the head."""
 
+_REACH = 40_000
 _SETUP_BLOCKS = 300
-_GAS = 200_000_000
-"""Enough for a swap through all words of the tick bitmap."""
+_GAS = 200_000_000  # enough for a swap through all words of the tick bitmap
 _GAS_PRICE = 1_000_000_000
 _UINT256_MAX = (1 << 256) - 1
 _FUNDS = 1 << 200
@@ -76,6 +76,11 @@ class Devnet:
         self.accounts: list[str] = [str(account) for account in self.web3.eth.accounts]
         self.days: list[date] = []
         self._artifacts = artifacts
+
+    @property
+    def opening_position(self) -> tuple[int, int, int]:
+        """Lower tick, upper tick and liquidity of the position that the pool opens with; the first account's."""
+        return self._centre() - _REACH, self._centre() + _REACH, OPENING_LIQUIDITY
 
     def rpc(self, method: str, *params: Any) -> Any:
         """One JSON-RPC call.
@@ -310,11 +315,6 @@ class Devnet:
             account=action.account,
         )
 
-    @property
-    def opening_position(self) -> tuple[int, int, int]:
-        """Lower tick, upper tick and liquidity of the position that the pool opens with; the first account's."""
-        return self._centre() - _REACH, self._centre() + _REACH, OPENING_LIQUIDITY
-
     def _centre(self) -> int:
         tick = tick_at_sqrt_price(sqrt_price_x96_from_price(OPENING_PRICE, self.pool))
         return tick // self.pool.tick_spacing * self.pool.tick_spacing
@@ -364,7 +364,8 @@ def start_devnet(cache: Path, first_day: date = FIRST_DAY, port: int = 0, kept_s
     program = packages.anvil_program(cache)
     artifacts = packages.fetch(packages.V4_CORE, cache)
     genesis = first_block(first_day) - _SETUP_BLOCKS
-    # Cancun: from Prague on, each block writes its predecessor's hash into the state.
+    # Cancun: from Prague on, each block writes its predecessor's hash into the state. Pruned: every kept state holds
+    # the hashes of all blocks, and many empty blocks take quadratic time. Logs and receipts are kept in any case.
     options = ["--chain-id", str(BASE_ETH_USDC.chain_id), "--hardfork", "cancun", "--accounts", str(ACCOUNTS)]
     options += ["--number", str(genesis), "--timestamp", str(GENESIS_TIMESTAMP + BLOCK_SECONDS * genesis)]
     options += ["--no-mining", "--order", "fifo", "--block-base-fee-per-gas", "0", "--disable-block-gas-limit"]
