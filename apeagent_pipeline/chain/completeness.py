@@ -8,7 +8,7 @@ import polars as pl
 from apeagent_pipeline.amm.swap_math import SwapMathError, swap_step
 
 SMALLEST_RATE = 0.95
-"""Below it swaps are missing. Complete days lie above .98: what fails there crossed ticks or shared a block."""
+"""Below it swaps are missing. Complete days lie above .97."""
 
 _FEWEST_PAIRS = 50
 _SLICE_ROWS = 1 << 16
@@ -40,8 +40,8 @@ def chain_rate(swaps: pl.DataFrame) -> ChainRate:
     """Check each swap against the one before it.
 
     A missing swap leaves a gap between two prices that the next swap's amounts do not explain. So does a change of
-    liquidity; such pairs are not judged. A few pairs of a complete day may still fail: swaps that crossed several
-    ticks and came back to the same liquidity.
+    liquidity; such pairs are not judged. A few pairs of a complete day may still fail: a swap that stopped at a price
+    limit, and one that crossed an end of a position opened since the swap before.
 
     Args:
         swaps: RAW_SWAPS_SCHEMA of one pool, sorted; one day or several neighbouring ones. Each swap is judged by the

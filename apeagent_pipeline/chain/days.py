@@ -12,6 +12,11 @@ FIRST_DAY = date(2025, 1, 21)
 """The first day of the partitions: the day on which Uniswap V4's routers came to Base."""
 
 SECONDS_PER_DAY = 86_400
+BLOCK_SECONDS = 2
+"""Between two blocks of Base, and of the chains that stand in for it."""
+
+GENESIS_TIMESTAMP = 1_686_789_347
+"""Of Base's block 0."""
 
 
 def day_bounds(day: date) -> tuple[int, int]:
@@ -30,8 +35,19 @@ def days_between(first: date, last: date) -> list[date]:
     return [first + timedelta(days=i) for i in range((last - first).days + 1)]
 
 
+def first_block_of(day: date) -> int:
+    """The first block of a UTC day on a chain that kept Base's block time: a plan or a guess, for Base itself."""
+    start, _ = day_bounds(day)
+    return -(-(start - GENESIS_TIMESTAMP) // BLOCK_SECONDS)
+
+
+def timestamp_of(block: int) -> int:
+    """When a block comes on such a chain, in seconds since 1970."""
+    return GENESIS_TIMESTAMP + BLOCK_SECONDS * block
+
+
 def first_block_at_or_after(
-    moment: int, head: int, timestamp_of: Callable[[int], int], block_seconds: float = 2.0
+    moment: int, head: int, timestamp_at: Callable[[int], int], block_seconds: float = BLOCK_SECONDS
 ) -> int:
     """The first block whose timestamp is at or after a moment.
 
@@ -41,7 +57,7 @@ def first_block_at_or_after(
     Args:
         moment: Seconds since 1970.
         head: A block known to exist; blocks after it are not asked for.
-        timestamp_of: Gives a block's timestamp from its header.
+        timestamp_at: Gives a block's timestamp from its header.
         block_seconds: Usual time between two blocks.
 
     Returns:
@@ -50,7 +66,7 @@ def first_block_at_or_after(
     Raises:
         ValueError: if the head itself is older than the moment.
     """
-    head_time = timestamp_of(head)
+    head_time = timestamp_at(head)
     if head_time < moment:
         raise ValueError(f"block {head} is of {head_time}, before {moment}: the block asked for does not exist yet")
     # Invariant: timestamp(low) < moment <= timestamp(high), with block -1 before all time.
@@ -59,7 +75,7 @@ def first_block_at_or_after(
     bisects = False
     while high - low > 1:
         guess = min(max(guess, low + 1), high - 1)
-        found = timestamp_of(guess)
+        found = timestamp_at(guess)
         if found >= moment:
             high = guess
             step = int((found - moment) // block_seconds)

@@ -6,7 +6,6 @@ depends on the seed alone.
 """
 
 import hashlib
-import math
 import threading
 import time
 from bisect import bisect_left
@@ -19,12 +18,10 @@ from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
-from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, GENESIS_TIMESTAMP, first_block_of, timestamp_of
 from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION, simulate_day
 
-BLOCK_SECONDS = 2
-GENESIS_TIMESTAMP = 1_686_789_347
 SAFE_DEPTH, FINALIZED_DEPTH = 150, 600
 MAX_RANGE = 100_000
 
@@ -121,7 +118,7 @@ class EmbeddedChainProvider(BaseProvider):
             "number": hex(number),
             "hash": self._block_hash(number),
             "parentHash": self._block_hash(number - 1),
-            "timestamp": hex(_timestamp(number)),
+            "timestamp": hex(timestamp_of(number)),
             "transactions": [],
             "uncles": [],
             "miner": self.pool.token0.address,
@@ -187,8 +184,7 @@ class EmbeddedChainProvider(BaseProvider):
             return self._days[day]
 
     def _make_day(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
-        midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
-        first_block = math.ceil((midnight - GENESIS_TIMESTAMP) / BLOCK_SECONDS)
+        first_block = first_block_of(day)
         address = self.pool.pool_manager.lower()
         blocks: list[int] = []
         logs: list[dict[str, Any]] = []
@@ -214,7 +210,7 @@ class EmbeddedChainProvider(BaseProvider):
                     + _word(self.pool.fee),
                     "blockNumber": hex(number),
                     "blockHash": self._block_hash(number),
-                    "blockTimestamp": hex(_timestamp(number)),
+                    "blockTimestamp": hex(timestamp_of(number)),
                     "transactionHash": transaction,
                     "transactionIndex": hex(index_in_block),
                     "logIndex": hex(4 * index_in_block + 2),
@@ -224,12 +220,8 @@ class EmbeddedChainProvider(BaseProvider):
         return blocks, logs
 
 
-def _timestamp(number: int) -> int:
-    return GENESIS_TIMESTAMP + BLOCK_SECONDS * number
-
-
 def _day(number: int) -> date:
-    return datetime.fromtimestamp(_timestamp(number), UTC).date()
+    return datetime.fromtimestamp(timestamp_of(number), UTC).date()
 
 
 def _word(value: int) -> str:

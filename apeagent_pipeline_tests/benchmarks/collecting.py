@@ -25,9 +25,8 @@ from rich.table import Table
 from web3 import Web3
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-from apeagent_pipeline.chain.days import FIRST_DAY, day_of
+from apeagent_pipeline.chain.days import FIRST_DAY, day_of, first_block_of
 from apeagent_pipeline.chain.devnet import Devnet, start_devnet
-from apeagent_pipeline.chain.devnet.devnet import first_block
 from apeagent_pipeline.chain.events import SWAP_KEY, SWAP_TOPIC, check_raw_swaps, decode_swap_logs
 from apeagent_pipeline.defs.storage import parquet_bytes
 from apeagent_pipeline_tests.benchmarks import contenders
@@ -341,7 +340,7 @@ def main() -> None:
     if arguments.swaps:
         with start_devnet(Path(".apeagent/cache/devnet").absolute()) as devnet:
             devnet.trade(days=DAYS, swaps=arguments.swaps)
-            first, last = first_block(devnet.days[0]), first_block(devnet.days[-1] + timedelta(days=1)) - 1
+            first, last = first_block_of(devnet.days[0]), first_block_of(devnet.days[-1] + timedelta(days=1)) - 1
             logs, truth = receipts(devnet, first, last)
             microseconds = decode(devnet, logs)
             results = compare(devnet, cryo, first, last, truth)

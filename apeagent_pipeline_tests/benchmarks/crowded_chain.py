@@ -13,8 +13,15 @@ import numpy as np
 from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
 from apeagent_pipeline.amm.swap_math import swap_step
 from apeagent_pipeline.amm.ticks import ticks_at_sqrt_prices
-from apeagent_pipeline.chain.days import FIRST_DAY, SECONDS_PER_DAY, day_bounds
-from apeagent_pipeline.chain.embedded import BLOCK_SECONDS, GENESIS_TIMESTAMP, EmbeddedChainProvider, _timestamp, _word
+from apeagent_pipeline.chain.days import (
+    BLOCK_SECONDS,
+    FIRST_DAY,
+    GENESIS_TIMESTAMP,
+    SECONDS_PER_DAY,
+    day_bounds,
+    timestamp_of,
+)
+from apeagent_pipeline.chain.embedded import EmbeddedChainProvider, _word
 from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline_tests.chain.faulty_proxy import Ask, FaultyProxy, Reply, calls_of
 
@@ -80,7 +87,7 @@ class _Logs:
             "data": "0x" + "".join(map(_word, words)),
             "blockNumber": hex(number),
             "blockHash": self.chain._block_hash(number),
-            "blockTimestamp": hex(_timestamp(number)),
+            "blockTimestamp": hex(timestamp_of(number)),
             "transactionHash": self.chain._digest("transaction", row),
             "transactionIndex": hex(int(self.index[row]) + 1),
             "logIndex": hex(4 * int(self.index[row]) + 2),

@@ -15,9 +15,9 @@ import pytest
 
 from apeagent_pipeline.amm.pool_id import pool_id
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
+from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds, first_block_of
 from apeagent_pipeline.chain.devnet import Devnet, DevnetError, DevnetUnavailableError, packages, start_devnet
-from apeagent_pipeline.chain.devnet.devnet import ROUTERS, first_block
+from apeagent_pipeline.chain.devnet.devnet import ROUTERS
 from apeagent_pipeline.chain.devnet.packages import V4_CORE
 from apeagent_pipeline.chain.devnet.traffic import Traffic
 
@@ -57,8 +57,8 @@ def test_block_numbers_and_timestamps_are_those_of_base(fresh: Devnet) -> None:
         block = fresh.rpc("eth_getBlockByNumber", hex(number), False)
         assert int(block["timestamp"], 16) == 1_686_789_347 + 2 * number
     start, _ = day_bounds(FIRST_DAY)
-    assert head < first_block(FIRST_DAY)
-    assert 1_686_789_347 + 2 * (first_block(FIRST_DAY) - 1) < start <= 1_686_789_347 + 2 * first_block(FIRST_DAY)
+    assert head < first_block_of(FIRST_DAY)
+    assert 1_686_789_347 + 2 * (first_block_of(FIRST_DAY) - 1) < start <= 1_686_789_347 + 2 * first_block_of(FIRST_DAY)
 
 
 def test_logs_carry_their_time_and_finality_lags_behind_the_head(fresh: Devnet) -> None:

@@ -14,8 +14,7 @@ from apeagent_pipeline.amm.pool_id import pool_id
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, NATIVE_CURRENCY, DynamicFeeError, PoolKey, PoolSpec
 from apeagent_pipeline.amm.ticks import sqrt_price_at_tick
 from apeagent_pipeline.chain.completeness import chain_rate
-from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
-from apeagent_pipeline.chain.embedded import BLOCK_SECONDS, GENESIS_TIMESTAMP
+from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, GENESIS_TIMESTAMP, day_bounds
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.chain.pool_lookup import INITIALIZE_TOPIC, POSITION_MANAGERS, ChosenPool, chosen_pool
 from apeagent_pipeline.chain.rpc import RpcClient

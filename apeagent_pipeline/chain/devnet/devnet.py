@@ -15,12 +15,11 @@ from apeagent_pipeline.amm.pool_id import pool_id
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, NATIVE_CURRENCY, PoolSpec, Token
 from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, tick_at_sqrt_price
-from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds, day_of
+from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, day_of, first_block_of, timestamp_of
 from apeagent_pipeline.chain.devnet import packages
 from apeagent_pipeline.chain.devnet.anvil import AnvilProcess
 from apeagent_pipeline.chain.devnet.errors import DevnetError
 from apeagent_pipeline.chain.devnet.traffic import OPENING_LIQUIDITY, OPENING_PRICE, LiquidityChange, Swap, Traffic
-from apeagent_pipeline.chain.embedded import BLOCK_SECONDS, GENESIS_TIMESTAMP
 from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -227,16 +226,16 @@ class Devnet:
         Raises:
             DevnetError: if a swap failed.
         """
-        first = day_of(GENESIS_TIMESTAMP + BLOCK_SECONDS * self.head()) + timedelta(days=1)
+        first = day_of(timestamp_of(self.head())) + timedelta(days=1)
         token0, token1 = self.pool.token0, self.pool.token1
         traffic = Traffic(seed, len(self.accounts), 10**token0.decimals, 10**token1.decimals)
         made: list[int] = []
         planned: list[tuple[int, list[Swap | LiquidityChange]]] = [
-            (first_block(first + timedelta(days=i)) + block, actions)
+            (first_block_of(first + timedelta(days=i)) + block, actions)
             for i in range(days)
             for block, actions in traffic.day(swaps * (i + 1) // days - swaps * i // days)
         ]
-        after = first_block(first + timedelta(days=days))
+        after = first_block_of(first + timedelta(days=days))
         planned = [(self.head() + 1, []), *planned, (after + FINALITY_BLOCKS + 1, [])]
         # Each request makes the block of its transactions and the empty ones up to the next; the last of all makes the
         # first block after the days final too, by which a reader knows that they are over.
@@ -245,7 +244,7 @@ class Devnet:
             made += [block for action in actions if isinstance(action, Swap)]
             progress(len(made), swaps)
         query = {"address": self.pool.pool_manager, "topics": [SWAP_TOPIC, self.pool.pool_id]}
-        query |= {"fromBlock": hex(first_block(first)), "toBlock": hex(after - 1)}
+        query |= {"fromBlock": hex(first_block_of(first)), "toBlock": hex(after - 1)}
         found = [int(log["blockNumber"], 16) for log in self.rpc("eth_getLogs", query)]
         if found != made:
             raise DevnetError(f"{len(set(made) - set(found))} blocks of the traffic lack a swap; start a fresh devnet")
@@ -341,12 +340,6 @@ class Devnet:
         return "0x" + (selector + self.web3.codec.encode(types, arguments)).hex()
 
 
-def first_block(day: date) -> int:
-    """The first block of a UTC day."""
-    start, _ = day_bounds(day)
-    return -(-(start - GENESIS_TIMESTAMP) // BLOCK_SECONDS)
-
-
 @contextmanager
 def start_devnet(cache: Path, first_day: date = FIRST_DAY, port: int = 0, kept_states: int = 0) -> Iterator[Devnet]:
     """A fresh devnet that ends with the context, and with this process at the latest.
@@ -363,11 +356,11 @@ def start_devnet(cache: Path, first_day: date = FIRST_DAY, port: int = 0, kept_s
     """
     program = packages.anvil_program(cache)
     artifacts = packages.fetch(packages.V4_CORE, cache)
-    genesis = first_block(first_day) - _SETUP_BLOCKS
+    genesis = first_block_of(first_day) - _SETUP_BLOCKS
     # Cancun: from Prague on, each block writes its predecessor's hash into the state. Pruned: every kept state holds
     # the hashes of all blocks, and many empty blocks take quadratic time. Logs and receipts are kept in any case.
     options = ["--chain-id", str(BASE_ETH_USDC.chain_id), "--hardfork", "cancun", "--accounts", str(ACCOUNTS)]
-    options += ["--number", str(genesis), "--timestamp", str(GENESIS_TIMESTAMP + BLOCK_SECONDS * genesis)]
+    options += ["--number", str(genesis), "--timestamp", str(timestamp_of(genesis))]
     options += ["--no-mining", "--order", "fifo", "--block-base-fee-per-gas", "0", "--disable-block-gas-limit"]
     options += [f"--prune-history={kept_states}" if kept_states else "--prune-history", "--no-request-size-limit"]
     with AnvilProcess(program, port, options) as anvil:
