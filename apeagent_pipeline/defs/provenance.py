@@ -16,7 +16,7 @@ from apeagent_pipeline.reporting.report import markdown_table
 _Key = tuple[str, str | None]
 """Name and data version: what a manifest says of an input."""
 State = Literal["stored", "replaced", "missing", "external"]
-_MARKS = {"stored": "", "replaced": "since replaced", "missing": "missing or incomplete", "external": "not an artifact"}
+_MARKS = {"stored": "", "replaced": "since replaced", "missing": "missing or incomplete", "external": "external"}
 
 
 class Blocks(BaseModel):
@@ -115,7 +115,7 @@ def provenance_table(origins: list[Origin]) -> str:
         for line in provenance_lines(origins)
         if not line.repeated
     ]
-    return markdown_table(["artifact", "data version", ""], rows)
+    return markdown_table(["artifact", "data version", "what"], rows)
 
 
 def _manifest(store: ArtifactStore, name: str) -> Manifest | None:
