@@ -270,7 +270,7 @@ def decode(devnet: Devnet, logs: list[dict[str, Any]]) -> float:
         "web3 process_log": lambda: [event.process_log(entry) for entry in entries],
     }
     figures = {name: cpu_microseconds(work, len(logs)) for name, work in works.items()}
-    shown = Table("what", "CPU µs a swap", title=f"The same {len(logs):,} logs in {len(days)} days; least of 7 runs")
+    shown = Table("what", "CPU µs a swap", title=f"The same {len(logs):,} logs in {len(days)} days; least of 7")
     for name, figure in figures.items():
         shown.add_row(name, f"{figure:.1f}")
     console.print(shown)
