@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -36,6 +35,7 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
+_MOST_LOGS = 10_000
 _FAILURES_BEFORE_SPLIT = 3
 _LATEST_TIMESTAMP = 1 << 36
 _HASH = re.compile("0x[0-9a-f]{64}")
@@ -89,6 +89,7 @@ class RangeSize:
 
     Attributes:
         blocks: To ask for next.
+        answers: Ranges answered so far.
         splits: Refusals so far.
     """
 
@@ -96,22 +97,29 @@ class RangeSize:
 
     def __init__(self, largest: int) -> None:
         self.blocks = largest
+        self.answers = 0
         self.splits = 0
         self._largest = largest
         self._worked = 0
         self._refused = largest + 1
-        self._answers = 0
+        self._in_a_row = 0
         self._lock = threading.Lock()
 
-    def answered(self, blocks: int) -> None:
-        """A range of so many blocks was answered."""
+    def answered(self, blocks: int, logs: int) -> None:
+        """A range of so many blocks was answered with so many logs."""
         with self._lock:
+            self.answers += 1
+            if logs > _MOST_LOGS:
+                # Of our own accord: an answer takes many times its size while it is decoded.
+                self.blocks = max(1, min(self.blocks, blocks * _MOST_LOGS // logs))
+                self._in_a_row = 0
+                return
             self._worked = max(self._worked, min(blocks, self.blocks))
             if blocks < self.blocks:
                 return
-            self._answers += 1
-            if self._answers >= self._ANSWERS_BEFORE_GROWTH:
-                self._answers = 0
+            self._in_a_row += 1
+            if self._in_a_row >= self._ANSWERS_BEFORE_GROWTH:
+                self._in_a_row = 0
                 if self.blocks >= self._refused:
                     self._refused = self._largest + 1
                 step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
@@ -127,7 +135,7 @@ class RangeSize:
             smaller = hint or (self._worked if half <= self._worked < blocks else half)
             # What worked once is believed once: where swaps lie denser, the same range may hold too many.
             self._worked = 0
-            self._answers = 0
+            self._in_a_row = 0
             self._refused = blocks
             self.blocks = max(1, smaller)
 
@@ -256,6 +264,9 @@ class Collector:
             return swaps
 
         tell()
+        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._sizes.values()):
+            # The very first one alone: it tells how much an answer holds before several of them come at once.
+            found[ranges[0]] = read(*ranges[0])
         with ThreadPoolExecutor(self.config.parallel) as executor:
             futures = {executor.submit(read, *blocks): blocks for blocks in ranges[:-1] if blocks not in found}
             pending = set(futures)
@@ -366,6 +377,7 @@ class Collector:
             if _integer(head, "eth_blockNumber") < end:
                 raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
             swaps = decode_swap_logs(logs, self.pool)
+            del logs
             outside = swaps.filter(~pl.col("block_number").is_between(first, end))
             if not outside.is_empty():
                 raise LogError(
@@ -381,7 +393,7 @@ class Collector:
                 f"{endpoint} first gave another hash for block {changed[0]}: the chain was reorganised below the block "
                 "that counted as final, or the endpoint's nodes do not agree; run the day again"
             )
-        size.answered(end - first + 1)
+        size.answered(end - first + 1, swaps.height)
         return swaps, end
 
     def _complete(self, endpoint: Endpoint, swaps: pl.DataFrame) -> pl.DataFrame:
@@ -513,9 +525,7 @@ class _Parts:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-            swaps.write_parquet(file)
-            file.flush()
-            os.fsync(file.fileno())
+            swaps.write_parquet(file)  # not synced: a part that a crash cut short is read from the chain again
         Path(file.name).replace(self._folder / f"{first}-{last}.parquet")
 
     def remove(self) -> None:

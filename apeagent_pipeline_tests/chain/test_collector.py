@@ -118,6 +118,14 @@ def test_a_header_that_is_none_is_refused(node: Node, field: str, value: Any, ex
     assert not list(tmp_path.iterdir())
 
 
+def test_answers_that_grow_too_large_make_the_range_smaller() -> None:
+    size = RangeSize(5_000)
+    size.answered(5_000, 100_000)
+    assert size.blocks == 500
+    size.answered(500, 10_000)
+    assert size.blocks == 500
+
+
 def test_a_single_block_that_is_refused_is_named(node: Node) -> None:
     node.fault = lambda method, params: error(-32602, "block range too large") if method == "eth_getLogs" else None
     with pytest.raises(ChainError, match=r"single block \d+"):
@@ -379,11 +387,11 @@ def test_a_range_size_falls_to_the_limit_and_grows_back() -> None:
             size.refused(size.blocks, None)
             refusals += 1
         else:
-            size.answered(size.blocks)
+            size.answered(size.blocks, 1)
     assert size.splits == refusals < 120
     assert 80 <= size.blocks <= 110
     for _ in range(170):
-        size.answered(size.blocks)
+        size.answered(size.blocks, 1)
     assert size.blocks == 5_000
     size.refused(5_000, 64)
     assert size.blocks == 64
