@@ -1,10 +1,10 @@
-"""JSON-RPC through web3's providers: retries, several endpoints, and no URL in any text.
+"""JSON-RPC: retries, several endpoints, and no URL in any text.
 
-A URL of a node usually is a password. web3 and requests put it into exceptions, ``str(provider)`` and debug logs; what
-leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instead.
+A URL of a node usually is a password. HTTP libraries put it into exceptions and debug logs, and web3 into the name of a
+provider; what leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instead.
 """
 
-import json
+import itertools
 import logging
 import random
 import threading
@@ -12,15 +12,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
-from web3 import HTTPProvider
-from web3.providers.base import BaseProvider
-from web3.types import RPCEndpoint, RPCResponse
 
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
 
@@ -31,6 +28,9 @@ BATCH_SIZE = 100
 Call = tuple[str, list[Any]]
 """A JSON-RPC method and its positional parameters."""
 
+Answer = dict[str, Any]
+"""A JSON-RPC response object, with ``result`` or ``error``."""
+
 T = TypeVar("T")
 
 _LONGEST_WAIT = 60.0
@@ -38,8 +38,20 @@ _SHOWN_CHARACTERS = 300
 _SHORTEST_SECRET = 6
 
 
-class MaskedHTTPProvider(HTTPProvider):
-    """web3's HTTP provider without its habit of telling everybody the URL.
+class Provider(Protocol):
+    """A way to a node; every provider of web3 is one."""
+
+    def make_request(self, method: Any, params: Any) -> Any:
+        """The response object to one call."""
+        ...
+
+    def make_batch_request(self, requests: Any) -> Any:
+        """The response objects to several calls in their order, or one to all of them."""
+        ...
+
+
+class MaskedHTTPProvider:
+    """A provider over HTTP that tells nobody its URL.
 
     One request is one attempt: repeating is the client's business, which knows other endpoints.
 
@@ -49,8 +61,9 @@ class MaskedHTTPProvider(HTTPProvider):
     """
 
     def __init__(self, url: SecretStr, label: str) -> None:
-        super().__init__(url.get_secret_value(), exception_retry_configuration=None)
         self.label = label
+        self._url = url
+        self._ids = itertools.count(1)
         self._secrets = _secret_parts(url.get_secret_value())
         _hide_from_logs(self._secrets)
         self._thread = threading.local()
@@ -60,46 +73,48 @@ class MaskedHTTPProvider(HTTPProvider):
 
     __repr__ = __str__
 
-    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Send one request.
+    def make_request(self, method: str, params: list[Any]) -> Answer:
+        """Send one call.
 
         Raises:
             RpcError: if no JSON-RPC answer came back.
         """
-        answer = self._post(self.encode_rpc_request(method, params))
+        answer = self._post(self._request(method, params))
         if not isinstance(answer, dict):
             raise self._no_answer("an answer that is not one JSON-RPC object")
-        return RPCResponse(**answer)
+        return answer
 
-    def make_batch_request(self, requests: list[tuple[RPCEndpoint, Any]]) -> list[RPCResponse] | RPCResponse:
-        """Send several requests at once; the answers come in the order of the requests, however the node sorts them.
+    def make_batch_request(self, requests: Sequence[Call]) -> list[Answer] | Answer:
+        """Send several calls at once; the answers come in the order of the calls, however the node sorts them.
 
         Raises:
             RpcError: if no answer came back, or answers are missing.
         """
-        data = self.encode_batch_rpc_request(requests)
-        answer = self._post(data)
+        batch = [self._request(*call) for call in requests]
+        answer = self._post(batch)
         if isinstance(answer, dict):
-            return RPCResponse(**answer)
-        by_id = {entry.get("id"): entry for entry in answer if isinstance(entry, dict)} if answer else {}
-        wanted = [request["id"] for request in json.loads(data)]
-        if len(by_id) != len(wanted) or any(number not in by_id for number in wanted):
+            return answer
+        entries = answer if isinstance(answer, list) else []
+        by_id = {each["id"]: each for each in entries if isinstance(each, dict) and isinstance(each.get("id"), int)}
+        if by_id.keys() != {request["id"] for request in batch}:
             raise self._no_answer("a batch answer that lacks some of its requests")
-        return [RPCResponse(**by_id[number]) for number in wanted]
+        return [by_id[request["id"]] for request in batch]
 
     def mask(self, text: str) -> str:
         """The text without any part of this endpoint's URL."""
         return _without(self._secrets, text)[:_SHOWN_CHARACTERS]
 
-    def _post(self, data: bytes) -> Any:
+    def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
+
+    def _post(self, request: Any) -> Any:
         if not hasattr(self._thread, "session"):
             self._thread.session = requests.Session()
         problem = ""
         try:
             response = self._thread.session.post(
-                self.endpoint_uri,
-                data=data,
-                headers={"Content-Type": "application/json"},
+                self._url.get_secret_value(),
+                json=request,
                 timeout=TIMEOUT_SECONDS,
                 allow_redirects=False,  # a key must not travel to a place that was not configured
             )
@@ -163,7 +178,7 @@ class Endpoint:
     """One node, and what was learned about it.
 
     Args:
-        provider: web3's way to the node.
+        provider: The way to the node.
         pacer: When requests may be sent.
 
     Attributes:
@@ -172,7 +187,7 @@ class Endpoint:
         batch_size: Calls that the node takes in one batch, as far as known.
     """
 
-    def __init__(self, provider: BaseProvider, pacer: Pacer) -> None:
+    def __init__(self, provider: Provider, pacer: Pacer) -> None:
         self.requests = 0
         self.calls = 0
         self.batch_size = BATCH_SIZE
@@ -224,12 +239,11 @@ class Endpoint:
         with self._lock:
             self.requests += 1
             self.calls += len(calls)
-        batch = [(RPCEndpoint(method), params) for method, params in calls]
-        if len(batch) == 1:
-            return [self._result(calls[0][0], self._provider.make_request(*batch[0]))]
+        if len(calls) == 1:
+            return [self._result(calls[0][0], self._provider.make_request(*calls[0]))]
         refusal: RpcError | None = None
         try:
-            answers = self._provider.make_batch_request(batch)  # type: ignore[attr-defined]
+            answers = self._provider.make_batch_request(list(calls))
         except RpcError as error:
             refusal = error
         else:
@@ -263,7 +277,7 @@ class RpcClient:
     """Asks one of several endpoints, again and elsewhere if need be.
 
     Args:
-        providers: web3 providers of the same chain in order of preference.
+        providers: Of the same chain, in order of preference.
         attempts: How often each endpoint is tried before the error is raised.
         requests_per_second: JSON-RPC calls a second to each endpoint; 0 for no limit.
         sleep: Waits the given seconds; tests pass one that does not.
@@ -275,7 +289,7 @@ class RpcClient:
 
     def __init__(
         self,
-        providers: Sequence[BaseProvider],
+        providers: Sequence[Provider],
         attempts: int = ATTEMPTS,
         requests_per_second: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
@@ -427,5 +441,5 @@ _filter = _SecretFilter()
 
 def _hide_from_logs(secrets: Sequence[str]) -> None:
     _filter.secrets = sorted({*_filter.secrets, *secrets}, key=len, reverse=True)
-    for name in ("urllib3.connectionpool", "urllib3.util.retry", "web3.providers.HTTPProvider"):
+    for name in ("urllib3.connectionpool", "urllib3.util.retry"):
         logging.getLogger(name).addFilter(_filter)
