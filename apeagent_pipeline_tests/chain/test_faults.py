@@ -195,8 +195,8 @@ SURVIVED: dict[str, Faults] = {
     "range limit 100, hint equal to the range asked": lambda chain: [
         range_limit(100, -32602, lambda low, high, limit: hint("reth", low, high))
     ],
-    "range limit 100, hint before the range asked": lambda chain: [
-        range_limit(100, -32005, lambda low, high, limit: hint("infura", low - 300, low - 201))
+    "range limit 1,000, hint before the range asked": lambda chain: [
+        range_limit(1_000, -32005, lambda low, high, limit: hint("infura", low - 900, low - 401))
     ],
     "range limit 1,000, hint beyond the range asked": lambda chain: [
         range_limit(1_000, -32602, lambda low, high, limit: hint("alchemy", low, high + 100))
@@ -304,8 +304,15 @@ REFUSED: dict[str, tuple[Faults, str]] = {
         lambda chain: [result_limit(0, -32005, "query returned more than 0 results")],
         r"single block \d+",
     ),
-    "behind for ever, empty list": (lambda chain: [lags(chain.noon)], "RPC endpoint 1"),
-    "behind for ever, error": (lambda chain: [lags(chain.noon, past_head="error")], "RPC endpoint 1"),
+    "behind for ever": (lambda chain: [lags(chain.noon)], "RPC endpoint 1"),
+    "logs behind for ever, empty list": (
+        lambda chain: [asked_for("eth_getLogs", lags(chain.noon))],
+        "RPC endpoint 1.* lags: its head is",
+    ),
+    "logs behind for ever, error": (
+        lambda chain: [asked_for("eth_getLogs", lags(chain.noon, past_head="error"))],
+        "RPC endpoint 1.* beyond current head",
+    ),
     **{
         f"for ever {name}": (lambda chain, lie=lie: [changed_logs(lie)], "RPC endpoint 1") for name, lie in LIES.items()
     },
@@ -368,6 +375,8 @@ def test_what_can_be_survived_ends_in_the_very_same_file(name: str, chain: Chain
     with running(chain.url, *SURVIVED[name](chain)) as proxy:
         materialize(home, chain.day, proxy.url)
     assert proxy.injected, "the fault never struck"
+    if name.startswith("range limit 1,000"):
+        assert proxy.calls["eth_getLogs"] < 120, "43 ranges of 1,000 blocks, and the search for that size"
     assert_made(home, chain)
 
 
