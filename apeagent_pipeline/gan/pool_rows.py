@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from apeagent_pipeline.amm.pool import Pool
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.price import price_from_sqrt_price
-from apeagent_pipeline.amm.swap_math import swap_step
+from apeagent_pipeline.amm.swap_math import SwapStep, swap_step
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, ticks_at_sqrt_prices
 from apeagent_pipeline.market.features import (
     HISTORY_SWAPS,
@@ -112,10 +113,26 @@ def _executed(root: np.ndarray, liquidity: np.ndarray, rows: np.ndarray, pool: P
         reserve = liquidity * root >> 96
         size = np.maximum(np.minimum(sizes[:, step], reserve // _LARGEST_SHARE), 1)
         sells = free["is_buy"][:, step] <= 0.5
-        swap = swap_step(root, liquidity, np.where(sells, size, -size), sells, pool.static_fee)
+        swap = _swapped(root, liquidity, np.where(sells, size, -size), sells, pool)
         root = swap.sqrt_price_x96
         columns.append((root, liquidity, swap.amount0, swap.amount1))
     return tuple(np.stack(parts, axis=1) for parts in zip(*columns, strict=True))
+
+
+def _swapped(
+    root: np.ndarray, liquidity: np.ndarray, amount_specified: np.ndarray, sells: np.ndarray, pool: PoolSpec
+) -> SwapStep:
+    """`swap_step` of many pools whose liquidity is the same at every price; arguments and results [n]."""
+    swap = swap_step(root, liquidity, amount_specified, sells, pool.static_fee)
+    # At a border of the tick bitmap the contract rounds once more. On the way up it stops a spacing below the border.
+    shift = np.where(sells, 0, pool.tick_spacing)
+    words = [(ticks_at_sqrt_prices(each) + shift) // (256 * pool.tick_spacing) for each in (root, swap.sqrt_price_x96)]
+    for i in np.flatnonzero(words[0] != words[1]):
+        one = Pool(root[i], pool.static_fee, pool.tick_spacing)
+        one.liquidity = liquidity[i]
+        swap.amount0[i], swap.amount1[i] = one.swap(bool(sells[i]), amount_specified[i])
+        swap.sqrt_price_x96[i] = one.sqrt_price_x96
+    return swap
 
 
 def _factors(logs: np.ndarray) -> np.ndarray:
