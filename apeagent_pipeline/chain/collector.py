@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.chain.events import (
@@ -28,7 +29,7 @@ from apeagent_pipeline.chain.events import (
     decode_swap_logs,
     empty_raw_swaps,
 )
-from apeagent_pipeline.chain.rpc import Endpoint, RpcClient
+from apeagent_pipeline.chain.rpc import Call, Endpoint, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -246,7 +247,7 @@ class Collector:
         ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
         found = {blocks: swaps for blocks in ranges[:-1] if (swaps := parts.read(*blocks)) is not None}
         for (start, end), swaps in found.items():
-            reading.add(end - start + 1, swaps.height)
+            reading.add(start, end, swaps)
 
         def tell() -> None:
             progress(
@@ -278,24 +279,78 @@ class Collector:
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
-        # Alone and last, because it looks at the day's borders again after everything else was read.
         try:
+            # Alone and last, because it looks again at the blocks that everything before it was read from.
             found[ranges[-1]] = self._range_swaps(reading, *ranges[-1])
-        except ReorganisedError:
+            self._read_replaced(reading, found)
+            if len(self.client.endpoints) == 1:
+                self._refuse_holes([(blocks, found[blocks]) for blocks in ranges])
+        except ChainError:
             parts.remove()
             raise
         tell()
         parts.remove()
-        swaps = pl.concat([found[blocks] for blocks in ranges])
-        if swaps.is_empty() and len(self.client.endpoints) == 1:
-            _log.warning("%s has no swap according to %s, the only one asked", day, self.client.endpoints[0])
-        return swaps
+        return pl.concat([found[blocks] for blocks in ranges])
+
+    def _read_replaced(self, reading: "_Reading", found: dict[tuple[int, int], pl.DataFrame]) -> None:
+        """Read the ranges again whose blocks have another hash by now, or on another of the endpoint's nodes."""
+        for _ in range(_TIMES_READ):
+            if not reading.replaced:
+                return
+            doubtful = [blocks for blocks in found if any(blocks[0] <= each <= blocks[1] for each in reading.replaced)]
+            for first, last in doubtful:
+                reading.forget(first, last, found[first, last])
+                found[first, last] = self._range_swaps(reading, first, last)
+            confirmed = [header for header in reading.witnesses if any(a <= header.number <= b for a, b in doubtful)]
+
+            def ask(endpoint: Endpoint, headers: list[Header] = confirmed) -> list[Header]:
+                self._check(endpoint)
+                return _replaced(endpoint, headers, endpoint.results([_header_call(each) for each in headers]))
+
+            reading.replaced = [header.number for header in self.client.ask(ask)] if confirmed else []
+        if reading.replaced:
+            raise ReorganisedError(
+                f"the nodes do not agree on block {reading.replaced[0]}: some of them follow another branch of the "
+                "chain. Run the day again, or with another endpoint"
+            )
+
+    def _refuse_holes(self, ranges: list[tuple[tuple[int, int], pl.DataFrame]]) -> None:
+        """Ranges without a swap that nobody else can confirm: believed unless the swaps around them contradict."""
+        (endpoint,) = self.client.endpoints
+        if all(swaps.is_empty() for _, swaps in ranges):
+            _log.warning("%s knows no swap on this day, and there is no other endpoint to ask", endpoint)
+        before: pl.DataFrame | None = None
+        hole: tuple[int, int] | None = None
+        for blocks, swaps in ranges:
+            if swaps.is_empty():
+                hole = hole or blocks
+                continue
+            if hole and before is not None and not self.pool.has_hooks:
+                pair = chain_rate(pl.concat([before, swaps.head(1)]))
+                if pair.judged > pair.followed:
+                    raise ChainError(
+                        f"{endpoint} knows no swap from block {hole[0]} on to block {blocks[0] - 1}, but the price has "
+                        "moved meanwhile: swaps are missing. Add an endpoint of another provider to APEAGENT_RPC_URLS, "
+                        "which will be asked for such ranges"
+                    )
+            before, hole = swaps.tail(1), None
 
     def _range_swaps(self, reading: "_Reading", first: int, last: int) -> pl.DataFrame:
         swaps, asked = self._read_range(reading, first, last)
+        if swaps.is_empty() and len(self.client.endpoints) == 1 and first < last:
+            # Nobody else can be asked, so the same one is, in another way.
+            reading.forget(first, last, swaps)
+            middle = (first + last) // 2
+            halves = [self._read_range(reading, *half)[0] for half in ((first, middle), (middle + 1, last))]
+            if any(not half.is_empty() for half in halves):
+                raise ChainError(
+                    f"{_names(asked)} answered that blocks {first} to {last} hold no swap, and that half of them hold "
+                    f"{sum(half.height for half in halves)}: its answers cannot be relied on, use another endpoint"
+                )
         others = [endpoint for endpoint in self.client.endpoints if endpoint not in asked]
         if swaps.is_empty() and others:
             # Nodes have answered busy ranges with an empty list; another one has no reason to agree by mistake.
+            reading.forget(first, last, swaps)
             try:
                 swaps, witnesses = self._read_range(reading, first, last, avoid=asked)
             except RpcError as error:
@@ -305,7 +360,6 @@ class Collector:
                     error.kind,
                 ) from None
             if not swaps.is_empty():
-                reading.add(0, swaps.height)
                 _log.warning(
                     "%s knows no swap in blocks %d to %d, but %s knows %d; these are taken",
                     *(_names(asked), first, last, _names(witnesses), swaps.height),
@@ -336,8 +390,7 @@ class Collector:
 
         while first <= last:
             swaps, end, endpoint = self.client.ask(piece, avoid)
-            if not avoid:
-                reading.add(end - first + 1, swaps.height)
+            reading.add(first, end, swaps)
             pieces.append(swaps)
             asked.add(endpoint)
             first, failures = end + 1, 0
@@ -354,13 +407,13 @@ class Collector:
                 "fromBlock": hex(first),
                 "toBlock": hex(end),
             }
-            again = reading.borders if end == reading.borders[-1].number else []
+            again = [*reading.borders, *reading.witnesses] if end == reading.borders[-1].number else []
             try:
                 logs, head, *blocks = endpoint.results(
                     [
                         ("eth_getLogs", [query]),
                         ("eth_blockNumber", []),
-                        *(("eth_getBlockByNumber", [hex(header.number), False]) for header in again),
+                        *(_header_call(header) for header in again),
                     ]
                 )
             except RpcError as error:
@@ -386,13 +439,14 @@ class Collector:
                 )
             swaps = self._complete(endpoint, swaps.unique(maintain_order=True).sort(SWAP_KEY))
             check_raw_swaps(swaps, reading.day)
-            now = [_header(block, before.number) for before, block in zip(again, blocks, strict=True)]
-        changed = [before.number for before, after in zip(again, now, strict=True) if before.hash != after.hash]
-        if changed:
+        replaced = _replaced(endpoint, again, blocks)
+        moved = [header.number for header in replaced if header in reading.borders]
+        if moved:
             raise ReorganisedError(
-                f"{endpoint} first gave another hash for block {changed[0]}: the chain was reorganised below the block "
+                f"{endpoint} first gave another hash for block {moved[0]}: the chain was reorganised below the block "
                 "that counted as final, or the endpoint's nodes do not agree; run the day again"
             )
+        reading.replaced = [header.number for header in replaced]
         size.answered(end - first + 1, swaps.height)
         return swaps, end
 
@@ -535,20 +589,47 @@ class _Parts:
 
 
 class _Reading:
-    """One day being read: its borders, and the blocks and swaps that all threads have read so far."""
+    """One day being read: its borders, and what all threads have read so far.
+
+    Attributes:
+        borders: Headers of its first and last block.
+        blocks: Read so far.
+        swaps: Found so far.
+        replaced: Numbers of witnesses that have another hash now.
+    """
 
     def __init__(self, day: date, borders: list[Header]) -> None:
         self.day = day
         self.borders = borders
         self.blocks = 0
         self.swaps = 0
+        self.replaced: list[int] = []
+        self._witnesses: dict[int, Header] = {}
         self._lock = threading.Lock()
 
-    def add(self, blocks: int, swaps: int) -> None:
-        """Count what was read."""
+    @property
+    def witnesses(self) -> list[Header]:
+        """The block of the last swap of each piece: on a chain that stood still all of them keep their hash."""
+        return list(self._witnesses.values())
+
+    def add(self, first: int, last: int, swaps: pl.DataFrame) -> None:
+        """A range was read."""
         with self._lock:
-            self.blocks += blocks
-            self.swaps += swaps
+            self.blocks += last - first + 1
+            self.swaps += swaps.height
+            if not swaps.is_empty():
+                row = swaps.row(-1, named=True)
+                number = row["block_number"]
+                self._witnesses[number] = Header(number, int(row["block_timestamp"].timestamp()), row["block_hash"])
+
+    def forget(self, first: int, last: int, swaps: pl.DataFrame) -> None:
+        """A range will be read again."""
+        with self._lock:
+            self.blocks -= last - first + 1
+            self.swaps -= swaps.height
+            self._witnesses = {
+                number: header for number, header in self._witnesses.items() if not first <= number <= last
+            }
 
 
 @contextlib.contextmanager
@@ -571,6 +652,17 @@ def _known_block(answer: Any) -> Any:
 
 def _names(endpoints: Collection[Endpoint]) -> str:
     return " and ".join(sorted(str(endpoint) for endpoint in endpoints))
+
+
+def _header_call(header: Header) -> Call:
+    return "eth_getBlockByNumber", [hex(header.number), False]
+
+
+def _replaced(endpoint: Endpoint, before: Sequence[Header], blocks: Sequence[Any]) -> list[Header]:
+    """The headers whose block has another hash now."""
+    with _bad_answers_of(endpoint):
+        after = [_header(block, header.number) for header, block in zip(before, blocks, strict=True)]
+    return [old for old, new in zip(before, after, strict=True) if old.hash != new.hash]
 
 
 def _header(block: Any, number: int | None = None) -> Header:

@@ -4,6 +4,7 @@ A URL of a node usually is a password. HTTP libraries put it into exceptions and
 provider; what leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instead.
 """
 
+import base64
 import itertools
 import logging
 import random
@@ -13,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import requests
 from pydantic import SecretStr
@@ -33,6 +34,7 @@ Answer = dict[str, Any]
 
 T = TypeVar("T")
 
+_LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash"})
 _LONGEST_WAIT = 60.0
 _SHOWN_CHARACTERS = 300
 _SHORTEST_SECRET = 6
@@ -227,6 +229,11 @@ class Endpoint:
             RpcError: the first with which the node answered a call, or of kind TRANSIENT if a result is missing.
         """
         answers = self.send(calls)
+        # A busy node drops single calls of a batch. Lookups are asked again alone; what belongs together is not.
+        dropped = [number for number, answer in enumerate(answers) if answer is None or _may_pass(answer)]
+        if len(dropped) < len(calls) and all(calls[number][0] in _LOOKUPS for number in dropped):
+            for number, answer in zip(dropped, self.send([calls[number] for number in dropped]), strict=True):
+                answers[number] = answer
         for (method, _), answer in zip(calls, answers, strict=True):
             if isinstance(answer, RpcError):
                 raise answer
@@ -380,6 +387,10 @@ class RpcClient:
             self.retries += 1
 
 
+def _may_pass(answer: Any) -> bool:
+    return _is_of_kind(answer, RpcErrorKind.RATE) or _is_of_kind(answer, RpcErrorKind.TRANSIENT)
+
+
 def _is_of_kind(answer: Any, kind: RpcErrorKind) -> bool:
     return isinstance(answer, RpcError) and answer.kind is kind
 
@@ -414,6 +425,10 @@ def _secret_parts(url: str) -> list[str]:
         split.query,
     }
     parts |= set(split.path.split("/")) | {value for _, value in parse_qsl(split.query)}
+    # Also as a server sees them, and may echo them: unquoted, and the login as the header holds it.
+    parts |= {unquote(part) for part in parts}
+    login = f"{unquote(split.username or '')}:{unquote(split.password or '')}"
+    parts.add(base64.b64encode(login.encode()).decode() if split.username else "")
     # Longest first, so that a part does not break up the whole; a very short one would mask ordinary words.
     return sorted((part for part in parts if len(part) >= _SHORTEST_SECRET), key=len, reverse=True)
 

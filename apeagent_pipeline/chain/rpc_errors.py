@@ -61,7 +61,8 @@ _SERVER_ERROR_STATUS = 500
 
 _HINTED_RANGE = re.compile(r"(0x[0-9a-f]+|\d+)\s*(?:,|-|to)\s*(0x[0-9a-f]+|\d+)\b", re.IGNORECASE)
 _HINTED_BLOCKS = re.compile(
-    r"(?:limit(?:ed)? (?:of|to)|at most|up to|max(?:imum)? block range|ranges over)(?: an?)?:? ([\d,]+)", re.IGNORECASE
+    r"(?:limit(?:ed)? (?:of|to)|at most|up to|max(?:imum)? block range|ranges over)(?: an?)?:? (\d[\d,]*)(k?)\b",
+    re.IGNORECASE,
 )
 
 
@@ -108,8 +109,8 @@ def hinted_blocks(message: str, first: int, last: int) -> int | None:
         start, end = (int(number, 16 if number.lower().startswith("0x") else 10) for number in (low, high))
         if first <= start <= end <= last and end - start + 1 < asked:
             return end - start + 1
-    for number in _HINTED_BLOCKS.findall(message):
-        blocks = int(number.replace(",", "") or 0)
+    for number, thousands in _HINTED_BLOCKS.findall(message):
+        blocks = int(number.replace(",", "")) * (1_000 if thousands else 1)
         if 1 <= blocks < asked:
             return blocks
     return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
@@ -187,7 +188,8 @@ class ArtifactStore:
             for name, content in files.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                aside[target] = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+                _remove_what_the_dead_left(target)
+                aside[target] = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
                 with aside[target].open("wb") as file:
                     if isinstance(content, bytes):
                         file.write(content)
@@ -201,6 +203,14 @@ class ArtifactStore:
         finally:
             for path in aside.values():
                 path.unlink(missing_ok=True)
+
+
+def _remove_what_the_dead_left(target: Path) -> None:
+    """Remove temporary files for this target whose writer was killed; its process id stands in their name."""
+    for path in target.parent.glob(f".{target.name}.*.tmp"):
+        pid = path.name.removeprefix(f".{target.name}.").split(".")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
 
 
 def _describe(content: bytes | Path) -> StoredFile:

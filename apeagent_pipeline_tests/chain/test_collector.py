@@ -148,7 +148,8 @@ def test_a_single_block_that_is_refused_is_named(node: Node) -> None:
 )
 def test_passing_trouble_is_waited_out(node: Node, day: pl.DataFrame, answer: Any) -> None:
     dice = random.Random(1)
-    node.fault = lambda method, params: answer if dice.random() < 0.08 else None
+    asked_once_a_request = ("eth_getLogs", "eth_chainId")
+    node.fault = lambda method, params: answer if method in asked_once_a_request and dice.random() < 0.2 else None
     collector = node.collector(range_blocks=2_000)
     assert collector.read_day(FIRST_DAY).equals(day)
     assert collector.client.retries >= 1
@@ -222,6 +223,14 @@ HEADERS: list[Call] = [("eth_getBlockByNumber", [hex(number), False]) for number
 
 def numbers_of(client: RpcClient) -> list[int]:
     return [int(block["number"], 16) for block in client.ask(lambda endpoint: endpoint.results(HEADERS))]
+
+
+def test_what_a_busy_node_dropped_from_a_batch_is_asked_again_alone(node: Node) -> None:
+    dropped = every(3, error(-32005, "rate limit exceeded"))
+    node.fault = lambda method, params: dropped(method, params) if len(node.requests) <= len(HEADERS) else None
+    client = RpcClient([MaskedHTTPProvider(node.url, "RPC endpoint 1")], attempts=1)
+    assert numbers_of(client) == list(range(5, 25))
+    assert client.calls == len(HEADERS) + len(HEADERS) // 3
 
 
 def test_batches_that_lack_an_answer_are_asked_again(node: Node) -> None:

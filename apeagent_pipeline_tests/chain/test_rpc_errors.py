@@ -71,6 +71,9 @@ def test_other_refusals_are_waited_out_or_given_up(
         ("please limit the query to at most 1000 blocks", 1_000),
         ("ranges over 10000 blocks are not supported on freetier", 10_000),
         ("You can make eth_getLogs requests with up to a 10 block range.", 10),
+        ("You can make eth_getLogs requests with up to a 2K block range and no limit on the response size", 2_000),
+        ("up to 5 percent", 5),
+        ("up to 5percent", None),
         ("query exceeds max block range 100000", None),  # larger than what was asked
         ("query timeout exceeded", None),
         ("Block range limit exceeded.", None),
