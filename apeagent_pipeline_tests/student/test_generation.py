@@ -8,14 +8,16 @@ from apeagent_pipeline.student.generation import AdapterError, Student, ask
 PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?" * n}] for n in (3, 1, 2)]
 
 
-def test_switching_the_adapter_off_gives_the_base_model_exactly(tiny_base, tiny_adapter):
+def test_switching_the_adapter_off_gives_the_base_model(tiny_base, tiny_adapter):
     base, student = Student(tiny_base), Student(tiny_base, tiny_adapter)
-    assert not torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+    expected = base.logits(PROMPTS)
+    assert (student.logits(PROMPTS) - expected).abs().max() > 1e-3
     with student.adapter_off():
-        assert torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+        # Same weights, but not in the same place: on some processors that decides the last bit of a matrix product.
+        torch.testing.assert_close(student.logits(PROMPTS), expected, rtol=0, atol=1e-6)
         off = student.answers(PROMPTS, max_new_tokens=8)
     assert off == base.answers(PROMPTS, max_new_tokens=8)
-    assert not torch.equal(student.logits(PROMPTS), base.logits(PROMPTS))
+    assert (student.logits(PROMPTS) - expected).abs().max() > 1e-3
 
 
 def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothing(tiny_base):
