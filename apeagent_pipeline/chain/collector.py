@@ -285,8 +285,9 @@ class Collector:
             self._read_replaced(reading, found)
             if len(self.client.endpoints) == 1:
                 self._refuse_holes([(blocks, found[blocks]) for blocks in ranges])
-        except ChainError:
-            parts.remove()
+        except ChainError as error:
+            if not isinstance(error, RpcError):  # what was read is no good; otherwise a node did not answer
+                parts.remove()
             raise
         tell()
         parts.remove()

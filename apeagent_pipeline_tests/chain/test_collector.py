@@ -369,9 +369,10 @@ def test_blocks_replaced_while_they_are_read_start_the_day_anew(node: Node, day:
         collector.read_day(FIRST_DAY)
 
 
-def test_finished_ranges_survive_a_failure(node: Node, day: pl.DataFrame, tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [4, 8])
+def test_finished_ranges_survive_a_failure(node: Node, day: pl.DataFrame, tmp_path: Path, finished: int) -> None:
     first, _ = node.collector().block_range(FIRST_DAY)
-    broken = hex(first + 20_000)
+    broken = hex(first + 5_000 * finished)
 
     def fault(method: str, params: list[Any]) -> Any:
         return error(-32601, "no") if method == "eth_getLogs" and params[0]["fromBlock"] == broken else None
@@ -380,7 +381,7 @@ def test_finished_ranges_survive_a_failure(node: Node, day: pl.DataFrame, tmp_pa
     with pytest.raises(RpcError):
         node.collector(parts=tmp_path, parallel=1).read_day(FIRST_DAY)
     kept = list(tmp_path.glob("*/*.parquet"))
-    assert len(kept) >= 4
+    assert len(kept) >= finished
     kept[0].write_bytes(b"half a file")
     node.fault = lambda method, params: None
     node.requests.clear()
