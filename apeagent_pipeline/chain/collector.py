@@ -226,8 +226,8 @@ class Collector:
             RAW_SWAPS_SCHEMA, sorted and unique by (block_number, log_index); empty if nobody swapped.
 
         Raises:
-            ChainError: WrongChainError, DayNotFinalError, RpcError, ReorganisedError or RawSwapsError; never a partial
-                day.
+            ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or for a hole that the only
+                endpoint leaves; never a partial day.
         """
         for _ in range(_TIMES_READ - 1):
             with contextlib.suppress(ReorganisedError):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import psutil
 from dagster import DagsterEventType, DagsterRunStatus
+from dagster._core.storage.runs import SqliteRunStorage
 
 HOST_TAG = "apeagent/host"
 """Tag with the machine on which a run of the command line lives."""
@@ -26,7 +27,9 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     orphans = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
         run = record.dagster_run
-        if run.tags.get(HOST_TAG, platform.node()) != platform.node():
+        # A run launched from the UI has no tag; it is of this machine where the history is a file of this machine.
+        here = platform.node() if isinstance(instance.run_storage, SqliteRunStorage) else None
+        if run.tags.get(HOST_TAG, here) != platform.node():
             continue
         pid = _pid(instance, run.run_id)
         begun = record.start_time or record.create_timestamp.timestamp()

@@ -158,5 +158,8 @@ def _cause(event: dg.DagsterEvent) -> str:
     error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause
+    if error is None:
+        return "failed"
     # Dagster puts the class before the message; who reads this wants the message.
-    return error.message.strip().removeprefix(f"{error.message.split(':')[0]}: ") if error else "failed"
+    _, _, message = error.message.strip().partition(": ")
+    return message or error.message.strip()
