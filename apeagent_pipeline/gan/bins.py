@@ -11,6 +11,8 @@ import numpy as np
 
 FILE = "bins.safetensors"
 
+_TAIL_HALVINGS = 3
+
 
 class RowBins:
     """Bins of every feature, fitted on train rows.
@@ -101,7 +103,10 @@ class RowBins:
 
 def _bin_starts(values: np.ndarray, count: int) -> np.ndarray:
     n = len(values)
-    cuts = np.unique(np.linspace(0, n, count + 1).round().astype(np.int64))[:-1]
+    # Extremes come in clusters, which one wide bin at the end would not tell: the outermost bins are halved outwards.
+    tail = 1 / count / 2.0 ** np.arange(1, _TAIL_HALVINGS + 1)
+    shares = np.concatenate([np.linspace(0, 1, count + 1), tail, 1 - tail])
+    cuts = np.unique((n * shares).round().astype(np.int64))[:-1]
     # A cut inside a run of equal values moves to the start of the run; a frequent value also ends its bin.
     low, high = np.searchsorted(values, values[cuts], side="left"), np.searchsorted(values, values[cuts], side="right")
     return np.unique(np.concatenate([low, high[high - low >= n / count], [0, n]]))

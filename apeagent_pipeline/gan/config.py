@@ -15,7 +15,6 @@ class GanConfig(BaseModel):
     heads: int = Field(8, description="Attention heads; divides hidden", ge=1)
     condition_layers: int = Field(1, description="Encoder layers over the condition rows", ge=1)
     dropout: float = Field(0.2, description="Dropout of the generator in training", ge=0, lt=1)
-    noise: int = Field(8, description="Fresh noise values at every step, beside one for each feature", ge=1)
     bins: list[int] = Field(
         [32, 2, 56, 56, 40],
         description="At most so many quantile bins of seconds, side, size, move between swaps, liquidity change",
@@ -30,9 +29,14 @@ class GanConfig(BaseModel):
     ema: float = Field(0.995, description="Decay of the averaged weights in the warm start", ge=0, lt=1)
 
     adversarial_steps: int = Field(60, description="Generator steps of the WGAN-GP stage", ge=0)
+    adversarial_batch: int = Field(24, description="Histories in a batch of that stage", ge=2)
+    samples: int = Field(4, description="Windows sampled for each of them", ge=2)
     critic_steps: int = Field(3, description="Critic steps for each of them", ge=1)
-    adversarial_rate: float = Field(3e-4, description="Learning rate of generator and critic in that stage", gt=0)
+    adversarial_rate: float = Field(1e-4, description="Learning rate of the generator in that stage", gt=0)
+    critic_rate: float = Field(3e-4, description="Learning rate of the critic", gt=0)
     adversarial_ema: float = Field(0.95, description="Decay of the averaged weights in that stage", ge=0, lt=1)
+    policy: float = Field(1.0, description="Weight of the critic's scores on the generator's choices", ge=0)
+    anchor: float = Field(0.5, description="Weight of the likelihood of real rows in that stage", ge=0)
     critic_channels: int = Field(64, description="Width of the critic", ge=4)
     gradient_penalty: float = Field(10.0, description="Weight of the gradient penalty", ge=0)
     feature_matching: float = Field(1.0, description="Weight of feature matching on the critic's activations", ge=0)

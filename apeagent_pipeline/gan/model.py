@@ -1,16 +1,17 @@
 """The generator and the critic.
 
 The generator is a transformer decoder over the rows of a window: causal self-attention, cross-attention to the encoded
-rows that the window continues, one row at a time. A row leaves it in two parts. First its bins, feature after feature,
-each knowing those before it in the row; then, from fresh noise, a position inside each bin (`ResidualHead`). The bins
-are trained by likelihood. The positions are continuous, so the critic's gradient reaches them: they are what WGAN-GP
-trains. Nothing else moves in that stage, so the likelihood that was reached stays.
+rows that the window continues, one row at a time. A row leaves it as a chain of choices, each knowing those before it:
+seconds, side, where the size comes from, size, move between swaps, whether the liquidity is the one that the new price
+range had before, and if not, its change. Numbers are chosen as a bin and, from fresh noise, a position inside it
+(`PositionHead`). Positions are continuous, so the critic's gradient reaches them through relaxed rows.
 
 The critic sees rows as ranks: the bin's place in the feature's train distribution plus the position inside it, a
 relaxed continuous row in which every feature of real data is uniform.
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,21 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
+from apeagent_pipeline.gan.pool_rows import IN_TOKEN0, REPEATED
 
-_SIDE = 1
-_STATE = 4
+REPEATS = 4
+"""A size can be that of one of so many rows before."""
+
+RETURN, PRICE, LIQUIDITY, RESERVE, PLACE, SIZE = range(6)
+STATE = 6
+"""Columns of `Rows.state`."""
+
+_SECONDS, _SIDE, _SIZE, _MOVE, _CHANGE = range(5)
+_CROSSED = 3
+_KERNEL = 5
+_SEEN = 7
+"""What the critic sees of a row beside its ranks."""
+
 _UNIT_VARIANCE = math.sqrt(12.0)
 
 
@@ -32,12 +45,15 @@ class Rows(NamedTuple):
     Attributes:
         bins: Bins of the irreducible features, int64 [n, T, 5].
         positions: Positions inside them, in [0, 1], [n, T, 5].
-        state: Where the market stands after each row, [n, T, 4]: log return since the row before; log price and log
-            liquidity against the last row of the history; log virtual token1 reserve at that last row.
+        origin: Where the size comes from, as `pool_rows.Origins.size` has it, int64 [n, T].
+        state: Where the market stands after each row, [n, T, STATE]: log return since the row before; log price and
+            log liquidity against the last row of the history; log virtual token1 reserve at that last row; price in
+            ranges of one tick spacing, counted from the lower end of the range where the history ended; log size.
     """
 
     bins: Tensor
     positions: Tensor
+    origin: Tensor
     state: Tensor
 
     def part(self, rows: slice) -> "Rows":
@@ -49,19 +65,58 @@ class Rows(NamedTuple):
         return Rows(*(torch.cat(parts, dim=1) for parts in zip(self, later, strict=True)))
 
 
+class Known(NamedTuple):
+    """What positions are drawn from: the trunk and the row's choices up to the move, and all of them, [n, T, hidden]."""
+
+    move: Tensor
+    whole: Tensor
+
+
+class Choices(NamedTuple):
+    """The choices that rows were made by, seven of each.
+
+    Attributes:
+        logits: [n, T, kinds].
+        chosen: int64 [n, T].
+        free: Whether there was anything to choose, [n, T].
+    """
+
+    logits: list[Tensor]
+    chosen: list[Tensor]
+    free: list[Tensor]
+
+    def log_likelihood(self) -> Tensor:
+        """Of every row, [n, T]."""
+        terms = [
+            -F.cross_entropy(one.transpose(1, 2), chosen, reduction="none") * free
+            for one, chosen, free in zip(self.logits, self.chosen, self.free, strict=True)
+        ]
+        return torch.stack(terms).sum(dim=0)
+
+
 class Sample(NamedTuple):
-    """Sampled rows [n, T] and what their positions came from: known [n, T, hidden], noise [n, T, features + noise]."""
+    """Sampled rows [n, T] and what they came from.
+
+    Attributes:
+        rows: The rows.
+        known: What the positions were drawn from.
+        noise: And the noise that was used, [n, T, 4].
+        fresh: Whether the position of a feature was drawn and not repeated, [n, T, 5].
+        liquidity_back: How many rows before had the same liquidity; 0 if it is a new one, int64 [n, T].
+    """
 
     rows: Rows
-    known: Tensor
+    known: Known
     noise: Tensor
+    fresh: Tensor
+    liquidity_back: Tensor
 
 
 class Cache(NamedTuple):
-    """Keys and values that later steps need, [layers, 2, n, heads, rows, hidden / heads] each."""
+    """Keys and values that later steps need, [2, heads, hidden / heads, rows, n] of every layer."""
 
-    own: Tensor
-    condition: Tensor
+    own: list[Tensor]
+    condition: list[Tensor]
 
 
 class Attention(nn.Module):
@@ -88,6 +143,29 @@ class Attention(nn.Module):
             query, keys_values[0], keys_values[1], dropout_p=dropout, is_causal=causal
         )
         return self.out(seen.transpose(1, 2).reshape(n, rows, hidden))
+
+    def keys_values_across(self, source: Tensor) -> Tensor:
+        """The same keys and values with the windows innermost, [2, heads, hidden / heads, rows, n]."""
+        return self._across(self.key_value, source).unflatten(0, (2, self.heads, -1))
+
+    def of_one_row(self, x: Tensor, keys_values_across: Tensor) -> Tensor:
+        """Attend from one row ``x`` [n, 1, hidden], without dropout or gradient.
+
+        On the CPU, elementwise products over the windows take half the time of fused attention for a single query.
+        """
+        keys, values = keys_values_across
+        query = self._across(self.query, x).unflatten(0, (self.heads, -1))
+        products = query * keys
+        weights = (products.sum(dim=1) * keys.shape[1] ** -0.5).softmax(dim=1)
+        seen = torch.mul(weights.unsqueeze(1), values, out=products).sum(dim=2)
+        return self.out(seen.flatten(0, 1).T).unsqueeze(1)  # of three dimensions, it would multiply one by one
+
+    @staticmethod
+    def _across(linear: nn.Linear, x: Tensor) -> Tensor:
+        """[n, rows, in] -> [out, rows, n]."""
+        n, rows, _ = x.shape
+        columns = x.transpose(0, 1).flatten(0, 1).T
+        return torch.addmm(linear.bias[:, None], linear.weight, columns).view(-1, rows, n)
 
 
 def _feed_forward(hidden: int, dropout: float) -> nn.Sequential:
@@ -122,45 +200,60 @@ class DecoderLayer(nn.Module):
         self.feed_forward = _feed_forward(config.hidden, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, condition: Tensor, own: Tensor | None = None, step: int = 0) -> Tensor:
-        """One layer over a whole window, or over one row of it.
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Rows of a whole window ``x`` [n, T, hidden] after the encoded ``condition`` [n, context, hidden]."""
+        normed = self.norms[0](x)
+        x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed), causal=True))
+        keys_values = self.cross_attention.keys_values(condition)
+        x = x + self.dropout(self.cross_attention(self.norms[1](x), keys_values))
+        return x + self.dropout(self.feed_forward(self.norms[2](x)))
+
+    def one_row(self, x: Tensor, condition: Tensor, own: Tensor, step: int) -> Tensor:
+        """The same for one row when sampling.
 
         Args:
-            x: Rows, [n, T, hidden]; T is 1 when sampling.
-            condition: Keys and values of the condition rows.
-            own: When sampling, keys and values of the rows so far; those of this row are written at ``step``.
+            x: The row, [n, 1, hidden].
+            condition: Keys and values of the condition rows, [2, heads, hidden / heads, context, n].
+            own: Those of the rows so far; those of this row are written at ``step``.
             step: Position of the row in the window.
         """
         normed = self.norms[0](x)
-        keys_values = self.attention.keys_values(normed)
-        if own is not None:
-            own[:, :, :, step : step + 1] = keys_values
-            keys_values = own[:, :, :, : step + 1]
-        x = x + self.dropout(self.attention(normed, keys_values, causal=own is None))
-        x = x + self.dropout(self.cross_attention(self.norms[1](x), condition))
-        return x + self.dropout(self.feed_forward(self.norms[2](x)))
+        own[..., step : step + 1, :] = self.attention.keys_values_across(normed)
+        x = x + self.attention.of_one_row(normed, own[..., : step + 1, :])
+        x = x + self.cross_attention.of_one_row(self.norms[1](x), condition)
+        return x + self.feed_forward(self.norms[2](x))
 
 
-class ResidualHead(nn.Module):
-    """Fresh noise -> position inside the bin, given what the trunk knows and the row's bins.
+class PositionHead(nn.Module):
+    """Fresh noise -> position inside the bin, given what is known.
 
-    It starts as the identity on uniform noise, which draws from the empirical distribution of the bin; training can
-    only bend that within bounds.
+    A uniform variable whose logit is stretched and shifted: at first it is the identity, which draws from the empirical
+    distribution of the bin, and it can only be bent within bounds. Its density is known in closed form.
     """
 
-    def __init__(self, config: GanConfig, features: int) -> None:
+    def __init__(self, hidden: int, features: int) -> None:
         super().__init__()
-        self.features = features
-        self.inner = nn.Linear(config.hidden + config.noise + features, config.hidden)
-        self.outer = nn.Linear(config.hidden, 2 * features)
+        self.inner = nn.Linear(hidden, hidden)
+        self.outer = nn.Linear(hidden, 2 * features)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
+    def _bend(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        stretch, shift = self.outer(F.gelu(self.inner(known))).chunk(2, dim=-1)
+        return torch.tanh(stretch), 4 * torch.tanh(shift)
+
     def forward(self, known: Tensor, noise: Tensor) -> Tensor:
-        """``known`` [..., hidden], ``noise`` [..., features + noise] standard normal -> positions [..., features]."""
-        uniform = torch.special.ndtr(noise[..., : self.features]).clamp(1e-6, 1 - 1e-6)
-        stretch, shift = self.outer(F.gelu(self.inner(torch.cat([known, noise], dim=-1)))).chunk(2, dim=-1)
-        return torch.sigmoid(torch.logit(uniform) * torch.exp(2 * torch.tanh(stretch)) + 4 * torch.tanh(shift))
+        """``known`` [..., hidden], ``noise`` [..., features] uniform in (0, 1) -> positions [..., features]."""
+        stretch, shift = self._bend(known)
+        return torch.sigmoid(torch.logit(noise, eps=1e-6) * torch.exp(stretch) + shift)
+
+    def log_density(self, known: Tensor, positions: Tensor) -> Tensor:
+        """Log density of ``positions`` [..., features] against the uniform one."""
+        stretch, shift = self._bend(known)
+        at = torch.logit(positions, eps=1e-4)
+        source = (at - shift) * torch.exp(-stretch)
+        # The density of a logistic variable is sigmoid(x) sigmoid(-x).
+        return F.logsigmoid(source) + F.logsigmoid(-source) - stretch - F.logsigmoid(at) - F.logsigmoid(-at)
 
 
 class Generator(nn.Module):
@@ -168,52 +261,66 @@ class Generator(nn.Module):
 
     rank_start: Tensor
     rank_count: Tensor
+    single: Tensor
+    middles: Tensor
     values: Tensor
+    change_edges: Tensor
     offsets: Tensor
     places: Tensor
     state_centre: Tensor
     state_scale: Tensor
 
-    def __init__(self, config: GanConfig, bins: RowBins, context: int, length: int) -> None:
+    def __init__(self, config: GanConfig, bins: RowBins, context: int, length: int, tick_spacing: int) -> None:
         super().__init__()
-        self.config, self.context, self.length = config, context, length
+        self.config, self.context, self.length, self.tick_spacing = config, context, length, tick_spacing
         self.counts, self.features = bins.counts, bins.features
+        self.repeats = min(REPEATS, context)
         start = torch.zeros(self.features, max(self.counts), dtype=torch.long)
         count = torch.ones_like(start)
         for k, starts in enumerate(bins.starts):
             ranks = torch.from_numpy(starts)
             start[k, : len(ranks) - 1], count[k, : len(ranks) - 1] = ranks[:-1], ranks.diff()
+        values = torch.from_numpy(np.stack(bins.values))
         self.register_buffer("rank_start", start, persistent=False)
         self.register_buffer("rank_count", count, persistent=False)
-        values = torch.from_numpy(np.stack(bins.values)).float()
-        self.register_buffer("values", values, persistent=False)
-        self.register_buffer("state_centre", torch.zeros(_STATE))
-        self.register_buffer("state_scale", torch.ones(_STATE))
-        offsets = torch.tensor([0, *self.counts[:-1]]).cumsum(0)
-        self.register_buffer("offsets", offsets, persistent=False)
+        single = values.gather(1, start) == values.gather(1, start + count - 1)
+        self.register_buffer("single", single, persistent=False)
+        middles = ((start + count / 2) / values.shape[1] - 0.5) * _UNIT_VARIANCE
+        self.register_buffer("middles", middles.float(), persistent=False)
+        self.register_buffer("values", values.float(), persistent=False)
+        ends = torch.from_numpy(bins.starts[_CHANGE][1:-1] - 1)
+        self.register_buffer("change_edges", values[_CHANGE, ends].float(), persistent=False)
+        self.register_buffer("state_centre", torch.zeros(STATE))
+        self.register_buffer("state_scale", torch.ones(STATE))
+        kinds = [*self.counts[:_SIZE], REPEATED + self.repeats, *self.counts[_SIZE:_CHANGE], 2, self.counts[_CHANGE]]
+        self.register_buffer("offsets", torch.tensor([0, *self.counts[:-1]]).cumsum(0), persistent=False)
         self.register_buffer("places", _sinusoids(context + length, config.hidden), persistent=False)
 
-        self.row_embedding = nn.Embedding(sum(self.counts), config.hidden)
-        self.rank_embedding = nn.Linear(self.features, config.hidden)
-        self.state_embedding = nn.Linear(_STATE, config.hidden)
-        self.chain_embedding = nn.Embedding(sum(self.counts), config.hidden)
-        for embedding in (self.row_embedding, self.chain_embedding):
+        hidden = config.hidden
+        self.row_embedding = nn.Embedding(sum(self.counts), hidden)
+        self.origin_embedding = nn.Embedding(REPEATED + REPEATS, hidden)
+        self.rank_embedding = nn.Linear(self.features, hidden)
+        self.state_embedding = nn.Linear(STATE + 1, hidden)
+        self.choice_embeddings = nn.ModuleList(nn.Embedding(n, hidden) for n in kinds)
+        self.flow_embedding = nn.Linear(4, hidden)
+        self.move_embedding = nn.Linear(2, hidden)
+        self.crossing_embedding = nn.Embedding(2 * _CROSSED + 1, hidden)
+        self.border_embedding = nn.Linear(4, hidden)
+        for embedding in (self.row_embedding, self.origin_embedding, *self.choice_embeddings, self.crossing_embedding):
             nn.init.normal_(embedding.weight, std=0.2)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.condition_layers))
-        self.condition_norm = nn.LayerNorm(config.hidden)
+        self.condition_norm = nn.LayerNorm(hidden)
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.hidden)
-        self.bin_heads = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(config.hidden),
-                nn.Linear(config.hidden, config.hidden),
-                nn.GELU(),
-                nn.Linear(config.hidden, n),
-            )
-            for n in self.counts
+        self.norm = nn.LayerNorm(hidden)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, n))
+            for n in kinds
         )
-        self.residual = ResidualHead(config, self.features)
+        self.positions = PositionHead(hidden, 3)
+        self.change_position = PositionHead(hidden, 1)
+
+    # Rows as numbers
 
     def ranks(self, rows: Rows) -> Tensor:
         """Rows as continuous values of mean 0 and variance 1, [n, T, features]; differentiable in the positions."""
@@ -223,69 +330,152 @@ class Generator(nn.Module):
         positions = torch.cat([rows.positions[..., :_SIDE], middle, rows.positions[..., _SIDE + 1 :]], dim=-1)
         return ((start + count * positions) / self.values.shape[1] - 0.5) * _UNIT_VARIANCE
 
-    def embed(self, rows: Rows, place: int) -> Tensor:
-        """Rows [n, T] that stand at ``place`` and after it -> [n, T, hidden]."""
+    def seen(self, rows: Rows) -> Tensor:
+        """What the critic sees of rows, [n, T, features + 7]: ranks, where sizes come from, where the market stands."""
+        inside = rows.state[..., PLACE, None] - rows.state[..., PLACE, None].floor() - 0.5
+        origin = torch.stack([rows.origin == IN_TOKEN0, rows.origin >= REPEATED], dim=-1).float()
         state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
-        embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2)
-        embedded = embedded + self.rank_embedding(self.ranks(rows)) + self.state_embedding(state)
-        return self.dropout(embedded + self.places[place : place + rows.bins.shape[1]])
+        columns = [state[..., k, None] for k in (RETURN, PRICE, LIQUIDITY)]
+        return torch.cat([self.ranks(rows), origin, *columns, inside, inside.abs()], dim=-1)
 
-    def state_after(self, before: Tensor, bins: Tensor, positions: Tensor) -> Tensor:
-        """State [n, T, 4] after rows that follow the state ``before`` [n, T, 4].
+    def value(self, feature: int, bins: Tensor, positions: Tensor) -> Tensor:
+        """The train values at positions of bins of one feature, all [n, T]."""
+        start, count = self.rank_start[feature, bins], self.rank_count[feature, bins]
+        return self.values[feature, start + torch.minimum((positions * count).long(), count - 1)]
+
+    def state_after(self, before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor) -> Tensor:
+        """State [n, T, STATE] after rows that follow the state ``before`` [n, T, STATE].
 
         In floats, without the fee and for one range of liquidity: it tells the generator where it stands. The rows
         that leave the room are executed exactly (`pool_rows`).
+
+        Args:
+            before: State before the rows.
+            side: 1 for a buy, [n, T].
+            log_size: [n, T].
+            move: [n, T].
+            liquidity: Log liquidity that the rows are executed with, as in the state, [n, T].
         """
-        columns = torch.arange(self.features, device=bins.device)
-        start, count = self.rank_start[columns, bins], self.rank_count[columns, bins]
-        rank = start + torch.minimum((positions * count).long(), count - 1)
-        _, is_buy, log_size, move, liquidity_change = self.values[columns, rank].unbind(dim=-1)
-        _, price, liquidity, reserve = before.unbind(dim=-1)
-        liquidity = liquidity + liquidity_change
+        _, price, _, reserve, place, _ = before.unbind(dim=-1)
         usage = torch.exp(log_size - (reserve + liquidity + (price + move) / 2)).clamp(max=0.5)
-        change = move + 2 * torch.log1p(torch.where(is_buy > 0.5, usage, -usage))
-        return torch.stack([change, price + change, liquidity, reserve], dim=-1)
+        change = move + 2 * torch.log1p(torch.where(side > 0, usage, -usage))
+        place = place + change / (self.tick_spacing * math.log(1.0001))
+        return torch.stack([change, price + change, liquidity, reserve, place, log_size], dim=-1)
+
+    def remembered(self, past: Tensor, at: int, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The liquidity of the newest of the last ``context`` rows whose price stood in the same range.
+
+        In V4 liquidity belongs to ranges of the price: where it comes back to one, it finds what was there.
+
+        Args:
+            past: States of rows from the first of the condition on, [n, rows, STATE].
+            at: Which of them the first row of ``place`` is.
+            place: Where the rows end, [n, T].
+
+        Returns:
+            Log liquidity as in the state, and how many rows before it was (0: in none of them), both [n, T].
+        """
+        index = torch.arange(past.shape[1], device=past.device)
+        now = at + torch.arange(place.shape[1], device=past.device)[:, None]
+        near = (index < now) & (index >= now - self.context)
+        same = (past[:, None, :, PLACE].floor() == place.floor()[:, :, None]) & near
+        newest = torch.where(same, index, -1).amax(dim=-1)
+        level = past[..., LIQUIDITY].gather(1, newest.clamp(min=0))
+        return level, torch.where(newest >= 0, now.T - newest, 0)
+
+    # The trunk
+
+    def embed(self, rows: Rows, place: int) -> Tensor:
+        """Rows [n, T] that stand at ``place`` and after it -> [n, T, hidden]."""
+        state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
+        inside = rows.state[..., PLACE, None] - rows.state[..., PLACE, None].floor() - 0.5
+        state = torch.cat([state[..., :PLACE], state[..., SIZE:], inside, inside.abs()], dim=-1)
+        embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2) + self.origin_embedding(rows.origin)
+        embedded = embedded + self.rank_embedding(self.ranks(rows)) + self.state_embedding(state)
+        return self.dropout(embedded + self.places[place : place + rows.bins.shape[1]])
 
     def encode(self, condition: Rows) -> Tensor:
-        """Condition rows -> keys and values for every decoder layer, [layers, 2, n, heads, context, hidden / heads]."""
+        """Condition rows -> what the decoder attends to, [n, context, hidden]."""
         x = self.embed(condition, 0)
         for layer in self.encoder:
             x = layer(x)
-        x = self.condition_norm(x)
-        return torch.stack([layer.cross_attention.keys_values(x) for layer in self.decoder])  # type: ignore[operator, union-attr]
+        return self.condition_norm(x)
 
     def trunk(self, condition: Rows, window: Rows) -> Tensor:
         """What is known before each row of the window, [n, T, hidden]: the condition and the rows before it."""
         before = condition.part(slice(-1, None)).then(window.part(slice(-1)))
-        keys_values = self.encode(condition)
+        encoded = self.encode(condition)
         x = self.embed(before, self.context)
-        for layer, one in zip(self.decoder, keys_values, strict=True):
-            x = layer(x, one)
+        for layer in self.decoder:
+            x = layer(x, encoded)
         return self.norm(x)
 
-    def logits(self, known: Tensor, bins: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Logits of every feature given the features before it in the row, and what is known once the row's bins are.
+    # The choices of a row
 
-        Args:
-            known: From `trunk`, [n, T, hidden].
-            bins: The rows' bins, [n, T, features].
-        """
-        chain = self.chain_embedding(bins + self.offsets)
+    def _flow(self, seconds: Tensor, side: Tensor, size: Tensor) -> Tensor:
+        """The numbers behind the bins chosen so far: bins alone do not say that a large buy is unlike a large sell."""
+        sign = 2.0 * side - 1.0
+        size = self.middles[_SIZE, size]
+        return self.flow_embedding(torch.stack([self.middles[_SECONDS, seconds], sign, size, sign * size], dim=-1))
+
+    def _moved(self, side: Tensor, move: Tensor) -> Tensor:
+        move = self.middles[_MOVE, move]
+        return self.move_embedding(torch.stack([move, (2.0 * side - 1.0) * move], dim=-1))
+
+    def _border(self, before: Tensor, after: Tensor, level: Tensor, remembered: Tensor) -> Tensor:
+        """What tells whether the liquidity changes: the ranges crossed, what was there, where the price ends."""
+        start, end = before[..., PLACE], after[..., PLACE]
+        crossed = (end.floor() - start.floor()).clamp(-_CROSSED, _CROSSED).long() + _CROSSED
+        gap = torch.asinh((level - before[..., LIQUIDITY]) / self.state_scale[LIQUIDITY]) * remembered
+        inside = end - end.floor() - 0.5
+        features = torch.stack([remembered.float(), gap, inside, inside.abs()], dim=-1)
+        return self.crossing_embedding(crossed) + self.border_embedding(features)
+
+    def choices(self, condition: Rows, window: Rows) -> tuple[Choices, Known]:
+        """The choices that make up the rows of a window, and what their positions are drawn from."""
+        known = self.trunk(condition, window)
+        states = torch.cat([condition.state, window.state], dim=1)
+        before = states[:, self.context - 1 : -1]
+        side, log_size = window.bins[..., _SIDE], window.state[..., SIZE]
+        move = self.value(_MOVE, window.bins[..., _MOVE], window.positions[..., _MOVE])
+        expected = self.state_after(before, side, log_size, move, before[..., LIQUIDITY])
+        level, back = self.remembered(states, self.context, expected[..., PLACE])
+        remembered = (back > 0) & (level != before[..., LIQUIDITY])
+        liquidity = window.state[..., LIQUIDITY]
+        again = remembered & (level == liquidity)
+        always = torch.ones_like(again)
+        of = dict(enumerate(window.bins.unbind(dim=-1)))
+        chosen = [of[_SECONDS], side, window.origin, of[_SIZE], of[_MOVE], again.long(), of[_CHANGE]]
+        free = [always, always, always, window.origin < REPEATED, always, remembered, ~again]
         logits = []
-        for k, head in enumerate(self.bin_heads):
+        for k, (head, embedding) in enumerate(zip(self.heads, self.choice_embeddings, strict=True)):
             logits.append(head(known))
-            known = known + chain[..., k, :]
-        return logits, known
+            known = known + embedding(chosen[k])
+            if k == _SIZE + 1:
+                known = known + self._flow(chosen[0], side, chosen[3])
+            if k == _MOVE + 1:
+                known = known + self._moved(side, chosen[4])
+                known_move = known
+                known = known + self._border(before, expected, level, remembered)
+        return Choices(logits, chosen, free), Known(known_move, known)
 
-    def likelihood_loss(self, condition: Rows, window: Rows) -> Tensor:
-        """Mean negative log likelihood of a row's bins (nats a row)."""
-        logits, _ = self.logits(self.trunk(condition, window), window.bins)
-        losses = [F.cross_entropy(one.flatten(0, 1), window.bins[..., k].flatten()) for k, one in enumerate(logits)]
-        return torch.stack(losses).sum()
+    def log_likelihood(self, condition: Rows, window: Rows) -> Tensor:
+        """Log likelihood (nats) of every row, its choices and its positions, [n, T]."""
+        choices, known = self.choices(condition, window)
+        inside = [_SECONDS, _SIZE, _MOVE]
+        open_ = ~self.single[torch.arange(self.features, device=window.bins.device), window.bins]
+        drawn = torch.stack([choices.free[0], choices.free[3], choices.free[4]], dim=-1) & open_[..., inside]
+        density = (self.positions.log_density(known.move, window.positions[..., inside]) * drawn).sum(dim=-1)
+        change = self.change_position.log_density(known.whole, window.positions[..., _CHANGE:]).squeeze(-1)
+        return choices.log_likelihood() + density + change * (choices.free[-1] & open_[..., _CHANGE])
 
-    def known_after_bins(self, condition: Rows, window: Rows) -> Tensor:
-        """What the residual head is given for every row of a whole window at once, [n, T, hidden]."""
-        return self.logits(self.trunk(condition, window), window.bins)[1]
+    def relaxed(self, sample: Sample) -> Rows:
+        """The sampled rows, their positions drawn again from the same noise and so differentiable."""
+        positions = self.positions(sample.known.move, sample.noise[..., :3])
+        change = self.change_position(sample.known.whole, sample.noise[..., 3:])
+        seconds, size, move = positions.split(1, dim=-1)
+        drawn = torch.cat([seconds, torch.full_like(seconds, 0.5), size, move, change], dim=-1)
+        return sample.rows._replace(positions=torch.where(sample.fresh, drawn, sample.rows.positions))
 
     @torch.no_grad()
     def sample(self, condition: Rows, chance: torch.Generator) -> Sample:
@@ -299,51 +489,97 @@ class Generator(nn.Module):
             The rows, and what their positions were made from.
         """
         n, device = condition.bins.shape[0], condition.bins.device
-        width = self.features + self.config.noise
-        noise = torch.randn(n, self.length, width, generator=chance).to(device)
-        uniform = torch.rand(n, self.length, self.features, generator=chance).to(device)
+        noise = torch.rand(n, self.length, 4, generator=chance).to(device)
+        uniform = torch.rand(n, self.length, len(self.heads), generator=chance).to(device)
         cache = self.start(condition)
-        row = condition.part(slice(-1, None))
-        rows, seen = [], []
+        # All rows so far, the condition's before the window's.
+        empty = (torch.zeros(n, self.length, *part.shape[2:], dtype=part.dtype, device=device) for part in condition)
+        rows = Rows(*(torch.cat([part, more], dim=1) for part, more in zip(condition, empty, strict=True)))
+        known_move, known_whole, fresh, backs = [], [], [], []
         for step in range(self.length):
-            known = self.step(row, cache, step)
-            bins = torch.zeros(n, 1, self.features, dtype=torch.long, device=device)
-            for k, head in enumerate(self.bin_heads):
-                bins[..., k] = _draw(head(known), uniform[:, step : step + 1, k])
-                known = known + self.chain_embedding(bins[..., k] + self.offsets[k])
-            positions = self.residual(known, noise[:, step : step + 1])
-            row = Rows(bins, positions, self.state_after(row.state, bins, positions))
-            rows.append(row)
-            seen.append(known)
-        whole = Rows(*(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True)))
-        return Sample(whole, torch.cat(seen, dim=1), noise)
+            at = self.context + step
+            now = slice(at, at + 1)
+            before = rows.state[:, at - 1 : at]
+            known = self.step(rows.part(slice(at - 1, at)), cache, step)
+            chosen: list[Tensor] = []
+
+            def choose(known: Tensor, step: int = step, chosen: list[Tensor] = chosen) -> tuple[Tensor, Tensor]:
+                k = len(chosen)
+                return self.heads[k](known), uniform[:, step : step + 1, k]
+
+            def note(known: Tensor, choice: Tensor, chosen: list[Tensor] = chosen) -> Tensor:
+                chosen.append(choice)
+                return known + self.choice_embeddings[len(chosen) - 1](choice)
+
+            for _ in range(3):
+                known = note(known, _draw(*choose(known)))
+            origin = chosen[2]
+            source = at - (origin - REPEATED + 1).clamp(min=0)
+            repeated = origin >= REPEATED
+            size = torch.where(repeated, rows.bins[..., _SIZE].gather(1, source), _draw(*choose(known)))
+            known = note(known, size) + self._flow(chosen[0], chosen[1], size)
+            known = note(known, _draw(*choose(known)))
+            known = known + self._moved(chosen[1], chosen[4])
+            drawn = self.positions(known, noise[:, step : step + 1, :3])
+            seconds_at, size_at, move_at = drawn.unbind(dim=-1)
+            size_at = torch.where(repeated, rows.positions[..., _SIZE].gather(1, source), size_at)
+            log_size = torch.where(repeated, rows.state[..., SIZE].gather(1, source), self.value(_SIZE, size, size_at))
+            move = self.value(_MOVE, chosen[4], move_at)
+            known_move.append(known)
+            expected = self.state_after(before, chosen[1], log_size, move, before[..., LIQUIDITY])
+            level, back = self.remembered(rows.state, at, expected[..., PLACE])
+            remembered = (back > 0) & (level != before[..., LIQUIDITY])
+            known = known + self._border(before, expected, level, remembered)
+            again = _draw(*choose(known)).bool() & remembered
+            known = note(known, again.long())
+            gap = level - before[..., LIQUIDITY]
+            change = torch.where(again, torch.searchsorted(self.change_edges, gap.contiguous()), _draw(*choose(known)))
+            known = note(known, change)
+            change_at = self.change_position(known, noise[:, step : step + 1, 3:]).squeeze(-1)
+            change_by = torch.where(again, gap, self.value(_CHANGE, change, change_at))
+            known_whole.append(known)
+            liquidity = torch.where(again, level, before[..., LIQUIDITY] + change_by)
+            rows.bins[:, now] = torch.stack([chosen[0], chosen[1], size, chosen[4], change], dim=-1)
+            rows.positions[:, now] = torch.stack(
+                [seconds_at, torch.full_like(size_at, 0.5), size_at, move_at, change_at], dim=-1
+            )
+            rows.origin[:, now] = origin
+            rows.state[:, now] = self.state_after(before, chosen[1], log_size, move, liquidity)
+            yes = torch.ones_like(repeated)
+            fresh.append(torch.stack([yes, yes, ~repeated, yes, ~again], dim=-1))
+            backs.append(torch.where(again, back, 0))
+        known = Known(torch.cat(known_move, dim=1), torch.cat(known_whole, dim=1))
+        window = rows.part(slice(self.context, None))
+        return Sample(window, known, noise, torch.cat(fresh, dim=1), torch.cat(backs, dim=1))
 
     def start(self, condition: Rows) -> Cache:
         """The cache before the first row."""
-        n, hidden, heads = condition.bins.shape[0], self.config.hidden, self.config.heads
-        shape = (len(self.decoder), 2, n, heads, self.length, hidden // heads)
-        return Cache(torch.zeros(shape, device=condition.bins.device), self.encode(condition))
+        encoded = self.encode(condition)
+        keys_values = [layer.cross_attention.keys_values_across(encoded) for layer in self.decoder]  # type: ignore[operator, union-attr]
+        own = [one.new_empty(*one.shape[:3], self.length, one.shape[4]) for one in keys_values]
+        return Cache(own, keys_values)
 
     def step(self, before: Rows, cache: Cache, step: int) -> Tensor:
         """What is known before row ``step``, [n, 1, hidden], given the row ``before`` it [n, 1]; fills the cache."""
         x = self.embed(before, self.context + step)
         for layer, own, condition in zip(self.decoder, cache.own, cache.condition, strict=True):
-            x = layer(x, condition, own, step)
+            x = layer.one_row(x, condition, own, step)  # type: ignore[operator]
         return self.norm(x)
 
 
 class Critic(nn.Module):
-    """Scores how real a window is, after the rows it continues. Convolutions in time, no normalisation (WGAN-GP, 4)."""
+    """Scores how real each row of a window is after the rows before it, and so the window.
+
+    Causal convolutions in time without normalisation (WGAN-GP, section 4): the score of a row depends on no later row,
+    so a choice of the generator is to be judged by the scores from its own row on.
+    """
 
     def __init__(self, config: GanConfig, features: int) -> None:
         super().__init__()
         width = config.critic_channels
+        sizes = (features + _SEEN, width, 3 * width // 2, 2 * width)
         self.layers = nn.ModuleList(
-            [
-                nn.Conv1d(features + 1, width, 5, padding=2),
-                nn.Conv1d(width, 3 * width // 2, 5, stride=2, padding=2),
-                nn.Conv1d(3 * width // 2, 2 * width, 5, stride=2, padding=2),
-            ]
+            nn.Conv1d(before, after, _KERNEL, dilation=2**k) for k, (before, after) in enumerate(pairwise(sizes))
         )
         self.summary = nn.Linear(2 * width, width)
         self.score = nn.Linear(width, 1)
@@ -352,18 +588,15 @@ class Critic(nn.Module):
         self.batch_score = nn.Linear(self.kernels, 1)
 
     def activations(self, condition: Tensor, window: Tensor) -> Tensor:
-        """Ranks of condition [n, context, features] and window [n, T, features] -> activations [n, width]."""
-        rows = torch.cat([condition, window], dim=1)
-        flag = torch.zeros_like(rows[..., :1])
-        flag[:, condition.shape[1] :] = 1.0
-        x = torch.cat([rows, flag], dim=-1).transpose(1, 2)
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-        return F.leaky_relu(self.summary(x.mean(dim=2)), 0.2)
+        """What the critic sees of condition [n, context, seen] and window [n, T, seen] -> [n, T, width]."""
+        x = torch.cat([condition, window], dim=1).transpose(1, 2)
+        for k, layer in enumerate(self.layers):
+            x = F.leaky_relu(layer(F.pad(x, ((_KERNEL - 1) * 2**k, 0))), 0.2)
+        return F.leaky_relu(self.summary(x[..., condition.shape[1] :].transpose(1, 2)), 0.2)
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Score of every window by itself, [n]: the part that the gradient penalty holds."""
-        return self.score(activations).squeeze(1)
+        """Score of every row of every window by itself, [n, T]; the gradient penalty holds their mean."""
+        return self.score(activations).squeeze(-1)
 
     def compare(self, activations: Tensor) -> Tensor:
         """Minibatch discrimination: a bounded score of how close a window is to the others of its batch, [n].
@@ -371,7 +604,7 @@ class Critic(nn.Module):
         Source: Salimans et al. 2016, section 3.2. It depends on the whole batch, so it stays out of the gradient
         penalty. Distances are written as a broadcast difference, which every device can differentiate.
         """
-        projected = self.projection(activations).view(len(activations), self.kernels, self.kernel_width)
+        projected = self.projection(activations.mean(dim=1)).view(len(activations), self.kernels, self.kernel_width)
         distances = (projected[:, None] - projected[None]).abs().sum(dim=3)
         others = torch.exp(-distances).sum(dim=1) - 1.0
         return torch.tanh(self.batch_score(others / max(len(activations) - 1, 1))).squeeze(1)

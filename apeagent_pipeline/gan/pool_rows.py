@@ -2,10 +2,12 @@
 
 This is the financial post-processing of generated rows: nothing is smoothed or clipped to look right. The price moves
 between swaps as the row says, the liquidity changes as the row says, then the swap is executed in exact integers with
-that liquidity. Sizes in token1 stay exact, so a buy is an exact input of token1 and a sell an exact output of token1.
+that liquidity. The amount that somebody stated stays exact: a size in token1 is an exact input of a buy and an exact
+output of a sell, a size in token0 the other way round.
 """
 
-from typing import Any
+from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,13 +34,36 @@ SYNTHETIC_WINDOWS_SCHEMA: dict[str, pl.DataType] = {
     **{name: kind for name, kind in SWAP_FEATURES_SCHEMA.items() if name not in SWAP_POSITION},
 }
 
+IN_TOKEN1, IN_TOKEN0, REPEATED = 0, 1, 2
+"""Origins of a size: an amount of token1; one of token0; that of one row before (of two rows before: one more ...)."""
+
+
+class Origins(NamedTuple):
+    """Where the size and the liquidity of generated rows come from, int64 [n, T] each.
+
+    Attributes:
+        size: `IN_TOKEN1`, `IN_TOKEN0`, or ``REPEATED + k``: exactly the stated amount of ``k + 1`` rows before.
+        liquidity: 0: as the row's change says; ``k``: exactly the liquidity of ``k`` rows before.
+    """
+
+    size: np.ndarray
+    liquidity: np.ndarray
+
+    @classmethod
+    def none(cls, n: int, length: int) -> "Origins":
+        """All sizes stated in token1, no liquidity one of before."""
+        return cls(np.zeros((n, length), dtype=np.int64), np.zeros((n, length), dtype=np.int64))
+
+
 _INTEGERS = np.frompyfunc(int, 1, 1)
 _FACTOR_BITS = 60
 _LARGEST_SHARE = 2
 """A swap takes at most one part in so many of the virtual reserve: beyond it, one range is no picture of a pool."""
 
 
-def synthetic_windows(windows: TrainingWindows, ends: np.ndarray, rows: np.ndarray, pool: PoolSpec) -> pl.DataFrame:
+def synthetic_windows(
+    windows: TrainingWindows, ends: np.ndarray, rows: np.ndarray, pool: PoolSpec, origins: Origins | None = None
+) -> pl.DataFrame:
     """Whole swaps for generated rows.
 
     Args:
@@ -46,6 +71,7 @@ def synthetic_windows(windows: TrainingWindows, ends: np.ndarray, rows: np.ndarr
         ends: Position [n] in ``windows.table`` of the last real row of each history.
         rows: Irreducible features of the rows that follow, [n, T, 5] in the order of `FREE_FEATURES`.
         pool: Fee and decimals.
+        origins: Where sizes and liquidities come from; none: see `Origins.none`.
 
     Returns:
         Rows with `SYNTHETIC_WINDOWS_SCHEMA`, window after window. ``volatility`` and ``volume_ma`` see the real rows
@@ -59,9 +85,8 @@ def synthetic_windows(windows: TrainingWindows, ends: np.ndarray, rows: np.ndarr
         raise ValueError(f"rows {rows.shape} for {len(ends)} histories must be finite and [n, T, {len(FREE_FEATURES)}]")
     table = windows.table
     last = table[ends]
-    roots, liquidities, amounts0, amounts1 = _executed(
-        _INTEGERS(last["sqrt_price_x96"].to_numpy()), _INTEGERS(last["liquidity"].to_numpy()), rows, pool
-    )
+    past = _Past.of(table, ends, windows.context, pool, origins is not None)
+    roots, liquidities, amounts0, amounts1 = _executed(past, rows, origins or Origins.none(n, length), pool)
     ids = last.select(
         pl.format(
             "{}-{}",
@@ -99,24 +124,99 @@ def synthetic_windows(windows: TrainingWindows, ends: np.ndarray, rows: np.ndarr
     return whole.select(pl.col(name).cast(dtype) for name, dtype in SYNTHETIC_WINDOWS_SCHEMA.items())
 
 
-def _executed(root: np.ndarray, liquidity: np.ndarray, rows: np.ndarray, pool: PoolSpec) -> tuple[np.ndarray, ...]:
+class _Past(NamedTuple):
+    """What generated rows start from and repeat, the integers of real rows in object arrays.
+
+    Attributes:
+        root: Square-root price after the last row, [n].
+        liquidity: Of the last rows, oldest first, [n, rows].
+        stated: Their stated amounts, in the token that ``in_token0`` says, [n, rows].
+        in_token0: [n, rows].
+        typed: Amounts of token0 that somebody typed in the train rows, sorted, in whole tokens.
+    """
+
+    root: np.ndarray
+    liquidity: np.ndarray
+    stated: np.ndarray
+    in_token0: np.ndarray
+    typed: np.ndarray
+
+    @classmethod
+    def of(cls, table: pl.DataFrame, ends: np.ndarray, context: int, pool: PoolSpec, origins: bool) -> "_Past":
+        """Of histories that end at ``ends`` [n]; without ``origins`` only the last row is looked at."""
+        root = _INTEGERS(table[ends]["sqrt_price_x96"].to_numpy())
+        if not origins:
+            empty = np.zeros((len(ends), 0))
+            return cls(root, _INTEGERS(table[ends]["liquidity"].to_numpy())[:, None], empty, empty, np.zeros(0))
+        index = ends[:, None] + np.arange(1 - context, 1)
+        rows, place = np.unique(index, return_inverse=True)
+        place = place.reshape(index.shape)
+        part = table[rows]
+        in_token0 = part["stated_in_token0"].to_numpy()
+        stated = _smallest_units(part["volume_usdc"].to_numpy(), pool.token1.decimals)
+        stated[in_token0] = _smallest_units(part["amount0_eth"].abs().to_numpy()[in_token0], pool.token0.decimals)
+        train = table.filter((pl.col("split") == "train") & pl.col("stated_in_token0"))
+        typed = np.sort(train["amount0_eth"].abs().to_numpy())
+        return cls(root, _INTEGERS(part["liquidity"].to_numpy())[place], stated[place], in_token0[place], typed)
+
+
+def _executed(past: _Past, rows: np.ndarray, origins: Origins, pool: PoolSpec) -> tuple[np.ndarray, ...]:
     """Prices, liquidities and both amounts after every row, object arrays [n, T] of Python integers."""
     free = {name: rows[..., k] for k, name in enumerate(FREE_FEATURES)}
-    sizes = np.rint(np.exp(free["log_size"]) * 10.0**pool.token1.decimals)
-    sizes = _INTEGERS(sizes)
+    sizes = np.exp(free["log_size"])
     root_factors, liquidity_factors = _factors(free["move"] / 2), _factors(free["liquidity_change"])
-    columns: list[tuple[Any, ...]] = []
+    each, root = np.arange(len(rows)), past.root
+    liquidities, stated, in_token0 = (list(part.T) for part in (past.liquidity, past.stated, past.in_token0))
+    prices, amounts = [], []
     for step in range(rows.shape[1]):
-        liquidity = np.maximum(liquidity * liquidity_factors[:, step] >> _FACTOR_BITS, 1)
+        origin, back = origins.size[:, step], origins.liquidity[:, step]
+        liquidity = np.maximum(liquidities[-1] * liquidity_factors[:, step] >> _FACTOR_BITS, 1)
+        liquidity = _repeated(liquidity, liquidities, back, each)
         root = root * root_factors[:, step] >> _FACTOR_BITS
         root = np.clip(root, MIN_SQRT_PRICE + 1, MAX_SQRT_PRICE - 1)
-        reserve = liquidity * root >> 96
-        size = np.maximum(np.minimum(sizes[:, step], reserve // _LARGEST_SHARE), 1)
+        of_token0 = (origin == IN_TOKEN0) & (len(past.typed) > 0)
+        size = _smallest_units(sizes[:, step], pool.token1.decimals)
+        if of_token0.any():
+            price = price_from_sqrt_price(root[of_token0].astype(np.float64), pool)
+            typed = _nearest(past.typed, sizes[of_token0, step] / price)
+            size[of_token0] = _smallest_units(typed, pool.token0.decimals)
+        age = np.maximum(origin - REPEATED + 1, 0)
+        size, of_token0 = _repeated(size, stated, age, each), _repeated(of_token0, in_token0, age, each).astype(bool)
+        reserve0, reserve1 = (liquidity << 96) // root, liquidity * root >> 96
+        largest = np.where(of_token0, reserve0, reserve1) // _LARGEST_SHARE
+        smallest = np.where(of_token0, (4 << 192) // (root * root), 0) + 1  # the other token moves as well
+        size = np.maximum(np.minimum(size, largest), smallest)
         sells = free["is_buy"][:, step] <= 0.5
-        swap = _swapped(root, liquidity, np.where(sells, size, -size), sells, pool)
+        # An exact input is negative, an exact output positive.
+        swap = _swapped(root, liquidity, np.where(sells == of_token0, -size, size), sells, pool)
         root = swap.sqrt_price_x96
-        columns.append((root, liquidity, swap.amount0, swap.amount1))
-    return tuple(np.stack(parts, axis=1) for parts in zip(*columns, strict=True))
+        prices.append(root)
+        amounts.append((swap.amount0, swap.amount1))
+        for column, now in ((liquidities, liquidity), (stated, size), (in_token0, of_token0)):
+            column.append(now)
+    length = rows.shape[1]
+    amounts0, amounts1 = (np.stack(part, axis=1) for part in zip(*amounts, strict=True))
+    return np.stack(prices, axis=1), np.stack(liquidities[-length:], axis=1), amounts0, amounts1
+
+
+def _repeated(new: np.ndarray, columns: list[np.ndarray], back: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """``new`` [n] where ``back`` is 0, else the value of so many columns before."""
+    for age in np.unique(back[back > 0]):
+        new = np.where(back == age, columns[-age], new)
+    return new
+
+
+def _smallest_units(amounts: np.ndarray, decimals: int) -> np.ndarray:
+    """Whole tokens as integers of the smallest unit, as their shortest decimal notation says."""
+    exact = np.frompyfunc(lambda amount: int(Decimal(repr(float(amount))).scaleb(decimals).to_integral_value()), 1, 1)
+    return exact(amounts)
+
+
+def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The nearest of the sorted ``known`` [m], by ratio, to each of ``wanted`` [n]."""
+    above = np.clip(np.searchsorted(known, wanted), 1, max(len(known) - 1, 1))
+    low, high = known[above - 1], known[np.minimum(above, len(known) - 1)]
+    return np.where(wanted * wanted < low * high, low, high)
 
 
 def _swapped(

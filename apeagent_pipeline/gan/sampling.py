@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, synthetic_windows
+from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, Origins, synthetic_windows
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -84,7 +84,9 @@ def sample_windows(
         rng = np.random.default_rng([seed, 1, first])
         condition = real.histories(chosen[first : first + config.batch], rng, device)
         chance = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        sampled = gan.generator.sample(condition, chance).rows
-        generated.append(gan.bins.decode(sampled.bins.cpu().numpy(), sampled.positions.double().cpu().numpy()))
+        sampled = gan.generator.sample(condition, chance)
+        generated.append([part.cpu().numpy() for part in (*sampled.rows[:3], sampled.liquidity_back)])
         progress(min(first + config.batch, len(chosen)), len(chosen))
-    return synthetic_windows(windows, chosen + windows.context - 1, np.concatenate(generated), pool)
+    bins, positions, origin, back = (np.concatenate(parts) for parts in zip(*generated, strict=True))
+    rows = gan.bins.decode(bins, positions.astype(np.float64))
+    return synthetic_windows(windows, chosen + windows.context - 1, rows, pool, Origins(origin, back))

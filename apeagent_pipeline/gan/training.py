@@ -63,8 +63,8 @@ class TrainedGan:
         save_file(_on_cpu(self.generator.state_dict()), folder / "generator.safetensors")
         save_file(_on_cpu(self.critic.state_dict()), folder / "critic.safetensors")
         self.bins.save(folder)
-        shape = {"context": self.generator.context, "length": self.generator.length, "seed": self.seed}
-        _write_json(folder / "config.json", {**shape, "gan": self.config.model_dump()})
+        shape = {name: getattr(self.generator, name) for name in ("context", "length", "tick_spacing")}
+        _write_json(folder / "config.json", {**shape, "seed": self.seed, "gan": self.config.model_dump()})
         _write_json(folder / "history.json", self.history)
 
     @classmethod
@@ -79,7 +79,7 @@ class TrainedGan:
             raise TrainingError(f"{folder} has no {missing}; materialize trained_gan first")
         stored = json.loads((folder / "config.json").read_text())
         config, bins = GanConfig.model_validate(stored["gan"]), RowBins.load(folder)
-        generator = Generator(config, bins, stored["context"], stored["length"])
+        generator = Generator(config, bins, stored["context"], stored["length"], stored["tick_spacing"])
         critic = Critic(config, bins.features)
         generator.load_state_dict(load_file(folder / "generator.safetensors"))
         critic.load_state_dict(load_file(folder / "critic.safetensors"))
@@ -145,6 +145,7 @@ class _Run:
 
     def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int) -> None:
         self.config, self.seed, self.context, self.length = config, seed, windows.context, windows.length
+        self.tick_spacing = int(windows.scaler["tick_spacing"])
         self.device = _device()
         rows = windows.free_features()
         train = (windows.table["split"] == "train").to_numpy()
@@ -158,7 +159,7 @@ class _Run:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(seed, 0))
-            self.generator = Generator(config, self.bins, self.context, self.length).to(self.device)
+            self.generator = Generator(config, self.bins, self.context, self.length, self.tick_spacing).to(self.device)
             self.critic = Critic(config, self.bins.features).to(self.device)
         centre, scale = self.rows.state_scale(train)
         self.generator.state_centre.copy_(centre)
@@ -167,11 +168,10 @@ class _Run:
         self.likelihood_optimizer = torch.optim.AdamW(
             self.generator.parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
-        # The trunk and the bins keep what the likelihood taught them; the critic trains the continuous part.
         self.generator_optimizer = torch.optim.Adam(
-            self.generator.residual.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9)
+            self.generator.parameters(), lr=config.adversarial_rate, betas=(0.5, 0.9)
         )
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.adversarial_rate, betas=(0.0, 0.9))
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.0, 0.9))
         self.step = 0
         self.history: History = {"likelihood": {}, "adversarial": {}}
         self.valid = float("nan")
@@ -188,7 +188,7 @@ class _Run:
         self.generator.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.seed, self.step + 1))
-            loss = self.generator.likelihood_loss(condition, window)
+            loss = -self.generator.log_likelihood(condition, window).mean()
         self._descend(self.likelihood_optimizer, self.generator, loss)
         # A young average would still remember the random start.
         _average(self.averaged, self.generator, min(self.config.ema, (1 + self.step) / (10 + self.step)))
@@ -202,52 +202,71 @@ class _Run:
         return losses if np.isnan(self.valid) else {**losses, "valid": self.valid}
 
     def adversarial_step(self) -> dict[str, float]:
-        """Let the critic tell free-running samples from what really followed, then bend the positions towards real."""
-        config = self.config
+        """Let the critic tell free-running samples from what really followed, then teach the generator by its scores.
+
+        Positions inside bins are continuous: the critic's gradient reaches them through the relaxed rows. Choices are
+        not: each is made more likely by how much the scores from its row on exceed those of other samples that continue
+        the same history. The likelihood of real rows anchors both.
+        """
+        config, generator = self.config, self.generator
         begun = self.step - config.likelihood_steps
         rng = np.random.default_rng([self.seed, 2, self.step])
         chance = torch.Generator().manual_seed(_mix(self.seed, self.step + 1))
+        starts = np.repeat(rng.choice(self.starts, config.adversarial_batch), config.samples)
+        condition, window = self.rows.windows(starts, rng, self.device)
         # Without dropout: the samples are what the generator would really produce.
-        self.generator.eval()
-        condition, window = self.rows.windows(rng.choice(self.starts, config.batch), rng, self.device)
-        fake = self.generator.sample(condition, chance)
-        ranks = [self.generator.ranks(rows) for rows in (condition, window, fake.rows)]
+        generator.eval()
+        fake = generator.sample(condition, chance)
+        with torch.no_grad():
+            seen = [generator.seen(rows) for rows in (condition, window, fake.rows)]
         sigma = config.instance_noise * (1 - begun / max(config.adversarial_steps, 1))
         losses: dict[str, float] = {}
         for _ in range(config.critic_steps):
-            losses = self._critic_step(ranks, sigma, chance)
+            losses = self._critic_step(seen, sigma, chance)
 
-        positions = self.generator.residual(fake.known, fake.noise)
-        relaxed = self.generator.ranks(fake.rows._replace(positions=positions))
-        seen = self.critic.activations(ranks[0], relaxed + sigma * _normal_like(relaxed, chance))
-        adversarial = -self._score(seen).mean()
-        noisy = ranks[1] + sigma * _normal_like(ranks[1], chance)
-        wanted = self.critic.activations(ranks[0], noisy).mean(dim=0).detach()
-        matching = (seen.mean(dim=0) - wanted).square().sum()
+        relaxed = generator.seen(generator.relaxed(fake))
+        active = self.critic.activations(seen[0], relaxed + sigma * _normal_like(relaxed, chance))
+        noisy = seen[1] + sigma * _normal_like(seen[1], chance)
+        wanted = self.critic.activations(seen[0], noisy).mean(dim=(0, 1)).detach()
+        off = active.mean(dim=(0, 1)) - wanted
+        adversarial, matching = -self._score(active).mean(), off.square().sum()
         # Two noises for one row must not end in one place (mode seeking, Mao et al. 2019).
-        noise = _normal_like(fake.noise, chance)
-        apart = (positions - self.generator.residual(fake.known, noise)).abs().mean() / (
-            fake.noise - noise
-        ).abs().mean()
+        noise = torch.rand(fake.noise.shape, generator=chance).to(fake.noise.device)
+        other = generator.seen(generator.relaxed(fake._replace(noise=noise)))
+        apart = (relaxed - other).abs().mean() / (fake.noise - noise).abs().mean()
+
+        with torch.no_grad():
+            # What each window adds to the loss of feature matching, to first order.
+            pull = -2 * config.feature_matching * (active.mean(dim=1) @ off)
+            batch = self.critic.compare(active) if config.minibatch_discrimination else torch.zeros_like(pull)
+            rest = self.critic(active).flip(1).cumsum(1).flip(1) / self.length
+            advantage = _against_siblings(rest + (pull + batch)[:, None], config.samples)
+        choices, _ = generator.choices(condition, fake.rows)
+        praise = (advantage * choices.log_likelihood()).mean()
+        generator.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, self.step + 1))
+            real = self.rows.windows(rng.choice(self.starts, config.batch), rng, self.device)
+            likelihood = generator.log_likelihood(*real).mean()
         loss = adversarial + config.feature_matching * matching - config.diversity * apart
-        self._descend(self.generator_optimizer, self.generator.residual, loss)
-        _average(self.averaged, self.generator, config.adversarial_ema)
+        loss = loss - config.policy * praise - config.anchor * likelihood
+        self._descend(self.generator_optimizer, generator, loss)
+        _average(self.averaged, generator, config.adversarial_ema)
         losses |= {"generator": adversarial.item(), "feature_matching": matching.item(), "diversity": apart.item()}
+        losses |= {"loss": -likelihood.item()}
         self._remember("adversarial", losses)
         return losses
 
-    def _critic_step(self, ranks: list[Tensor], sigma: float, chance: torch.Generator) -> dict[str, float]:
-        condition, real, fake = ranks
+    def _critic_step(self, seen: list[Tensor], sigma: float, chance: torch.Generator) -> dict[str, float]:
+        condition, real, fake = seen
         real = real + sigma * _normal_like(real, chance)
         fake = fake + sigma * _normal_like(fake, chance)
-        seen_real = self.critic.activations(condition, real)
-        seen_fake = self.critic.activations(condition, fake)
-        scores = self._score(seen_real), self._score(seen_fake)
+        scores = [self._score(self.critic.activations(condition, rows)) for rows in (real, fake)]
         distance = scores[0].mean() - scores[1].mean()
         # Between the real and the generated continuation of one history, and without the statistics of the batch.
         mix = torch.rand(len(real), 1, 1, generator=chance).to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_(True)
-        score = self.critic(self.critic.activations(condition, between)).sum()
+        score = self.critic(self.critic.activations(condition, between)).mean(dim=1).sum()
         (slope,) = torch.autograd.grad(score, between, create_graph=True)
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         drift = (scores[0].square() + scores[1].square()).mean()
@@ -256,7 +275,8 @@ class _Run:
         return {"critic": distance.item(), "gp": penalty.item()}
 
     def _score(self, activations: Tensor) -> Tensor:
-        score = self.critic(activations)
+        """Score of every window, [n]."""
+        score = self.critic(activations).mean(dim=1)
         return score + self.critic.compare(activations) if self.config.minibatch_discrimination else score
 
     @torch.no_grad()
@@ -264,7 +284,7 @@ class _Run:
         every = max(1, len(self.valid_starts) // _VALID_WINDOWS)
         rng = np.random.default_rng([self.seed, 3])
         condition, window = self.rows.windows(self.valid_starts[::every], rng, self.device)
-        return float(self.averaged.likelihood_loss(condition, window))
+        return float(-self.averaged.log_likelihood(condition, window).mean())
 
     # Steps of an optimizer, history, checkpoints
 
@@ -348,6 +368,14 @@ def _mix(seed: int, step: int) -> int:
 
 def _normal_like(tensor: Tensor, chance: torch.Generator) -> Tensor:
     return torch.randn(tensor.shape, generator=chance).to(tensor.device)
+
+
+def _against_siblings(rewards: Tensor, samples: int) -> Tensor:
+    """Rewards [n, T] against the mean of the other ``samples`` that continue the same history, in deviations."""
+    groups = rewards.view(-1, samples, rewards.shape[1])
+    others = (groups.sum(dim=1, keepdim=True) - groups) / max(samples - 1, 1)
+    advantage = (groups - others).view_as(rewards)
+    return advantage / (advantage.std() + 1e-6)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -34,6 +34,9 @@ FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
 
 SPLITS = ("train", "valid", "holdout")
 
+STATED_DIGITS = 4
+"""An amount of at most so many significant digits is one that somebody typed."""
+
 _MEDIAN_ROWS = 501
 _ROUNDING_UNITS = 3.0
 """Rounding leaves the pre-swap price in doubt by so many smallest units of token1, measured as a swap's impact."""
@@ -59,8 +62,13 @@ class WindowsConfig(BaseModel):
     context: int = Field(20, description="Swaps a window continues", ge=2)
     length: int = Field(24, description="Swaps in a window", ge=2)
     days: int = Field(30, description="Only the last so many days are used", ge=1)
-    train_share: float = Field(0.75, description="Share of the rows, the earliest ones, to train on", gt=0, lt=1)
-    valid_share: float = Field(0.10, description="Share of the rows after them to watch the training with", gt=0, lt=1)
+    train_share: float = Field(0.75, description="Share of the rows to train on, gaps included", gt=0, lt=1)
+    valid_share: float = Field(
+        0.10, description="Share of the rows to watch the training with; the last rows are the holdout", gt=0, lt=1
+    )
+    valid_blocks: int = Field(
+        4, description="Blocks of time among the train rows that hold the valid rows; fewer if short", ge=1
+    )
     longest_pause: int = Field(7200, description="Seconds without a swap after which a new segment begins", ge=1)
     thin_liquidity: float = Field(0.10, description="Flag rows below this share of the median liquidity", ge=0, lt=1)
     price_jump: float = Field(0.05, description="Flag rows whose log price moved by more than this", gt=0)
@@ -85,9 +93,10 @@ class TrainingWindows:
             them), ``window_start`` (whether the ``context + length`` rows from here lie in one segment and split),
             and the irreducible features: ``seconds`` Float64, ``is_buy`` Float64 (1 for BUY), ``log_size`` (log
             USDC), ``move`` (log price moved between the previous swap and this one; exactly 0 if within rounding)
-            and ``liquidity_change`` (log).
-        scaler: JSON values: ``context``, ``length``, ``rows`` by split, ``flagged`` rows by rule, and for every
-            irreducible feature the mean, standard deviation and quantiles of the train split.
+            and ``liquidity_change`` (log). Also ``stated_in_token0`` Boolean: whether the amount of token0 is the one
+            that somebody typed (0.25 ETH), so that the amount of token1 follows from it and not the other way round.
+        scaler: JSON values: ``context``, ``length``, ``tick_spacing``, ``rows`` by split, ``flagged`` rows by rule, and
+            for every irreducible feature the mean, standard deviation and quantiles of the train split.
     """
 
     def __init__(self, table: pl.DataFrame, scaler: dict[str, Any]) -> None:
@@ -166,6 +175,7 @@ def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: Window
     scaler = {
         "context": config.context,
         "length": config.length,
+        "tick_spacing": pool.tick_spacing,
         "rows": {split: int((kept["split"] == split).sum()) for split in (*SPLITS, "gap")},
         "flagged": flagged,
         "features": _fitted(kept.filter(pl.col("split") == "train")),
@@ -237,24 +247,32 @@ def _flagged(features: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
 
 
 def _measured(table: pl.DataFrame, pool: PoolSpec) -> pl.DataFrame:
-    return table.with_columns(**free_feature_expressions(pool, over="segment"))
+    stated_in_token0 = _typed("amount0_eth") & ~_typed("amount1_usdc")
+    return table.with_columns(**free_feature_expressions(pool, over="segment"), stated_in_token0=stated_in_token0)
+
+
+def _typed(amount: str) -> pl.Expr:
+    short = pl.col(amount).round_sig_figs(STATED_DIGITS)
+    return (pl.col(amount) - short).abs() <= 1e-12 * short.abs()
 
 
 def _split(kept: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
-    position = pl.int_range(pl.len())
-    gap = config.rows
-    train_end = math.floor(config.train_share * kept.height)
-    valid_end = math.floor((config.train_share + config.valid_share) * kept.height)
+    """The last rows are the holdout; blocks of valid rows stand among the train rows before them."""
+    position, gap = pl.int_range(pl.len()), config.rows
+    holdout_from = math.floor((config.train_share + config.valid_share) * kept.height)
+    # A block with room for less than two windows would teach nothing.
+    most = math.floor(config.valid_share * kept.height / (2 * config.rows))
+    stretch = holdout_from / max(1, min(config.valid_blocks, most))
+    into = position % stretch
+    valid_from = stretch * config.train_share / (config.train_share + config.valid_share)
     kept = kept.with_columns(
-        split=pl.when(position < train_end)
-        .then(pl.lit("train"))
-        .when(position < train_end + gap)
-        .then(pl.lit("gap"))
-        .when(position < valid_end)
+        split=pl.when(position >= holdout_from)
+        .then(pl.when(position < holdout_from + gap).then(pl.lit("gap")).otherwise(pl.lit("holdout")))
+        .when(into >= valid_from)
         .then(pl.lit("valid"))
-        .when(position < valid_end + gap)
+        .when((into >= valid_from - gap) | ((into < gap) & (position >= gap)))
         .then(pl.lit("gap"))
-        .otherwise(pl.lit("holdout"))
+        .otherwise(pl.lit("train"))
     )
     same = [pl.col(name) == pl.col(name).shift(-(config.rows - 1)) for name in ("segment", "split")]
     return kept.with_columns(window_start=(same[0] & same[1]).fill_null(False) & (pl.col("split") != "gap"))

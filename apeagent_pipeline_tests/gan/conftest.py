@@ -15,11 +15,12 @@ TINY = GanConfig(
     hidden=16,
     layers=2,
     heads=4,
-    noise=2,
     bins=[6, 2, 12, 8, 6],
     batch=16,
     likelihood_steps=6,
     adversarial_steps=3,
+    adversarial_batch=4,
+    samples=3,
     critic_steps=2,
     critic_channels=8,
 )

@@ -5,7 +5,13 @@ import pytest
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.swap_math import swap_step
 from apeagent_pipeline.amm.ticks import tick_at_sqrt_price
-from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, synthetic_windows
+from apeagent_pipeline.gan.pool_rows import (
+    IN_TOKEN0,
+    REPEATED,
+    SYNTHETIC_WINDOWS_SCHEMA,
+    Origins,
+    synthetic_windows,
+)
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
 
@@ -59,6 +65,39 @@ def test_round_sizes_and_standing_prices_survive(windows):
         buys = row["side"] == "BUY"
         root = swap_step(root, liquidity, -300_000_000 if buys else 300_000_000, not buys, 500).sqrt_price_x96
         assert row["sqrt_price_x96"] == str(root)
+
+
+def test_amounts_that_somebody_typed_survive_in_either_token(windows):
+    """0.25 ETH stay 0.25 ETH where a swap was stated in ETH, and so does whatever repeats it."""
+    typed = [0.01, 0.25, 1.5]
+    table = windows.table.with_columns(
+        stated_in_token0=pl.int_range(pl.len()) % 50 == 0,
+        amount0_eth=pl.when(pl.int_range(pl.len()) % 50 == 0)
+        .then(pl.Series([typed[k // 50 % 3] for k in range(windows.table.height)]))
+        .otherwise("amount0_eth"),
+    )
+    stated = TrainingWindows(table, windows.scaler)
+    rows = np.zeros((2, 24, 5))
+    rows[..., FREE_FEATURES.index("log_size")] = np.log(700.0)
+    rows[..., FREE_FEATURES.index("is_buy")] = [[1], [0]]
+    origins = Origins.none(2, 24)
+    origins.size[:, 0] = IN_TOKEN0
+    origins.size[:, 2] = REPEATED + 1  # as two rows before
+    made = synthetic_windows(stated, stated.starts("train")[:2] + windows.context - 1, rows, BASE_ETH_USDC, origins)
+    first, second, third = (made.filter(step=k) for k in range(3))
+    assert first["amount0_eth"].to_list() == third["amount0_eth"].to_list() == [0.25, -0.25]
+    assert second["amount1_usdc"].to_list() == [-700.0, 700.0]
+
+
+def test_a_remembered_liquidity_is_that_of_the_earlier_row_to_the_last_digit(windows):
+    rows = np.zeros((1, 24, 5))
+    rows[..., FREE_FEATURES.index("liquidity_change")] = 0.01
+    origins = Origins.none(1, 24)
+    origins.liquidity[0, 3], origins.liquidity[0, 5] = 2, 8
+    end = windows.starts("train")[:1] + windows.context - 1
+    made = synthetic_windows(windows, end, rows, BASE_ETH_USDC, origins)["liquidity"]
+    assert made[3] == made[1] != made[2]
+    assert made[5] == windows.table["liquidity"][int(end[0]) - 2]
 
 
 def test_derived_columns_are_those_of_the_features(windows):

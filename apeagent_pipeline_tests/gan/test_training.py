@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from apeagent_pipeline.gan import training
+from apeagent_pipeline.gan.model import LIQUIDITY, PLACE, SIZE, STATE
 from apeagent_pipeline.gan.real_rows import RealRows
 from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
 
@@ -108,11 +109,18 @@ def test_the_warm_start_learns(windows, tiny):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
-def test_the_adversarial_stage_leaves_what_the_likelihood_taught(windows, tiny, gan):
+def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
     warm = weights(train_gan(windows, tiny.model_copy(update={"adversarial_steps": 0}), 1))
     after = weights(gan)
-    moved = {name for name in warm if not name.startswith("critic.") and not torch.equal(warm[name], after[name])}
-    assert moved == {name for name in warm if name.startswith("residual.")}
+    moved = {name.split(".")[0] for name in warm if not torch.equal(warm[name], after[name])}
+    assert {"heads", "positions", "decoder", "critic"} <= moved
+
+
+def test_a_choice_is_praised_for_the_rows_after_it_against_its_siblings():
+    rewards = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [5.0, 2.0]])
+    advantage = training._against_siblings(rewards, samples=2)
+    torch.testing.assert_close(advantage[0::2], -advantage[1::2])
+    assert (advantage[:, 0].sign() == torch.tensor([-1.0, 1.0, 0.0, 0.0])).all()
 
 
 def test_divergence_stops_the_training_with_a_remedy(windows, tiny):
@@ -136,5 +144,11 @@ def test_the_state_a_sampled_row_sees_is_that_of_the_market(windows, gan):
     real = RealRows(windows, gan.bins)
     condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
     before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
-    state = gan.generator.state_after(before, window.bins, window.positions)
-    torch.testing.assert_close(state, window.state, rtol=1e-3, atol=2e-6)
+    move = gan.generator.value(3, window.bins[..., 3], window.positions[..., 3])
+    state = gan.generator.state_after(
+        before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY]
+    )
+    others = [k for k in range(STATE) if k != PLACE]
+    torch.testing.assert_close(state[..., others], window.state[..., others], rtol=1e-3, atol=2e-6)
+    # A place counts ranges of a thousandth.
+    torch.testing.assert_close(state[..., PLACE], window.state[..., PLACE], rtol=0, atol=2e-3)

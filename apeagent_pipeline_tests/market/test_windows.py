@@ -46,6 +46,26 @@ def test_no_holdout_row_touches_a_training_window(windows):
     assert windows.starts("holdout").min() - last["valid"] >= windows.rows
 
 
+def test_valid_blocks_stand_among_the_train_rows_with_a_whole_window_between(swaps):
+    features = swap_features(swaps(6_000, seed=4), BASE_ETH_USDC)
+    windows = make_training_windows(features, BASE_ETH_USDC, WindowsConfig(longest_pause=10**6))
+    splits = windows.table["split"].to_numpy()
+    borders = np.flatnonzero(splits[1:] != splits[:-1]) + 1
+    runs = [(str(splits[part[0]]), len(part)) for part in np.split(np.arange(len(splits)), borders)]
+    assert [name for name, _ in runs] == ["train", "gap", "valid", "gap"] * 4 + ["holdout"]
+    assert all(length >= windows.rows for _, length in runs)
+
+
+def test_typed_amounts_are_told_from_those_that_follow_from_them(features):
+    typed = features.with_columns(
+        amount0_eth=pl.when(pl.int_range(pl.len()) == 100)
+        .then(0.25 * pl.col("amount0_eth").sign())
+        .otherwise("amount0_eth")
+    )
+    table = make_training_windows(typed, BASE_ETH_USDC, CONFIG).table
+    assert table.filter("stated_in_token0")["amount0_eth"].abs().to_list() == [0.25]
+
+
 def test_moves_between_swaps_are_exactly_zero_where_the_price_stood_still(swaps):
     raw = swaps(1_500, seed=3)
     table = make_training_windows(swap_features(raw, BASE_ETH_USDC), BASE_ETH_USDC, CONFIG).table
