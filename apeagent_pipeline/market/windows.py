@@ -237,7 +237,9 @@ def _flagged(features: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
 
 
 def _measured(table: pl.DataFrame, pool: PoolSpec) -> pl.DataFrame:
-    return table.with_columns(**free_feature_expressions(pool, over="segment"))
+    # The expressions use both many times; a decimal string is read once here.
+    numbers = table.with_columns(pl.col("sqrt_price_x96", "liquidity").cast(pl.Float64))
+    return table.with_columns(numbers.select(**free_feature_expressions(pool, over="segment")))
 
 
 def _split(kept: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
