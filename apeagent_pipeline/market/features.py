@@ -83,19 +83,20 @@ def swap_features(raw: pl.DataFrame, pool: PoolSpec, previous: pl.DataFrame | No
     history = raw.clear() if previous is None else previous.select(raw.columns).tail(HISTORY_SWAPS)
     swaps = pl.concat([history, raw])
     _check(swaps)
-    swaps = swaps.with_columns(
-        price=price_from_sqrt_price(pl.col("sqrt_price_x96").cast(pl.Float64), pool),
-        amount0_eth=pl.col("amount0").cast(pl.Float64) / 10.0**pool.token0.decimals,
-        amount1_usdc=pl.col("amount1").cast(pl.Float64) / 10.0**pool.token1.decimals,
+    # Every decimal string is read once: that costs more than all the arithmetic.
+    numbers = swaps.with_columns(pl.col(_INTEGER_COLUMNS).cast(pl.Float64))
+    numbers = numbers.with_columns(
+        price=price_from_sqrt_price(pl.col("sqrt_price_x96"), pool),
+        amount0_eth=pl.col("amount0") / 10.0**pool.token0.decimals,
+        amount1_usdc=pl.col("amount1") / 10.0**pool.token1.decimals,
         tick=pl.col("tick").cast(pl.Int64),
         seconds_since_previous=pl.col("block_timestamp").diff().dt.total_seconds(),
-        side=pl.when(~pl.col("amount0").str.starts_with("-") & (pl.col("amount0") != "0"))
-        .then(pl.lit("BUY"))
-        .otherwise(pl.lit("SELL")),
+        side=pl.when(pl.col("amount0") > 0).then(pl.lit("BUY")).otherwise(pl.lit("SELL")),
     ).with_columns(volume_usdc=pl.col("amount1_usdc").abs(), tick_change=pl.col("tick").diff())
-    swaps = swaps.with_columns(
+    numbers = numbers.with_columns(
         volatility=volatility(), volume_ma=volume_average(), liquidity_usage=liquidity_usage(pool)
     )
+    swaps = numbers.with_columns(swaps["sqrt_price_x96"], swaps["liquidity"])
     features = swaps.tail(raw.height) if raw.height else swaps.clear()
     return features.select(pl.col(name).cast(dtype) for name, dtype in SWAP_FEATURES_SCHEMA.items())
 
@@ -119,7 +120,10 @@ def liquidity_usage(pool: PoolSpec) -> pl.Expr:
 
 
 def virtual_reserve(pool: PoolSpec) -> pl.Expr:
-    """Virtual token1 reserve of the active range in human units: ``L * sqrt(price)``."""
+    """Virtual token1 reserve of the active range in human units: ``L * sqrt(price)``.
+
+    Over ``sqrt_price_x96`` and ``liquidity`` as decimal strings, or as floats where they are needed more than once.
+    """
     root = pl.col("sqrt_price_x96").cast(pl.Float64) / Q96
     return pl.col("liquidity").cast(pl.Float64) * root / 10.0**pool.token1.decimals
 

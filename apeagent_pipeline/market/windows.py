@@ -247,8 +247,12 @@ def _flagged(features: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
 
 
 def _measured(table: pl.DataFrame, pool: PoolSpec) -> pl.DataFrame:
+    # The expressions use both many times; a decimal string is read once here.
+    numbers = table.with_columns(pl.col("sqrt_price_x96", "liquidity").cast(pl.Float64))
     stated_in_token0 = _typed("amount0_eth") & ~_typed("amount1_usdc")
-    return table.with_columns(**free_feature_expressions(pool, over="segment"), stated_in_token0=stated_in_token0)
+    return table.with_columns(
+        numbers.select(**free_feature_expressions(pool, over="segment"), stated_in_token0=stated_in_token0)
+    )
 
 
 def _typed(amount: str) -> pl.Expr:
