@@ -56,7 +56,7 @@ READ = [
 REFUSED = [
     ("", "empty"),
     ("   \n ", "empty"),
-    ("<think>only thoughts</think>", "empty"),
+    ("<think>only thoughts</think>", "only_thinking"),
     ("<think>The trend is up, so I should SELL 2 ETH #### SELL 2 ETH", "unfinished_thinking"),
     ("a\n####\nBUY 1 ETH <think>", "unfinished_thinking"),
     ("趋势上涨\n####\nBUY 1 ETH", "not_english"),

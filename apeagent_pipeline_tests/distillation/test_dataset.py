@@ -21,7 +21,8 @@ from apeagent_pipeline.distillation.dataset import (
 )
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, is_feasible
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.distillation.verification import is_feasible
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_twin_is_found_by_its_numbers_and_left_out_of_train(traces: pl.DataFra
 def test_same_input_same_bytes(traces: pl.DataFrame, dataset: DistillationDataset, tmp_path: Path) -> None:
     dataset.save(tmp_path / "a")
     build_dataset(traces, SIZES, 42).save(tmp_path / "b")
-    names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md"}
+    names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md", "dataset_info.json"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

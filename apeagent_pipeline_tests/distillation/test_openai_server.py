@@ -116,7 +116,7 @@ def test_every_prompt_is_asked_once_with_system_prompt_sampling_and_key(
     serve: Callable[..., ScriptedServer], prompts: pl.DataFrame
 ) -> None:
     server = serve(lambda n, body: (200, {}, completion(), 0))
-    answers = ask(teacher(server, prompt_price=0.2, completion_price=0.4), prompts)
+    answers = ask(teacher(server, price=(0.2, 0.4)), prompts)
     assert {answer.prompt_id for answer in answers} == set(prompts["prompt_id"])
     assert {body["messages"][1]["content"] for body in server.requests} == set(prompts["prompt"])
     assert len(server.requests) == 20
@@ -248,7 +248,7 @@ def test_every_kind_of_bad_answer_is_refused_with_its_reason_and_the_rest_is_kep
     server = serve(lambda n, body: (200, {}, by_prompt.get(body["messages"][1]["content"], completion()), 0))
     traces = collect_traces(prompts, teacher(server), TracesConfig(attempts=1), tmp_path, 42)
     assert traces["rejected_reason"].head(7).to_list() == [
-        "cut_off", "empty", "empty", "no_separator", "not_english", "more_than_held", None,
+        "cut_off", "only_thinking", "refused", "no_separator", "not_english", "more_than_held", None,
     ]  # fmt: skip
     assert refusal_counts(traces)["accepted"] == 14
     assert KEY not in (tmp_path / "openai_qwen_qwq-32b.jsonl").read_text()

@@ -16,10 +16,10 @@ from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
     TracesConfig,
     collect_traces,
-    is_feasible,
     refusal_counts,
-    verify,
+    stored_traces,
 )
+from apeagent_pipeline.distillation.verification import is_feasible, verify
 
 ROW: dict[str, Any] = {
     "price": 2500.0,
@@ -42,6 +42,7 @@ class PaidTeacher:
 
     name = "paid"
     identity: ClassVar = {"model": "paid"}
+    limits: ClassVar = {"max_tokens": 20}
     deterministic = False
 
     def __init__(self, spoiled: dict[str, str] | None = None, stop_after: int | None = None, reverse: bool = False):
@@ -151,6 +152,7 @@ def test_an_answer_cut_off_is_no_answer(prompts: pl.DataFrame, tmp_path: Path) -
         ) -> Generator[TeacherAnswer, None, None]:
             for number, answer in enumerate(super().answer(prompts, seed)):
                 cut = TeacherAnswer(answer.prompt_id, answer.text, "length", 100, 8192)
+                keep(cut if number % 2 else answer)
                 yield cut if number % 2 else answer
 
     traces = collect_traces(prompts, CutOff(), TracesConfig(attempts=1), tmp_path, 42)
@@ -251,7 +253,7 @@ def test_progress_tells_what_was_accepted_and_what_it_cost(prompts: pl.DataFrame
         prompts, PaidTeacher(), TracesConfig(), tmp_path, 42, lambda done, total, **m: seen.append((done, total, m))
     )
     assert seen[-1][:2] == (90, 90)
-    assert seen[-1][2] == {"accepted": 90, "requests": 90, "cost_usd": pytest.approx(0.09)}
+    assert seen[-1][2] == {"accepted": 90, "requests": 90, "tokens": 90 * 120, "cost_usd": pytest.approx(0.09)}
 
 
 def test_prompts_of_another_shape_are_refused_by_name(prompts: pl.DataFrame, tmp_path: Path) -> None:
