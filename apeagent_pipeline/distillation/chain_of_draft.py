@@ -132,7 +132,7 @@ _INEXACT = re.compile(
     r"under)\b",
     re.IGNORECASE,
 )
-_ZERO_OR_LESS = re.compile(r"(?:^|\s)(?:[-−]\s?\$?[\d.]+|\$?0+(?:\.0+)?)(?=\s|$|[A-Za-z])", re.ASCII)  # noqa: RUF001
+_ZERO_OR_LESS = re.compile(r"(?:^|(?<!\d)\s)(?:[-−]\s?\$?[\d.]+|\$?0+(?:\.0+)?)(?=\s|$|[A-Za-z])", re.ASCII)  # noqa: RUF001
 _AMOUNT_ONLY = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER}", re.IGNORECASE | re.ASCII)
 _AMOUNT_AND_WORD = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER} ?([A-Za-z]+)", re.IGNORECASE | re.ASCII)
 _STARTS_LIKE_TRADE = re.compile(r"(?:BUY|SELL|APE IN|APE OUT) \$?[\d.,]", re.IGNORECASE | re.ASCII)
