@@ -192,7 +192,7 @@ class _Asking:
         began = time.monotonic()
         repetition = 0
         while True:
-            wait = None
+            wait, seed = None, self.seed
             try:
                 completion = await client.chat.completions.create(
                     model=self.model,
@@ -203,7 +203,7 @@ class _Asking:
                     temperature=self.config.temperature,
                     top_p=self.config.top_p,
                     max_tokens=self.config.max_tokens,
-                    seed=omit if self.seed is None else self.seed,
+                    seed=omit if seed is None else seed,
                 )
                 return self._answer(row, completion, began)
             except APITimeoutError:
@@ -218,7 +218,7 @@ class _Asking:
                     ) from None
                 why = f"status {error.status_code}"
                 if error.status_code not in _BUSY and error.status_code < 500:
-                    if self.seed is not None and "seed" in error.message:
+                    if seed is not None and "seed" in error.message:
                         self.seed = None  # a server that knows no seeds
                         continue
                     return self._failed(row, f"{why}: {_without_key(error.message, client.api_key)}", began)
