@@ -404,4 +404,4 @@ def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_ans
 
 def test_tokens_of_a_prompt_are_guessed_about_right() -> None:
     asked = "Given ETH price is $2506.92 with volume of 999.43, and I hold 3.746 ETH, what should I do?"
-    assert 30 <= token_guess(asked) <= 45  # SmolLM2's tokenizer, which splits numbers into digits: 37
+    assert 30 <= token_guess(asked) <= 45  # SmolLM2's tokenizer makes it 39
