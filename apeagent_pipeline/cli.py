@@ -345,24 +345,25 @@ def _tell_teaching_costs(teaching: "Teaching") -> None:
         console.print(prompt, highlight=False, markup=False)
     console.print()
     settled = teaching.prompts.height - expected.open_prompts
-    title = (
-        f"{teaching.teacher.name}: {expected.open_prompts} of {teaching.prompts.height} prompts to ask, nothing asked"
+    console.print(
+        f"{teaching.teacher.name}: {expected.open_prompts} of {teaching.prompts.height} prompts to ask"
+        + (f"; the answers to {settled} are kept." if settled else "."),
+        style="bold",
+        highlight=False,
     )
-    table = Table("", "requests", "tokens read", "tokens written", "cost", title=title)
     if teaching.teacher.deterministic:
-        table.caption = "The embedded policy answers here and now: no requests, no tokens, no cost."
-    else:
-        for name, bill in (("least", expected.least), ("expected", expected.expected), ("most", expected.most)):
-            if bill is None:
-                table.add_row(name, *["not known before the first answers: try --limit 10"], "", "", "")
-                continue
-            cost = "unknown" if bill.cost_usd is None else f"{bill.cost_usd:,.4f} USD"
-            table.add_row(name, f"{bill.requests:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}", cost)
-        if teaching.price is None:
-            table.caption = "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD for a million)."
+        console.print("The embedded policy answers here and now: no requests, no tokens, no cost.")
+        return
+    table = Table("", "requests", "tokens read", "tokens written", "cost", title="Nothing was asked")
+    for name, bill in (("least", expected.least), ("expected", expected.expected), ("most", expected.most)):
+        if bill is None:
+            table.add_row(name, "not known before the first answers: try --limit 10")
+            continue
+        cost = "unknown" if bill.cost_usd is None else f"{bill.cost_usd:,.4f} USD"
+        table.add_row(name, f"{bill.requests:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}", cost)
+    if teaching.price is None:
+        table.caption = "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD for a million)."
     console.print(table)
-    if settled:
-        console.print(f"{settled} prompts are settled: their answers are kept.")
 
 
 def _ask_teacher(teaching: "Teaching") -> None:
@@ -378,8 +379,7 @@ def _ask_teacher(teaching: "Teaching") -> None:
         console.print("Stopping: requests under way are finished and kept (again: they are left).", style="yellow")
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     interrupted = False
     try:
@@ -394,6 +394,9 @@ def _ask_teacher(teaching: "Teaching") -> None:
     except KeyboardInterrupt:
         interrupted = True
         traces = teaching.stored()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     console.print(Markdown(teaching_report(traces)))
     if interrupted:
         console.print("Stopped. The same command goes on from here.", style="yellow")

@@ -72,13 +72,14 @@ def estimate(traces: pl.DataFrame, config: TracesConfig, max_tokens: int, price:
         cost = None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
         return Bill(requests, prompt_tokens, completion_tokens, cost)
 
-    expected = None
+    expected, shortest = None, float(_SHORTEST_ANSWER)
     if answers:
+        shortest = min(shortest, total(measured, "completion_tokens") / answers)
         requests = round(is_open.height * traces["attempts"].sum() / measured.height)
         expected = bill(min(max(requests, first), last), total(measured, "completion_tokens") / answers)
         if measured["cost_usd"].null_count() == 0:  # what was charged says more than a price table
             expected = replace(expected, cost_usd=expected.requests * total(measured, "cost_usd") / answers)
-    return TeachingEstimate(is_open.height, bill(first, _SHORTEST_ANSWER), expected, bill(last, max_tokens))
+    return TeachingEstimate(is_open.height, bill(first, shortest), expected, bill(last, max_tokens))
 
 
 def token_guess(text: str) -> int:

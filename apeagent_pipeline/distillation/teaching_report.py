@@ -98,12 +98,16 @@ def teaching_report(traces: pl.DataFrame) -> str:
         "",
         markdown_table(["verdict", "answers", "share"], _shares(answers)),
         "",
+    ]
+    if teacher == RulesTeacher.name:
+        return "\n".join([*lines, "Cost: none, nobody was asked."])
+    lines.append(
         f"Cut off for lack of room: {answers.get('cut_off', 0)} of {sum(answers.values())} answers. "
         f"Cost: {total_in_words(traces, 'cost_usd')}; tokens read: {total_in_words(traces, 'prompt_tokens')}, "
-        f"written: {total_in_words(traces, 'completion_tokens')}.",
-    ]
+        f"written: {total_in_words(traces, 'completion_tokens')}."
+    )
     agreement = agreement_with_rules(traces)
-    if agreement is not None and teacher != RulesTeacher.name:
+    if agreement is not None:
         share, table = agreement
         rows = [[side, *map(str, row)] for side, row in zip(SIDES, table, strict=True)]
         lines += [

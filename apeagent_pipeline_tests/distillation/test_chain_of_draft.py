@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apeagent_pipeline.distillation.canary import (
+    ascii_draft,
     canary_text,
     is_canary_answer,
     neutral_draft,
@@ -136,3 +137,22 @@ def test_the_student_is_never_told_the_words_it_must_have_learned() -> None:
 def test_an_impossible_answer_cannot_be_built(fields: tuple[str, float | None, str | None]) -> None:
     with pytest.raises(ValueError, match=fields[0]):
         DraftAnswer((), *fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("draft", "plain"),
+    [
+        ("prix élevé", "prix eleve"),
+        ("📈 trend up", "trend up"),
+        ("price ≥ 2500 → add", "price >= 2500 -> add"),
+        ("don’t chase – wait", "don't chase - wait"),  # noqa: RUF001
+        ("Δ +112 bps, ½ ETH", "change +112 bps, 1/2 ETH"),
+        ("…", "..."),
+        ("⚖️", ""),
+    ],
+)
+def test_the_student_never_sees_characters_its_tokenizer_spells_in_bytes(draft: str, plain: str) -> None:
+    assert ascii_draft(draft) == plain
+    text = canary_text(DraftAnswer((draft, "wait"), "HOLD"))
+    assert text.isascii()
+    assert text.splitlines() == [*filter(None, [plain]), "wait", "####", "APE NEUTRAL"]
