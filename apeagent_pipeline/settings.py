@@ -88,7 +88,7 @@ class Settings(BaseSettings):
             return value
         prices = {}
         for entry in filter(None, map(str.strip, value.split(","))):
-            found = re.fullmatch(r"(.+)=([\d.]+)/([\d.]+)", entry)
+            found = re.fullmatch(r"(.+)=(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", entry)
             if not found:
                 raise ValueError(f"{entry!r} is not of the form qwen/qwq-32b=0.15/0.40 (dollars for a million tokens)")
             prices[found[1]] = (found[2], found[3])
