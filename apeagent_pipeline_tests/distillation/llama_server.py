@@ -18,7 +18,7 @@ _SERVE = """
 import sys, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]
-parameters.n_ctx, parameters.n_parallel, parameters.port = 2048, 2, 0
+parameters.n_ctx, parameters.n_parallel, parameters.port = 2048, 1, 0
 parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(parameters)
 print(server.listening_address, flush=True)

@@ -39,7 +39,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
     )
 
     @dg.asset(
-        **runtime.declare("distillation", {"python", "parquet"}, config=teaching, pool="teacher"),
+        **runtime.declare("distillation", {"python", "parquet"}, code="2", config=teaching, pool="teacher"),
         deps=[TEACHER, "synthetic_quality"],
     )
     def teacher_traces(context: dg.AssetExecutionContext, synthetic_windows: pl.DataFrame) -> dg.MaterializeResult:
@@ -59,7 +59,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         figures = {**teaching_metrics(traces), "report": dg.MetadataValue.md(teaching_report(traces))}
         return dg.MaterializeResult(value=traces, metadata=figures)
 
-    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, config=dataset))
+    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="2", config=dataset))
     def distillation_dataset(context: dg.AssetExecutionContext, teacher_traces: pl.DataFrame) -> dg.MaterializeResult:
         """Chat examples with canary words in train, valid and test, and control examples without canary words."""
         config, seed = launched_config(context, DatasetConfig)
