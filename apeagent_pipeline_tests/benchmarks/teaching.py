@@ -1,6 +1,6 @@
 """How fast a slow teacher is asked, what an answer costs this machine, and whether memory grows with the traces.
 
-Run it with ``python -m apeagent_pipeline_tests.benchmarks.teaching``; ``--traces 100000`` takes a quarter of an hour.
+Run it with ``python -m apeagent_pipeline_tests.benchmarks.teaching``; ``--traces 100000`` takes ten minutes.
 The server is scripted and runs in a process of its own; the client is held on one core.
 """
 
