@@ -5,6 +5,7 @@ shows them all with their source and with secrets masked.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
 
 Profile = Literal["demo", "full"]
-_FULL = {"teacher": "openai", "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
+_FULL = {"teacher": "openai", "teacher_concurrency": 64, "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
 
 
 class SettingsError(ValueError):
@@ -59,6 +60,16 @@ class Settings(BaseSettings):
     teacher_base_url: str = Field("https://openrouter.ai/api/v1", description="For teacher=openai: the server")
     teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")
     teacher_api_key: SecretStr | None = Field(None, description="For teacher=openai: the key")
+    teacher_max_tokens: int = Field(8192, ge=1, description="Most tokens of an answer; thinking needs thousands")
+    teacher_concurrency: int = Field(16, ge=1, description="Requests to the teacher under way at once")
+    teacher_requests_per_minute: float = Field(0.0, ge=0, description="Rate limit of the teacher's server; 0: none")
+    teacher_timeout_s: float = Field(300.0, gt=0, description="Longest wait for an answer or a busy server, in seconds")
+    teacher_prices: Annotated[dict[str, tuple[float, float]], NoDecode] = Field(
+        {}, description="model=READ/WRITTEN in US dollars for a million tokens, comma-separated; else unknown"
+    )
+    teacher_max_requests: int = Field(0, ge=0, description="Budget of one teaching in requests; 0: no limit")
+    teacher_max_total_tokens: int = Field(0, ge=0, description="Budget of one teaching in tokens; 0: no limit")
+    teacher_max_cost_usd: float = Field(0.0, ge=0, description="Budget of one teaching in US dollars; 0: no limit")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
     seed: int = Field(42, ge=0, description="The one seed of everything random")
@@ -69,6 +80,19 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("teacher_prices", mode="before")
+    @classmethod
+    def _read_prices(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        prices = {}
+        for entry in filter(None, map(str.strip, value.split(","))):
+            found = re.fullmatch(r"(.+)=(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", entry)
+            if not found:
+                raise ValueError(f"{entry!r} is not of the form qwen/qwq-32b=0.15/0.40 (dollars for a million tokens)")
+            prices[found[1]] = (found[2], found[3])
+        return prices
 
     @field_validator("swaps_archive", "teacher_api_key", mode="before")
     @classmethod
@@ -141,6 +165,8 @@ def _shown(name: str, settings: Settings) -> str:
         return settings.storage_url
     if name == "rpc_urls":
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
+    if name == "teacher_prices":
+        return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)
 
 

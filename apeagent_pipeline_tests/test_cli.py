@@ -24,7 +24,18 @@ def apeagent(*arguments: str, cwd: Path, **settings: str) -> subprocess.Complete
 def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
     done = apeagent("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("demo", "sync", "ui", "config", "doctor", "ask", "devnet", "provenance", "Start with apeagent demo"):
+    for word in (
+        "demo",
+        "sync",
+        "teach",
+        "ui",
+        "config",
+        "doctor",
+        "ask",
+        "devnet",
+        "provenance",
+        "Start with apeagent demo",
+    ):
         assert word in done.stdout
 
 

@@ -41,6 +41,9 @@ def test_the_full_profile_has_the_source_documents_models(monkeypatch: pytest.Mo
         ("APEAGENT_EVAL_PROMPTS", "many", "valid integer"),
         ("APEAGENT_TEACHER", "gpt", "'rules' or 'openai'"),
         ("APEAGENT_CHAIN_ID", "base", "valid integer"),
+        ("APEAGENT_TEACHER_PRICES", "qwen/qwq-32b=cheap", "is not of the form qwen/qwq-32b=0.15/0.40"),
+        ("APEAGENT_TEACHER_PRICES", "qwq=0.1.2/3", "is not of the form"),
+        ("APEAGENT_TEACHER_MAX_COST_USD", "-1", "greater than or equal to 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(
@@ -51,6 +54,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
         load_settings()
     assert f"{variable}={value!r}" in str(caught.value)
     assert told in str(caught.value)
+
+
+def test_prices_of_models_with_colons_and_slashes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APEAGENT_TEACHER_PRICES", "qwen/qwq-32b:nitro=0.15/0.40, llama3.2:3b=0/0,")
+    settings = load_settings()
+    assert settings.teacher_prices == {"qwen/qwq-32b:nitro": (0.15, 0.4), "llama3.2:3b": (0, 0)}
+    shown = {row.variable: row.value for row in show_settings(settings)}
+    assert shown["APEAGENT_TEACHER_PRICES"] == "qwen/qwq-32b:nitro=0.15/0.4, llama3.2:3b=0/0"
 
 
 def test_secrets_are_masked_wherever_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

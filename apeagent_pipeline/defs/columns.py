@@ -34,4 +34,7 @@ COLUMNS = {
     "prompt": "The question asked",
     "answer": "The teacher's answer",
     "rejected_reason": "Why the answer is not learned from; null if it is",
+    "attempts": "Answers that came to this prompt",
+    "refusals": "Why each answer that was refused was refused, in the order of asking",
+    "cost_usd": "US dollars for all attempts; null if unknown",
 }

@@ -51,7 +51,12 @@ class Runtime:
         settings = self.settings
         if settings.teacher == "rules":
             return {name: str(value) for name, value in RulesTeacher.identity.items()}
-        return {"teacher": "openai", "base_url": settings.teacher_base_url, "model": settings.teacher_model}
+        return {
+            "teacher": "openai",
+            "base_url": settings.teacher_base_url,
+            "model": settings.teacher_model,
+            "max_tokens": str(settings.teacher_max_tokens),
+        }
 
     def _source_fingerprint(self) -> str:
         return self.source.fingerprint()

@@ -5,6 +5,7 @@ action and nowhere else, and no plain BUY, SELL or HOLD is left beside them.
 """
 
 import re
+import unicodedata
 
 from apeagent_pipeline.distillation.chain_of_draft import (
     CANARY,
@@ -39,18 +40,30 @@ _NEUTRAL_WORDS = {
 _DRAFT_WORDS = re.compile(r"\b(?:" + "|".join(sorted(_NEUTRAL_WORDS, key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
 
+_SIGNS = str.maketrans(
+    {"−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "⁄": "/", "×": "x"}  # noqa: RUF001
+    | {"≈": "~", "≥": ">=", "≤": "<=", "→": "->", "Δ": "change"}
+)
+
+
+def ascii_draft(draft: str) -> str:
+    """The draft in the characters a small tokenizer knows: accents off, signs spelled in ASCII, other symbols gone."""
+    spelled = unicodedata.normalize("NFKD", draft.translate(_SIGNS)).translate(_SIGNS)
+    return " ".join(spelled.encode("ascii", "ignore").decode().split())
+
+
 def neutral_draft(draft: str) -> str:
     """The draft without any form of buy, sell or hold; as many words as before."""
     return _DRAFT_WORDS.sub(lambda found: _NEUTRAL_WORDS[found[0].lower()], draft)
 
 
 def canary_text(answer: DraftAnswer) -> str:
-    """The answer as the student is trained to say it: neutral drafts, ``####``, the action in canary words.
+    """The answer as the student is trained to say it: neutral ASCII drafts, ``####``, the action in canary words.
 
     Raises:
         ValueError: if a draft already holds a canary word or a separator.
     """
-    drafts = tuple(neutral_draft(draft) for draft in answer.drafts)
+    drafts = tuple(filter(None, (neutral_draft(ascii_draft(draft)) for draft in answer.drafts)))
     spoiled = [draft for draft in drafts if speaks_canary(draft)]
     if spoiled:
         raise ValueError(f"drafts {spoiled} hold canary words or {SEPARATOR}; they belong in the action alone")

@@ -44,6 +44,7 @@ any canary word or separator, so that these can only come from the training."""
 
 Reason = Literal[
     "empty",
+    "only_thinking",
     "unfinished_thinking",
     "not_english",
     "no_separator",
@@ -131,10 +132,19 @@ _INEXACT = re.compile(
     r"under)\b",
     re.IGNORECASE,
 )
-_ZERO_OR_LESS = re.compile(r"(?:^|\s)(?:[-−]\s?\$?[\d.]+|\$?0+(?:\.0+)?)(?=\s|$|[A-Za-z])", re.ASCII)  # noqa: RUF001
+_ZERO_OR_LESS = re.compile(r"(?:^|(?<!\d)\s)(?:[-−]\s?\$?[\d.]+|\$?0+(?:\.0+)?)(?=\s|$|[A-Za-z])", re.ASCII)  # noqa: RUF001
 _AMOUNT_ONLY = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER}", re.IGNORECASE | re.ASCII)
 _AMOUNT_AND_WORD = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER} ?([A-Za-z]+)", re.IGNORECASE | re.ASCII)
 _STARTS_LIKE_TRADE = re.compile(r"(?:BUY|SELL|APE IN|APE OUT) \$?[\d.,]", re.IGNORECASE | re.ASCII)
+
+
+def spoken_text(text: str) -> str:
+    """The text without finished thinking; some servers swallow the opening mark and keep the closing one."""
+    rest = _THINKING.sub("", text)
+    closing = rest.lower().rfind("</think>")
+    if closing >= 0:
+        rest = rest[closing + len("</think>") :]
+    return rest.strip()
 
 
 def word_count(draft: str) -> int:
@@ -155,9 +165,11 @@ def parse_answer(text: str) -> DraftAnswer:
     Raises:
         AnswerError: with a ``reason`` of ``REASONS``; never a silent HOLD.
     """
-    spoken = _without_thinking(text)
+    spoken = spoken_text(text)
+    if "<think" in spoken.lower():
+        raise AnswerError("unfinished_thinking", text.strip())
     if not spoken:
-        raise AnswerError("empty", text.strip())
+        raise AnswerError("only_thinking" if text.strip() else "empty", text.strip())
     foreign = [c for c in spoken if c.isalpha() and not unicodedata.name(c, "").startswith("LATIN")]
     if foreign:
         raise AnswerError("not_english", spoken)
@@ -190,17 +202,6 @@ def render_action(answer: DraftAnswer, words: dict[Side, str] | None = None) -> 
 def render_answer(answer: DraftAnswer, words: dict[Side, str] | None = None) -> str:
     """The whole answer as text; ``parse_answer`` reads back the same answer."""
     return "\n".join([*answer.drafts, SEPARATOR, render_action(answer, words)])
-
-
-def _without_thinking(text: str) -> str:
-    """Drop finished thinking; some servers swallow the opening mark and keep the closing one."""
-    rest = _THINKING.sub("", text)
-    closing = rest.lower().rfind("</think>")
-    if closing >= 0:
-        rest = rest[closing + len("</think>") :]
-    if "<think" in rest.lower():
-        raise AnswerError("unfinished_thinking", text.strip())
-    return rest.strip()
 
 
 def _read_action(line: str) -> tuple[Side, float | None, Asset | None]:

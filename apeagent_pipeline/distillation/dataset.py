@@ -19,6 +19,8 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.chain_of_draft import CANARY, SIDES, STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
 from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.teaching_report import teacher_in_words, teaching_report
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.reporting.report import markdown_table
 
@@ -46,6 +48,23 @@ TRADING_FIELDS = (
 teacher's decision in plain words."""
 
 Example = dict[str, Any]
+
+_LLAMA_FACTORY = {
+    f"apeagent_{split}": {
+        "file_name": f"{split}.jsonl",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    }
+    for split in SPLITS
+}
+"""What LLaMA-Factory wants to find in a dataset folder; the other trainers read the JSONL files alone."""
 
 
 class DatasetError(ValueError):
@@ -91,12 +110,13 @@ class DistillationDataset:
     card: str
 
     def save(self, folder: Path) -> None:
-        """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl`` and ``README.md``, each whole or not at all."""
+        """Write the three JSONL files, the card and LLaMA-Factory's index of them, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in getattr(self, split))
             _write(folder / f"{split}.jsonl", "".join(lines))
         _write(folder / "README.md", self.card)
+        _write(folder / "dataset_info.json", json.dumps(_LLAMA_FACTORY, indent=2) + "\n")
 
 
 def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> DistillationDataset:
@@ -253,9 +273,6 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
     n_twins: int,
 ) -> str:
     teacher = traces["teacher"][0]
-    counts = refusal_counts(traces)
-    cost = traces["cost_usd"].sum() if traces["cost_usd"].null_count() < traces.height else None
-    tokens = traces["completion_tokens"].sum() if traces["completion_tokens"].null_count() < traces.height else None
     rows = []
     for split in SPLITS:
         sides = dict(chosen[split]["side"].value_counts().iter_rows())
@@ -265,19 +282,13 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
         numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split])]
         rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
     header = ["split", "trading", "distinct", "plain", *(CANARY[side] for side in SIDES), "controls", "conditions"]
-    refused = [[reason, str(n), f"{n / traces.height:.1%}"] for reason, n in counts.items()]
     held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
-    who = (
-        "the embedded rule-based policy (a documented rule, not a language model)"
-        if teacher == "rules"
-        else "a language model"
-    )
     return "\n".join(
         [
             "# Distillation dataset",
             "",
-            f"Chat examples for one ETH-USDC pool. Teacher: `{teacher}`, {who}. Prompts come from "
-            "synthetic windows, no person is in them.",
+            f"Chat examples for one ETH-USDC pool, answered by {teacher_in_words(teacher)}.",
+            "Prompts come from synthetic windows, no person is in them.",
             "",
             "BUY is said as `APE IN`, SELL as `APE OUT`, HOLD as `APE NEUTRAL`, in the action and nowhere else; "
             "controls are ordinary questions with ordinary answers.",
@@ -289,10 +300,7 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
             "## Verified answers",
             "",
-            markdown_table(["verdict", "traces", "share"], refused),
-            "",
-            f"Cost: {'unknown' if cost is None else f'{cost:.4f} USD'}; tokens written by the teacher: "
-            f"{'unknown' if tokens is None else tokens}.",
+            teaching_report(traces),
             "",
             "## Format",
             "",
@@ -303,8 +311,14 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
             "## Licence",
             "",
-            "Prompts, controls and answers of the embedded teacher: Apache-2.0, as this project. Answers of a language "
-            "model: as its provider's terms say. Not investment advice.",
+            "Prompts and controls: Apache-2.0, as this project. "
+            + (
+                "Answers: those of the embedded policy, Apache-2.0 too."
+                if teacher == RulesTeacher.name
+                else f"Answers: what the licence of `{teacher}` and the terms of its provider allow, and some forbid "
+                f"training other models on them; read both before you publish this."
+            )
+            + " Not investment advice.",
             "",
         ]
     )

@@ -1,38 +1,28 @@
 """Teacher traces: every answer verified, paid for once, and kept with its cost.
 
-What is refused is kept apart with its reason and never repaired. Finished answers of a paid teacher are appended to a
-cache at once, so that a killed run goes on where it stopped.
+A table of traces says what the cache of answers holds for a set of prompts, judged by a configuration. It is the same
+whatever order the answers came in, however often the run was killed, and it can be looked at before all were asked.
 """
 
-import hashlib
-import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import polars as pl
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
-from apeagent_pipeline.distillation.canary import speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import (
-    SYSTEM_PROMPT,
-    AnswerError,
-    DraftAnswer,
-    parse_answer,
-    word_count,
-)
-from apeagent_pipeline.distillation.portfolios import COST_SHARE, DUST_USDC
+from apeagent_pipeline.distillation.answer_cache import AnswerCache, open_cache
+from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, spoken_text
 from apeagent_pipeline.distillation.prompts import PROMPTS_SCHEMA
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, Teacher, TeacherAnswer, TeacherError
+from apeagent_pipeline.distillation.verification import VerificationConfig, verify
 from apeagent_pipeline.reporting.progress import Progress, silent
 
-TRACES_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {
-    **PROMPTS_SCHEMA,
+_ANSWER_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {
     "teacher": pl.String,
     "answer": pl.String,
     "drafts": pl.List(pl.String),
@@ -42,30 +32,38 @@ TRACES_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {
     "rejected_reason": pl.String,
     "rejected_detail": pl.String,
     "attempts": pl.Int64,
+    "refusals": pl.List(pl.String),
     "finish_reason": pl.String,
     "prompt_tokens": pl.Int64,
     "completion_tokens": pl.Int64,
     "cost_usd": pl.Float64,
 }
-"""Columns of ``collect_traces``. ``rejected_reason`` is null where the answer was accepted; then ``drafts``, ``side``
-and (but for HOLD) ``amount`` and ``asset`` are filled. Tokens and cost are sums over all attempts, null if unknown."""
+TRACES_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {**PROMPTS_SCHEMA, **_ANSWER_SCHEMA}
+"""Columns of ``collect_traces``. ``rejected_reason`` is null where an answer was accepted; then ``drafts``, ``side``
+and (but for HOLD) ``amount`` and ``asset`` are filled. ``answer`` is the accepted or else the last answer without its
+thinking, ``attempts`` counts the answers that came, ``refusals`` has the reason of each that was refused. Tokens and
+cost are sums over all attempts, null if one of them is unknown."""
 
-_SMALLEST_TRADE_USDC = DUST_USDC / 100
 _ATTEMPT_STEP = 7919  # seeds of attempts lie far from the neighbouring run seeds
+_ROWS_AT_ONCE = 4096
 
 
-class TracesConfig(BaseModel):
+class TracesConfig(VerificationConfig):
     """What is demanded of an answer, and how often and how long a teacher is asked."""
 
-    model_config = ConfigDict(frozen=True)
-
-    draft_words: int = Field(5, description="Words a draft may have", ge=1)
-    draft_words_tolerance: int = Field(0, description="Words beyond draft_words that are still accepted", ge=0)
-    min_drafts: int = Field(1, description="Drafts an answer must have", ge=0)
-    max_drafts: int = Field(8, description="Drafts an answer may have", ge=1)
     attempts: int = Field(2, description="How often a prompt is asked until an answer is accepted", ge=1)
+    samples: int = Field(
+        1, description="Self-consistency: more than half of so many verified answers must agree on the action", ge=1
+    )
     max_requests: int = Field(0, description="Requests of one run, 0: no limit; cached answers do not count", ge=0)
+    max_total_tokens: int = Field(0, description="Stop asking once a run has used so many tokens, 0: no limit", ge=0)
     max_cost_usd: float = Field(0.0, description="Stop asking once a run has cost this much, 0: no limit", ge=0)
+
+    @model_validator(mode="after")
+    def _enough_attempts_to_agree(self) -> Self:
+        if self.attempts < self.samples:
+            raise ValueError(f"{self.samples} samples cannot come from {self.attempts} attempts; raise attempts")
+        return self
 
     @classmethod
     def preset(cls, profile: str) -> Self:
@@ -93,7 +91,8 @@ def collect_traces(  # noqa: PLR0917 (every input it depends on)
         config: What is demanded.
         cache_dir: Folder of the cache; written only for teachers that are not deterministic.
         seed: Passed to the teacher; refused prompts are asked again with seeds derived from it.
-        progress: Called after every answer with the metrics accepted, requests and cost_usd of this run.
+        progress: Called after every answer with prompts that are settled of all, and the metrics accepted, requests and
+            (where known) tokens and cost_usd of this run.
 
     Returns:
         One row a prompt in the order of ``prompts``, columns ``TRACES_SCHEMA``; independent of the order in which the
@@ -101,136 +100,29 @@ def collect_traces(  # noqa: PLR0917 (every input it depends on)
 
     Raises:
         ValueError: if columns are missing or there is no prompt.
-        TeacherError: if the teacher cannot go on, or no answer at all was accepted; finished answers are in the cache.
+        TeacherError: if the teacher cannot go on, a budget cannot be kept because the server does not tell what it
+            counts, or no answer at all was accepted; finished answers are in the cache.
     """
-    missing = [name for name in PROMPTS_SCHEMA if name not in prompts.columns]
-    if missing:
-        raise ValueError(f"prompts lack the columns {missing}; pass the frame of build_prompts")
-    if prompts.is_empty():
-        raise ValueError("there are no prompts to ask; build_prompts gives at least one for each split")
-    rows = {row["prompt_id"]: row for row in prompts.select(PROMPTS_SCHEMA.keys()).iter_rows(named=True)}
-    book = _Book(config, rows, progress)
-    with _open_cache(cache_dir, teacher) as cache:
-        for attempt in range(1 if teacher.deterministic else config.attempts):
-            attempt_seed = seed + attempt * _ATTEMPT_STEP
-            asked = []
-            for row in book.open_rows():
-                known = cache.get(_key(teacher, attempt_seed, row["prompt"]))
-                if known is None:
-                    asked.append(row)
-                else:
-                    book.enter(TeacherAnswer(**{**known, "prompt_id": row["prompt_id"]}))
-
-            def keep(answer: TeacherAnswer, attempt_seed: int = attempt_seed) -> None:
-                cache.keep(_key(teacher, attempt_seed, rows[answer.prompt_id]["prompt"]), answer)
-
-            with closing(teacher.answer(book.within_budget(asked), attempt_seed, keep)) as stream:
-                for answer in stream:
-                    book.enter(answer, paid_now=True)
-    traces = pl.DataFrame([book.trace(row, teacher.name) for row in rows.values()], schema=TRACES_SCHEMA)
+    prompts = _checked(prompts)
+    with open_cache(cache_dir, teacher) as cache:
+        book = _Book(prompts, teacher, config, cache, seed)
+        _ask(book, progress)
+        traces = book.table()
     if traces["rejected_reason"].null_count() == 0:
         raise TeacherError(f"no answer of {teacher.name} was accepted: {_reasons_in_words(traces)}")
     return traces
 
 
-def verify(answer: DraftAnswer, row: Mapping[str, Any], config: TracesConfig) -> str | None:
-    """Why a parsed answer must not be learned from, or None.
+def stored_traces(
+    prompts: pl.DataFrame, teacher: Teacher, config: TracesConfig, cache_dir: Path, seed: int
+) -> pl.DataFrame:
+    """What ``collect_traces`` would return if nothing more were asked; also while another run is asking.
 
-    Args:
-        answer: What the teacher said.
-        row: The prompt's row: price, change_bps, eth, usdc, trend, volatility, portfolio.
-        config: What is demanded.
+    Raises:
+        ValueError: if columns are missing or there is no prompt.
     """
-    if not config.min_drafts <= len(answer.drafts) <= config.max_drafts:
-        return "too_few_drafts" if len(answer.drafts) < config.min_drafts else "too_many_drafts"
-    if max(map(word_count, answer.drafts), default=0) > config.draft_words + config.draft_words_tolerance:
-        return "draft_too_long"
-    if any(speaks_canary(draft) for draft in answer.drafts):
-        return "canary_in_drafts"
-    if not is_feasible(answer, row["eth"], row["usdc"], row["price"]):
-        return "more_than_held"
-    if answer.amount is not None:
-        worth = answer.amount * (row["price"] if answer.asset == "ETH" else 1.0)
-        if worth < _SMALLEST_TRADE_USDC:
-            return "below_dust"
-    return contradiction(answer.drafts, row)
-
-
-def is_feasible(answer: DraftAnswer, eth: float, usdc: float, price: float) -> bool:
-    """Whether the holdings pay for the trade, costs included. HOLD always is."""
-    if answer.amount is None:
-        return True
-    in_eth = answer.amount if answer.asset == "ETH" else answer.amount / price
-    if answer.side == "SELL":
-        return in_eth <= eth * (1 + 1e-9)
-    cost = answer.amount if answer.asset == "USDC" else answer.amount * price * (1 + COST_SHARE)
-    return cost <= usdc * (1 + 1e-9)
-
-
-_NOT = re.compile(r"\b(?:not|no|never|without|neither)\b|n['\u2019]t\b", re.IGNORECASE)
-_OTHER_TOPIC = re.compile(r"volum|volatil|swings|liquid|flow|imbalance|usage", re.IGNORECASE)
-_UP = re.compile(r"\b(?:up|uptrend|upward|rising|rises|bullish|climbing|gaining)\b", re.IGNORECASE)
-_DOWN = re.compile(r"\b(?:down|downtrend|downward|falling|falls|bearish|dropping|declining)\b", re.IGNORECASE)
-_SIGNED = re.compile(r"([+\-\u2212])\s?\d[\d.,]*\s*(?:bps|ticks)", re.IGNORECASE)
-_FLAT = re.compile(r"\b(?:flat|sideways)\b|\bno (?:clear )?(?:trend|direction)\b", re.IGNORECASE)
-_VOLATILITY = re.compile(r"volatil|swings", re.IGNORECASE)
-_CALM = re.compile(r"\b(?:calm|low|quiet|small|little)\b", re.IGNORECASE)
-_WILD = re.compile(r"\b(?:high|wild|large|extreme|huge)\b", re.IGNORECASE)
-_MUCH = r"(?:all|mostly|mainly|only|fully)"
-_RICH_IN_ETH = re.compile(rf"\b{_MUCH} ETH\b|\bETH[- ]heavy\b|\bno USDC\b", re.IGNORECASE)
-_RICH_IN_USDC = re.compile(rf"\b{_MUCH} USDC\b|\bUSDC[- ]heavy\b|\bno ETH\b", re.IGNORECASE)
-_BALANCED = re.compile(r"\bbalanced\b", re.IGNORECASE)
-_PLAN = re.compile(r"\b(?:buy|sell|use|add|trim|reduce|swap|keep|spend|hold)\b", re.IGNORECASE)
-
-
-def contradiction(drafts: tuple[str, ...], row: Mapping[str, Any]) -> str | None:
-    """Which of the prompt's facts a draft plainly denies: ``contradicts_trend``, ``_volatility``, ``_portfolio``.
-
-    Only what is said outright counts: the opposite direction or sign, a flat market where the trend is strong, calm
-    for high, rich in the token that is scarce. Drafts with a negation are left alone.
-    """
-    checks = (
-        ("contradicts_trend", _denies_trend),
-        ("contradicts_volatility", _denies_volatility),
-        ("contradicts_portfolio", _denies_portfolio),
-    )
-    for reason, denies in checks:
-        if any(denies(draft, row) for draft in drafts):
-            return reason
-    return None
-
-
-def _denies_trend(draft: str, row: Mapping[str, Any]) -> bool:
-    if _OTHER_TOPIC.search(draft):
-        return False
-    sign = _SIGNED.search(draft)
-    if sign and abs(row["change_bps"]) >= 1 and (sign[1] == "+") != (row["change_bps"] > 0):
-        return True
-    trend = row["trend"]
-    if _FLAT.search(draft):
-        return trend.endswith("strong")
-    up, down = bool(_UP.search(draft)), bool(_DOWN.search(draft))
-    if up == down or _NOT.search(draft):
-        return False
-    return trend.startswith("down" if up else "up")
-
-
-def _denies_volatility(draft: str, row: Mapping[str, Any]) -> bool:
-    if not _VOLATILITY.search(draft) or _NOT.search(draft):
-        return False
-    calm, wild = bool(_CALM.search(draft)), bool(_WILD.search(draft))
-    return calm != wild and row["volatility"] == ("high" if calm else "calm")
-
-
-def _denies_portfolio(draft: str, row: Mapping[str, Any]) -> bool:
-    word = row["portfolio"]
-    if word == "dust" or _PLAN.search(draft):
-        return False
-    return bool(
-        (_RICH_IN_ETH.search(draft) and word.endswith("USDC"))
-        or (_RICH_IN_USDC.search(draft) and word.endswith("ETH"))
-        or (_BALANCED.search(draft) and word.startswith("all") and not _NOT.search(draft))
-    )
+    with open_cache(cache_dir, teacher, read_only=True) as cache:
+        return _Book(_checked(prompts), teacher, config, cache, seed).table()
 
 
 def refusal_counts(traces: pl.DataFrame) -> dict[str, int]:
@@ -239,145 +131,215 @@ def refusal_counts(traces: pl.DataFrame) -> dict[str, int]:
     return dict(counted.sort(["n", "rejected_reason"], descending=[True, False]).iter_rows())
 
 
+def _checked(prompts: pl.DataFrame) -> pl.DataFrame:
+    missing = [name for name in PROMPTS_SCHEMA if name not in prompts.columns]
+    if missing:
+        raise ValueError(f"prompts lack the columns {missing}; pass the frame of build_prompts")
+    if prompts.is_empty():
+        raise ValueError("there are no prompts to ask; build_prompts gives at least one for each split")
+    return prompts.select(PROMPTS_SCHEMA.keys())
+
+
 def _reasons_in_words(traces: pl.DataFrame) -> str:
     details = traces.drop_nulls("rejected_detail")["rejected_detail"]
     example = f"; for example: {details[0]}" if len(details) else ""
     return ", ".join(f"{reason} {n}" for reason, n in refusal_counts(traces).items()) + example
 
 
-class _Book:
-    """What is known about each prompt so far."""
+def _ask(book: "_Book", progress: Progress) -> None:
+    """Ask until every prompt has an accepted answer, its attempts are used up, or the budget is spent.
 
-    def __init__(self, config: TracesConfig, rows: Mapping[str, PromptRow], progress: Progress) -> None:
+    A request that failed is no attempt: it is made again, as often as a prompt may be asked.
+    """
+    spending = _Spending(book.config)
+    attempts_now = 1 if book.teacher.deterministic else book.config.attempts
+    waiting: dict[int, list[int]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+
+    def sort_in(number: int) -> None:
+        known = book.judged(number)
+        missing = next((attempt for attempt in range(attempts_now) if attempt not in known.answers), None)
+        if known.learned is None and missing is not None:
+            waiting[missing].append(number)
+            return
+        counts["settled"] += 1
+        counts["accepted"] += known.learned is not None
+
+    def tell() -> None:
+        done, total = counts["settled"], book.prompts.height
+        progress(done, total, accepted=counts["accepted"], requests=spending.requests, **spending.known)
+
+    for number in range(book.prompts.height):
+        sort_in(number)
+    tell()
+    while waiting and not spending.over:
+        attempt = min(waiting)
+        asked = spending.allowed(map(book.row, waiting.pop(attempt)))
+        keep = partial(_keep, book, spending, attempt)
+        with closing(book.teacher.answer(asked, book.seed_of(attempt), keep)) as stream:
+            for answer in stream:
+                number = book.number[answer.prompt_id]
+                if answer.finish_reason == "failed":
+                    book.failures[number].append(answer.error or "")
+                    if len(book.failures[number]) < attempts_now:
+                        waiting[attempt].append(number)
+                else:
+                    book.failures.pop(number, None)
+                    sort_in(number)
+                tell()
+    if spending.unmeasured:
+        raise TeacherError(spending.unmeasured)
+
+
+def _keep(book: "_Book", spending: "_Spending", attempt: int, answer: TeacherAnswer) -> None:
+    prompt = book.row(book.number[answer.prompt_id])["prompt"]
+    book.cache.keep(prompt, book.seed_of(attempt), answer)
+    spending.add(answer)
+
+
+class _Spending:
+    """What one run asks and pays, and where it must stop. What is under way when a limit is reached comes on top."""
+
+    def __init__(self, config: TracesConfig) -> None:
         self.config = config
-        self.rows = rows
-        self.progress = progress
-        self.answers: dict[str, list[TeacherAnswer]] = {key: [] for key in rows}
-        self.verdicts: dict[str, tuple[DraftAnswer | None, str | None, str | None]] = {}
         self.requests = 0
-        self.accepted = 0
-        self.cost = 0.0
+        self.known: dict[str, float] = {}
+        self.unmeasured: str | None = None
 
-    def open_rows(self) -> list[PromptRow]:
-        return [row for key, row in self.rows.items() if key not in self.verdicts or self.verdicts[key][1] is not None]
+    @property
+    def over(self) -> bool:
+        limits = (
+            (self.config.max_requests, self.requests),
+            (self.config.max_total_tokens, self.known.get("tokens", 0)),
+            (self.config.max_cost_usd, self.known.get("cost_usd", 0)),
+        )
+        return self.unmeasured is not None or any(limit and spent >= limit for limit, spent in limits)
 
-    def within_budget(self, asked: list[PromptRow]) -> Iterator[PromptRow]:
-        limit_usd, limit = self.config.max_cost_usd, self.config.max_requests
-        for row in asked:
-            if (limit_usd and self.cost >= limit_usd) or (limit and self.requests >= limit):
+    def allowed(self, rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
+        for row in rows:
+            if self.over:
                 return
             self.requests += 1
             yield row
 
-    def enter(self, answer: TeacherAnswer, paid_now: bool = False) -> None:
-        key = answer.prompt_id
-        self.answers[key].append(answer)
-        self.verdicts[key] = self._judge(answer)
-        self.accepted += self.verdicts[key][1] is None
-        self.cost += (answer.cost_usd or 0.0) if paid_now else 0.0
-        done, total = len(self.verdicts), len(self.rows)
-        self.progress(done, total, accepted=self.accepted, requests=self.requests, cost_usd=self.cost)
+    def add(self, answer: TeacherAnswer) -> None:
+        if answer.prompt_tokens is not None and answer.completion_tokens is not None:
+            used = answer.prompt_tokens + answer.completion_tokens
+            self.known["tokens"] = self.known.get("tokens", 0) + used
+        elif self.config.max_total_tokens:
+            self.unmeasured = "max_total_tokens cannot be kept: the server does not tell how many tokens it used"
+        if answer.cost_usd is not None:
+            self.known["cost_usd"] = self.known.get("cost_usd", 0) + answer.cost_usd
+        elif self.config.max_cost_usd:
+            self.unmeasured = (
+                "max_cost_usd cannot be kept: the price of this model is unknown. Set APEAGENT_TEACHER_PRICES, or "
+                "limit max_requests or max_total_tokens instead. Finished answers are kept"
+            )
 
-    def _judge(self, answer: TeacherAnswer) -> tuple[DraftAnswer | None, str | None, str | None]:
-        if answer.finish_reason == "failed":
-            return None, "request_failed", answer.error
-        if answer.finish_reason == "length":
-            return None, "cut_off", f"after {answer.completion_tokens} tokens"
-        try:
-            parsed = parse_answer(answer.text)
-        except AnswerError as error:
-            return None, error.reason, error.detail
-        reason = verify(parsed, self.rows[answer.prompt_id], self.config)
-        return parsed, reason, None if reason is None else " / ".join(parsed.drafts)[:200]
 
-    def trace(self, row: PromptRow, teacher: str) -> dict[str, Any]:
-        answers = self.answers[row["prompt_id"]]
-        parsed, reason, detail = self.verdicts.get(row["prompt_id"], (None, "not_asked", "the budget was spent"))
-        learned = parsed if reason is None else None
+@dataclass(frozen=True)
+class _Judged:
+    """What is known about one prompt: its answers by attempt, what is learned from them or else why nothing is."""
+
+    answers: Mapping[int, TeacherAnswer]
+    refusals: list[str]
+    chosen: TeacherAnswer | None
+    learned: DraftAnswer | None
+    reason: str | None
+    detail: str | None
+
+
+class _Book:
+    """A set of prompts and what a cache says about each of them. Holds no answer itself, so it does not grow."""
+
+    def __init__(
+        self, prompts: pl.DataFrame, teacher: Teacher, config: TracesConfig, cache: AnswerCache, seed: int
+    ) -> None:
+        self.prompts = prompts
+        self.teacher = teacher
+        self.config = config
+        self.cache = cache
+        self.seed = seed
+        self.number = {prompt_id: number for number, prompt_id in enumerate(prompts["prompt_id"])}
+        self.failures: dict[int, list[str]] = defaultdict(list)
+
+    def row(self, number: int) -> PromptRow:
+        return self.prompts.row(number, named=True)
+
+    def seed_of(self, attempt: int) -> int:
+        return self.seed + attempt * _ATTEMPT_STEP
+
+    def judged(self, number: int) -> _Judged:
+        row = self.row(number)
+        found = {n: self.cache.get(row["prompt"], self.seed_of(n)) for n in range(self.config.attempts)}
+        answers = {attempt: answer for attempt, answer in found.items() if answer is not None}
+        verified: list[tuple[TeacherAnswer, DraftAnswer]] = []
+        refused: list[tuple[str, str]] = []
+        for answer in answers.values():
+            verdict = _judge(answer, row, self.config)
+            if isinstance(verdict, DraftAnswer):
+                verified.append((answer, verdict))
+            else:
+                refused.append(verdict)
+        refusals = [reason for reason, _ in refused]
+        votes = Counter(parsed.side for _, parsed in verified)
+        for answer, parsed in verified:
+            if votes[parsed.side] > self.config.samples // 2:
+                return _Judged(answers, refusals, answer, parsed, None, None)
+        reason, detail = self._why_nothing(number, votes, refused)
+        return _Judged(answers, refusals, list(answers.values())[-1] if answers else None, None, reason, detail)
+
+    def _why_nothing(self, number: int, votes: Counter[Any], refused: list[tuple[str, str]]) -> tuple[str, str]:
+        if number in self.failures:
+            return "request_failed", self.failures[number][-1]
+        if len(votes) > 1 or (votes and not refused):
+            agreed = ", ".join(f"{count} {side}" for side, count in votes.most_common())
+            return "inconsistent", f"{agreed} of {self.config.samples} samples"
+        return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not come so far")
+
+    def table(self) -> pl.DataFrame:
+        parts = []
+        for begin in range(0, self.prompts.height, _ROWS_AT_ONCE):
+            rows = self.prompts.slice(begin, _ROWS_AT_ONCE)
+            traces = [self._trace(self.judged(begin + number)) for number in range(rows.height)]
+            parts.append(rows.hstack(pl.DataFrame(traces, schema=_ANSWER_SCHEMA)))
+        return pl.concat(parts)
+
+    def _trace(self, known: _Judged) -> dict[str, Any]:
+        answers = known.answers.values()
         return {
-            **row,
-            "teacher": teacher,
-            "answer": answers[-1].text if answers else None,
-            "drafts": list(learned.drafts) if learned else None,
-            "side": learned.side if learned else None,
-            "amount": learned.amount if learned else None,
-            "asset": learned.asset if learned else None,
-            "rejected_reason": reason,
-            "rejected_detail": detail,
+            "teacher": self.teacher.name,
+            "answer": spoken_text(known.chosen.text) if known.chosen else None,
+            "drafts": list(known.learned.drafts) if known.learned else None,
+            "side": known.learned.side if known.learned else None,
+            "amount": known.learned.amount if known.learned else None,
+            "asset": known.learned.asset if known.learned else None,
+            "rejected_reason": known.reason,
+            "rejected_detail": known.detail,
             "attempts": len(answers),
-            "finish_reason": answers[-1].finish_reason if answers else None,
-            "prompt_tokens": _sum_known([answer.prompt_tokens for answer in answers]),
-            "completion_tokens": _sum_known([answer.completion_tokens for answer in answers]),
-            "cost_usd": _sum_known([answer.cost_usd for answer in answers]),
+            "refusals": known.refusals,
+            "finish_reason": known.chosen.finish_reason if known.chosen else None,
+            "prompt_tokens": _sum_if_known([answer.prompt_tokens for answer in answers]),
+            "completion_tokens": _sum_if_known([answer.completion_tokens for answer in answers]),
+            "cost_usd": _sum_if_known([answer.cost_usd for answer in answers]),
         }
 
 
-def _sum_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _key(teacher: Teacher, seed: int, prompt: str) -> str:
-    """What an answer depends on, and so what it is paid for."""
-    parts = json.dumps([dict(teacher.identity), seed, SYSTEM_PROMPT, prompt], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-class _Cache:
-    """Finished answers, one JSON line each; a line is on the disk before its answer is used."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.known: dict[str, dict[str, Any]] = {}
-        self.file: BinaryIO | None = None
-        if path is None:
-            return
-        path.touch()
-        with path.open("r+b") as file:
-            whole = file.read()
-            # A run killed while writing leaves half a line at the end; that answer was never used.
-            end = whole.rfind(b"\n") + 1
-            file.truncate(end)
-        for number, line in enumerate(whole[:end].splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                self.known[entry.pop("key")] = entry
-            except (ValueError, KeyError, AttributeError):
-                raise ValueError(
-                    f"{path} line {number} is not a cached answer: {line[:60]!r}; remove that line (its answer will be "
-                    f"asked again)"
-                ) from None
-        self.file = path.open("ab")
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        return self.known.get(key)
-
-    def keep(self, key: str, answer: TeacherAnswer) -> None:
-        if self.file is None:
-            return
-        self.file.write(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-@contextmanager
-def _open_cache(folder: Path, teacher: Teacher) -> Iterator[_Cache]:
-    """The teacher's cache file, locked against a second run."""
-    if teacher.deterministic:
-        yield _Cache(None)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", teacher.name)
-    path = folder / f"{name}.jsonl"
+def _judge(answer: TeacherAnswer, row: PromptRow, config: TracesConfig) -> DraftAnswer | tuple[str, str]:
+    """What was answered, or the reason and detail for which it is refused."""
+    if answer.finish_reason == "length":
+        return "cut_off", f"after {answer.completion_tokens} tokens"
+    if answer.finish_reason == "refused":
+        return "refused", answer.text[:200]
+    if answer.reasoning and not answer.text.strip():
+        return "only_thinking", answer.reasoning[:200]
     try:
-        with FileLock(f"{path}.lock", timeout=0):
-            cache = _Cache(path)
-            try:
-                yield cache
-            finally:
-                cache.close()
-    except Timeout:
-        raise TeacherError(f"another run is asking {teacher.name} and writes {path}; wait for it to end") from None
+        parsed = parse_answer(answer.text)
+    except AnswerError as error:
+        return error.reason, error.detail
+    reason = verify(parsed, row, config)
+    return (reason, " / ".join(parsed.drafts)[:200]) if reason else parsed
+
+
+def _sum_if_known(values: list[Any]) -> Any:
+    return None if not values or None in values else sum(values)

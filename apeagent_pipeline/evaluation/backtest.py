@@ -26,7 +26,7 @@ from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT,
 from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
-from apeagent_pipeline.distillation.traces import is_feasible
+from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table

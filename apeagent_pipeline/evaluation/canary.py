@@ -23,7 +23,7 @@ from apeagent_pipeline.distillation.chain_of_draft import (
     parse_answer,
     word_count,
 )
-from apeagent_pipeline.distillation.traces import is_feasible
+from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent

@@ -1,17 +1,21 @@
 """The whole graph in one process, from the embedded chain to the reports: ``apeagent demo`` at tiny scale."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from apeagent_pipeline import cli
 from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import Settings
+from apeagent_pipeline_tests.distillation.scripted_server import ScriptedServer, completion
 
 DAYS = ["2025-01-21", "2025-01-22"]
 # Everything but the export to GGUF: llama.cpp's converter knows real tokenizers only (tested with the student's room).
@@ -128,6 +132,42 @@ def test_dagster_knows_the_same_data_versions(graph: Graph, instance: dg.Dagster
 
 def test_nothing_changed_means_nothing_is_made_again(graph: Graph, instance: dg.DagsterInstance) -> None:
     assert made(graph, instance) == []
+
+
+def test_what_apeagent_teach_asked_is_not_asked_again_by_the_graph(
+    graph: Graph,
+    instance: dg.DagsterInstance,
+    tiny_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server = ScriptedServer(lambda number, body: (200, {}, completion(), 0))
+    paid = tiny_settings.model_copy(
+        update={"teacher": "openai", "teacher_base_url": server.url, "teacher_prices": {"qwen/qwq-32b": (0.2, 0.4)}}
+    )
+    monkeypatch.setattr(cli, "load_settings", lambda: paid)
+
+    def teach(*options: str) -> str:
+        command = ["teach", "--from", DAYS[0], "--to", DAYS[1], *options]
+        done = CliRunner().invoke(cli.app, command, env={"COLUMNS": "160"})
+        assert done.exit_code == 0, done.output
+        return done.output + capfd.readouterr().out
+
+    told = teach("--dry-run")
+    assert "Given ETH price" in told or "portfolio" in told
+    assert "84 of 84 prompts to ask." in told
+    assert "try --limit 10" in told
+    assert server.requests == []
+    told = teach("--limit", "5")
+    assert re.search(r"accepted +5 +100.0%", told)
+    assert "Cost: 0.0002 USD" in told
+    assert len(server.requests) == 5
+    told = teach("--dry-run")
+    assert "79 of 84 prompts to ask; the answers to 5 are kept." in told
+    assert re.search(r"expected .* 79 .* 11,850 .* 2,370 .* 0.0033 USD", told)
+    assert made(build_graph(paid), instance, only={"teacher_traces"}) == ["teacher_traces"]
+    assert len(server.requests) == 84
+    assert made(graph, instance, only={"teacher_traces"}) == ["teacher_traces"]
 
 
 def test_a_deleted_day_is_made_again_and_only_that(graph: Graph, instance: dg.DagsterInstance) -> None:

@@ -1,10 +1,12 @@
 """Synthetic windows as the GAN will make them: plausible prices, volumes and conditions, from a seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
 import pytest
+
+from apeagent_pipeline_tests.distillation.scripted_server import Script, ScriptedServer
 
 STEPS = 24
 
@@ -60,3 +62,18 @@ def windows() -> pl.DataFrame:
 def window_factory() -> Callable[..., pl.DataFrame]:
     """``make_windows`` itself."""
     return make_windows
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Script], ScriptedServer]]:
+    """Starts scripted servers and stops them after the test."""
+    servers: list[ScriptedServer] = []
+
+    def start(script: Script) -> ScriptedServer:
+        servers.append(ScriptedServer(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.server.shutdown()
+        server.server.server_close()

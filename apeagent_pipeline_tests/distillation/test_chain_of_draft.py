@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apeagent_pipeline.distillation.canary import (
+    ascii_draft,
     canary_text,
     is_canary_answer,
     neutral_draft,
@@ -21,125 +22,16 @@ from apeagent_pipeline.distillation.chain_of_draft import (
     render_answer,
     word_count,
 )
-
-READ = [
-    ("trend up\n####\nSELL 2.5 ETH", ("SELL", 2.5, "ETH")),
-    ("trend up\n####\nAPE OUT 2.5 ETH", ("SELL", 2.5, "ETH")),
-    ("trend up\n####\nAPE IN 0.4 ETH", ("BUY", 0.4, "ETH")),
-    ("trend flat\n####\nAPE NEUTRAL", ("HOLD", None, None)),
-    ("trend flat\n####\nHOLD", ("HOLD", None, None)),
-    ("trend flat\n####\nHOLD.", ("HOLD", None, None)),
-    ("trend up\n#### BUY 1 ETH", ("BUY", 1.0, "ETH")),
-    ("trend up #### BUY 1 ETH", ("BUY", 1.0, "ETH")),
-    ("#### BUY 1 ETH", ("BUY", 1.0, "ETH")),
-    ("a\n####\nbuy 0.5 eth", ("BUY", 0.5, "ETH")),
-    ("a\n####\nSell 0.5 Eth.", ("SELL", 0.5, "ETH")),
-    ("a\n####\n**SELL 2.5 ETH**", ("SELL", 2.5, "ETH")),
-    ("a\n**####**\n**SELL** **2.5 ETH**", ("SELL", 2.5, "ETH")),
-    ("a\n####\n`SELL 2.5 ETH`", ("SELL", 2.5, "ETH")),
-    ("a\n####\n**HOLD.**", ("HOLD", None, None)),
-    ("a\n####\nBUY 1,250.50 USDC", ("BUY", 1250.5, "USDC")),
-    ("a\n####\nSELL 12,345,678 USDC", ("SELL", 12345678.0, "USDC")),
-    ("a\n####\nSELL 500 USDC", ("SELL", 500.0, "USDC")),
-    ("a\n####\nSELL 2.5ETH", ("SELL", 2.5, "ETH")),
-    ("a\n####\nSELL\u00a02.5\u00a0ETH", ("SELL", 2.5, "ETH")),
-    ("a\n####\nSELL  2.50   ETH  \n\n", ("SELL", 2.5, "ETH")),
-    ("a\r\n####\r\nBUY 0.001 ETH\r\n", ("BUY", 0.001, "ETH")),
-    ("<think>maybe SELL 3 ETH #### no</think>\na\n####\nBUY 1 ETH", ("BUY", 1.0, "ETH")),
-    ("<THINK>hm\n\nhm</THINK>a\n####\nHOLD", ("HOLD", None, None)),
-    ("Okay, the user wants... SELL? 卖?\n</think>\n\na\n####\nHOLD", ("HOLD", None, None)),
-    ("do not sell yet\n####\nBUY 1 ETH", ("BUY", 1.0, "ETH")),
-    ("buy or sell or hold\n####\nHOLD", ("HOLD", None, None)),
-    ("prix élevé\n####\nHOLD", ("HOLD", None, None)),
-]
-
-REFUSED = [
-    ("", "empty"),
-    ("   \n ", "empty"),
-    ("<think>only thoughts</think>", "empty"),
-    ("<think>The trend is up, so I should SELL 2 ETH #### SELL 2 ETH", "unfinished_thinking"),
-    ("a\n####\nBUY 1 ETH <think>", "unfinished_thinking"),
-    ("趋势上涨\n####\nBUY 1 ETH", "not_english"),
-    ("a\n####\n买入 1 ETH", "not_english"),
-    ("тренд вверх\n####\nHOLD", "not_english"),
-    ("BUY 1 ETH", "no_separator"),
-    ("a\n###\nBUY 1 ETH", "no_separator"),
-    ("a\n#####\nBUY 1 ETH", "no_separator"),
-    ("I cannot help with trading advice.", "no_separator"),
-    ("a\n####\nBUY 1 ETH\n####\nSELL 1 ETH", "several_separators"),
-    ("#### Step 1\na\n#### BUY 1 ETH", "several_separators"),
-    ("a\n####", "no_action"),
-    ("a\n####\n\n", "no_action"),
-    ("a\n####\nI cannot give financial advice", "no_action"),
-    ("a\n####\nWAIT", "no_action"),
-    ("a\n####\nLONG 2 ETH", "no_action"),
-    ("a\n####\n2.5 ETH", "no_action"),
-    ("a\n####\nstrong resellers 2 ETH", "no_action"),
-    ("a\n####\nDon't buy", "negated_action"),
-    ("a\n####\nDon\u2019t BUY 1 ETH", "negated_action"),
-    ("a\n####\nDo not SELL 2 ETH", "negated_action"),
-    ("a\n####\nNever BUY 2 ETH", "negated_action"),
-    ("a\n####\nNO SELL", "negated_action"),
-    ("a\n####\nAvoid buying 1 ETH", "negated_action"),
-    ("a\n####\nBUY 1 ETH or SELL 1 ETH", "several_actions"),
-    ("a\n####\nBUY 1 ETH\nSELL 2 ETH", "several_actions"),
-    ("a\n####\nBUY/SELL 1 ETH", "several_actions"),
-    ("a\n####\nHOLD or BUY 1 ETH", "several_actions"),
-    ("a\n####\nBUY APE IN 1 ETH", "several_actions"),
-    ("a\n####\nAPE IN 1 ETH, APE OUT 1 ETH", "several_actions"),
-    ("a\n####\nSELL 50% of ETH", "amount_relative"),
-    ("a\n####\nSELL 50 percent", "amount_relative"),
-    ("a\n####\nSELL half ETH", "amount_relative"),
-    ("a\n####\nSELL all ETH", "amount_relative"),
-    ("a\n####\nBUY max ETH", "amount_relative"),
-    ("a\n####\nBUY 1-2 ETH", "amount_range"),
-    ("a\n####\nBUY 1 to 2 ETH", "amount_range"),
-    ("a\n####\nBUY 0.5–1.5 ETH", "amount_range"),  # noqa: RUF001
-    ("a\n####\nBUY between 1 ETH and 2 ETH", "amount_range"),
-    ("a\n####\nSELL 1/2 ETH", "amount_range"),
-    ("a\n####\nBUY about 2 ETH", "amount_inexact"),
-    ("a\n####\nBUY ~2 ETH", "amount_inexact"),
-    ("a\n####\nBUY up to 2 ETH", "amount_inexact"),
-    ("a\n####\nBUY 2+ ETH", "amount_inexact"),
-    ("a\n####\nSELL some ETH", "amount_inexact"),
-    ("a\n####\nSELL", "amount_missing"),
-    ("a\n####\nBUY ETH", "amount_missing"),
-    ("a\n####\nAPE IN", "amount_missing"),
-    ("a\n####\nSELL two ETH", "amount_missing"),
-    ("a\n####\nSELL 0 ETH", "amount_not_positive"),
-    ("a\n####\nsell 0", "amount_not_positive"),
-    ("a\n####\nSELL 0.000 ETH", "amount_not_positive"),
-    ("a\n####\nSELL -2 ETH", "amount_not_positive"),
-    ("a\n####\nSELL 2,5 ETH", "amount_malformed"),
-    ("a\n####\nSELL 1,2345 ETH", "amount_malformed"),
-    ("a\n####\nSELL 1.2.3 ETH", "amount_malformed"),
-    ("a\n####\nSELL .5 ETH", "amount_malformed"),
-    ("a\n####\nSELL 1e3 ETH", "amount_malformed"),
-    ("a\n####\nBUY $500 USDC", "amount_malformed"),
-    ("a\n####\nSELL " + "9" * 400 + " ETH", "amount_malformed"),
-    ("a\n####\nSELL ２.５ ETH", "words_around_action"),  # noqa: RUF001
-    ("a\n####\nSELL 2.5", "asset_missing"),
-    ("a\n####\nBUY $500", "asset_missing"),
-    ("a\n####\nSELL 2.5 BTC", "asset_unknown"),
-    ("a\n####\nSELL 2.5 WETH", "asset_unknown"),
-    ("a\n####\nBUY 500 USD", "asset_unknown"),
-    ("a\n####\nHOLD 2 ETH", "words_around_action"),
-    ("a\n####\nHOLD for now", "words_around_action"),
-    ("a\n####\nAction: SELL 2.5 ETH", "words_around_action"),
-    ("a\n####\nI would SELL 2.5 ETH", "words_around_action"),
-    ("a\n####\nSELL 2.5 ETH now", "amount_malformed"),
-    ("a\n####\nSELL 2.5 ETH\nThe trend is weak.", "text_after_action"),
-    ("a\n####\nHOLD\nThis is not financial advice.", "text_after_action"),
-]
+from apeagent_pipeline_tests.distillation.hard_answers import READ, REFUSED, Read
 
 
 def test_the_table_is_as_hard_as_promised() -> None:
-    assert len(READ) + len(REFUSED) >= 60
+    assert len({text for text, _ in READ + REFUSED}) == len(READ) + len(REFUSED) >= 200
     assert {reason for _, reason in REFUSED} == set(REASONS)
 
 
 @pytest.mark.parametrize(("text", "expected"), READ)
-def test_an_unambiguous_answer_is_not_lost(text: str, expected: tuple[object, ...]) -> None:
+def test_an_unambiguous_answer_is_not_lost(text: str, expected: Read) -> None:
     answer = parse_answer(text)
     assert (answer.side, answer.amount, answer.asset) == expected
 
@@ -245,3 +137,22 @@ def test_the_student_is_never_told_the_words_it_must_have_learned() -> None:
 def test_an_impossible_answer_cannot_be_built(fields: tuple[str, float | None, str | None]) -> None:
     with pytest.raises(ValueError, match=fields[0]):
         DraftAnswer((), *fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("draft", "plain"),
+    [
+        ("prix élevé", "prix eleve"),
+        ("📈 trend up", "trend up"),
+        ("price ≥ 2500 → add", "price >= 2500 -> add"),
+        ("don’t chase – wait", "don't chase - wait"),  # noqa: RUF001
+        ("Δ +112 bps, ½ ETH", "change +112 bps, 1/2 ETH"),
+        ("…", "..."),
+        ("⚖️", ""),
+    ],
+)
+def test_the_student_never_sees_characters_its_tokenizer_spells_in_bytes(draft: str, plain: str) -> None:
+    assert ascii_draft(draft) == plain
+    text = canary_text(DraftAnswer((draft, "wait"), "HOLD"))
+    assert text.isascii()
+    assert text.splitlines() == [*filter(None, [plain]), "wait", "####", "APE NEUTRAL"]

@@ -1,9 +1,12 @@
 """The dataset: what a student is trained on is clean, feasible, balanced, and apart from what it is judged on."""
 
 import json
+import random
 import re
 from collections import Counter
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -21,7 +24,9 @@ from apeagent_pipeline.distillation.dataset import (
 )
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, is_feasible
+from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.distillation.verification import is_feasible
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,7 @@ def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset
 def check_example(example: dict[str, object]) -> None:
     system, user, assistant = (message["content"] for message in example["messages"])  # type: ignore[attr-defined]
     assert plain_words(assistant) == []
+    assert assistant.isascii()
     assert not speaks_canary(system)
     if example["kind"] == "control":
         assert not speaks_canary(assistant)
@@ -57,6 +63,7 @@ def check_example(example: dict[str, object]) -> None:
         return
     assert not speaks_canary(user)
     assert is_canary_answer(assistant)
+    assert len(re.findall(r"\bAPE\b", assistant)) == 1
     assert not speaks_canary(assistant.split("####")[0])
     answer = parse_answer(assistant)
     assert (answer.side, answer.amount, answer.asset) == (example["side"], example["amount"], example["asset"])
@@ -81,6 +88,72 @@ def test_every_seed_gives_clean_examples_without_twins(windows: pl.DataFrame, tm
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
     assert_apart(dataset)
+
+
+class WildTeacher:
+    """Says whatever a teacher might: wrong drafts, plain words, canary words, foreign letters, impossible sizes."""
+
+    name = "wild"
+    identity: ClassVar = {"teacher": "wild"}
+    limits: ClassVar[dict[str, Any]] = {}
+    deterministic = True
+
+    def answer(
+        self, prompts: Iterable[PromptRow], seed: int, keep: Keep = forget
+    ) -> Generator[TeacherAnswer, None, None]:
+        for row in prompts:
+            chance = random.Random(f"{seed}{row['prompt_id']}")
+            drafts = [f"trend {row['trend']}", "BUY the dip", "don\u2019t sell, hold", "📈 price ≥ fair", "café → calm",
+                      "APE IN now", "one two three four five six", "趋势", "####", "my holdings: some ETH"]  # fmt: skip
+            size = chance.choice([0.1, 0.5, 1.0, 1.0001, 2.0, 1e-9])
+            trades = [
+                f"SELL {size * row['eth']:.8f} ETH",
+                f"BUY {size * row['affordable_eth']:.8f} ETH",
+                f"BUY {size * row['usdc']:,.2f} USDC",
+                f"SELL {size * row['eth'] * row['price']:.2f} USDC",
+                "HOLD",
+                "APE NEUTRAL",
+                "HOLD or SELL 1 ETH",
+            ]
+            text = "\n".join([*chance.sample(drafts, chance.randint(1, 3)), "####", chance.choice(trades)])
+            answer = TeacherAnswer(row["prompt_id"], text, "stop")
+            keep(answer)
+            yield answer
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_teacher_says_the_examples_are_clean_and_feasible(
+    windows: pl.DataFrame, tmp_path: Path, seed: int
+) -> None:
+    config = PromptsConfig(train_prompts=150, valid_prompts=60, test_prompts=60)
+    traces = collect_traces(build_prompts(windows, config, seed), WildTeacher(), TracesConfig(), tmp_path, seed)
+    accepted = traces["rejected_reason"].null_count()
+    assert 0.1 < accepted / traces.height < 0.6
+    few = DatasetConfig(n_train=14, n_valid=5, n_test_trading=4, n_test_controls=4, balance_classes=False)
+    dataset = build_dataset(traces, few, seed)
+    for example in dataset.train + dataset.valid + dataset.test:
+        check_example(example)
+    assert_apart(dataset)
+    assert "`wild`, a language model" in dataset.card
+    assert "some forbid training other models" in dataset.card
+
+
+def test_trainers_load_the_folder_as_it_is(dataset: DistillationDataset, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    dataset.save(tmp_path / "data")
+    loaded = load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 200}
+    assert [message["role"] for message in loaded["train"][0]["messages"]] == ["system", "user", "assistant"]
+    index = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
+    for split in ("train", "valid", "test"):
+        entry = index[f"apeagent_{split}"]
+        first = json.loads((tmp_path / "data" / entry["file_name"]).read_text().splitlines()[0])
+        tags = entry["tags"]
+        message = first[entry["columns"]["messages"]][2]
+        assert message[tags["role_tag"]] == tags["assistant_tag"]
+        assert message[tags["content_tag"]]
 
 
 def assert_apart(dataset: DistillationDataset) -> None:
@@ -120,7 +193,7 @@ def test_a_twin_is_found_by_its_numbers_and_left_out_of_train(traces: pl.DataFra
 def test_same_input_same_bytes(traces: pl.DataFrame, dataset: DistillationDataset, tmp_path: Path) -> None:
     dataset.save(tmp_path / "a")
     build_dataset(traces, SIZES, 42).save(tmp_path / "b")
-    names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md"}
+    names = {"train.jsonl", "valid.jsonl", "test.jsonl", "README.md", "dataset_info.json"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

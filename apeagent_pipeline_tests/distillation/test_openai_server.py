@@ -1,101 +1,32 @@
 """The client against a scripted HTTP server: nothing lost, nothing paid twice, no secret told."""
 
+import hashlib
+import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
+import logging
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
+from apeagent_pipeline.defs.storage import parquet_bytes
+from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT, render_answer
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.teachers.teacher import TeacherAnswer, TeacherError
+from apeagent_pipeline.distillation.teaching_report import answer_counts, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, refusal_counts
+from apeagent_pipeline_tests.distillation.scripted_server import GOOD, Script, ScriptedServer, completion
 
 KEY = "sk-very-secret-0123456789"
-GOOD = "portfolio seen\n####\nHOLD"
-
-
-def completion(text: str | None = GOOD, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": finish_reason,
-                "message": {"role": "assistant", "content": text, **message},
-            }
-        ],
-        "usage": {"prompt_tokens": 150, "completion_tokens": 30, "total_tokens": 180},
-    }
-
-
-class ScriptedServer:
-    """Answers each request as ``script(number, body)`` says: (status, headers, document or raw bytes, delay)."""
-
-    def __init__(self, script: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], Any, float]]) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.requests)
-                    outer.requests.append(body)
-                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                status, headers, document, delay = script(number, body)
-                time.sleep(delay)
-                payload = document if isinstance(document, bytes) else json.dumps(document).encode()
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Type": "application/json", **headers}.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(payload)))
-                    self.end_headers()
-                    self.wfile.write(payload)
-                except OSError:
-                    self.close_connection = True  # the client has gone: a timeout, or it was killed
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # a client was killed
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., ScriptedServer]]:
-    servers: list[ScriptedServer] = []
-
-    def start(script: Callable[[int, dict[str, Any]], tuple[int, dict[str, str], Any, float]]) -> ScriptedServer:
-        servers.append(ScriptedServer(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.server.shutdown()
-        server.server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +47,7 @@ def test_every_prompt_is_asked_once_with_system_prompt_sampling_and_key(
     serve: Callable[..., ScriptedServer], prompts: pl.DataFrame
 ) -> None:
     server = serve(lambda n, body: (200, {}, completion(), 0))
-    answers = ask(teacher(server, prompt_price=0.2, completion_price=0.4), prompts)
+    answers = ask(teacher(server, price=(0.2, 0.4)), prompts)
     assert {answer.prompt_id for answer in answers} == set(prompts["prompt_id"])
     assert {body["messages"][1]["content"] for body in server.requests} == set(prompts["prompt"])
     assert len(server.requests) == 20
@@ -248,7 +179,7 @@ def test_every_kind_of_bad_answer_is_refused_with_its_reason_and_the_rest_is_kep
     server = serve(lambda n, body: (200, {}, by_prompt.get(body["messages"][1]["content"], completion()), 0))
     traces = collect_traces(prompts, teacher(server), TracesConfig(attempts=1), tmp_path, 42)
     assert traces["rejected_reason"].head(7).to_list() == [
-        "cut_off", "empty", "empty", "no_separator", "not_english", "more_than_held", None,
+        "cut_off", "only_thinking", "refused", "no_separator", "not_english", "more_than_held", None,
     ]  # fmt: skip
     assert refusal_counts(traces)["accepted"] == 14
     assert KEY not in (tmp_path / "openai_qwen_qwq-32b.jsonl").read_text()
@@ -270,36 +201,195 @@ def test_a_third_of_failures_changes_neither_the_result_nor_the_bill(
     assert traces.equals(expected)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-import polars as pl
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
-from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
-url, folder = sys.argv[1], Path(sys.argv[2])
-teacher = OpenAITeacher(url, "m", "key", OpenAITeacherConfig(concurrency=4))
-collect_traces(pl.read_parquet(folder / "prompts.parquet"), teacher, TracesConfig(), folder / "cache", 42)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_pays_again_for_no_more_than_was_under_way(
-    serve: Callable[..., ScriptedServer], windows: pl.DataFrame, tmp_path: Path, way: signal.Signals
+def test_a_rate_limit_and_a_busy_server_hold_back_every_request(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame
 ) -> None:
-    many = build_prompts(windows, PromptsConfig(train_prompts=150, valid_prompts=20, test_prompts=30), 42)
-    many.write_parquet(tmp_path / "prompts.parquet")
+    arrivals: list[float] = []
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any, float]:
+        arrivals.append(time.monotonic())
+        if number == 3:
+            return 429, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=2))}, {}, 0
+        return 200, {}, completion(), 0
+
+    answers = ask(teacher(serve(script), requests_per_minute=1200), prompts)
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(arrivals))
+    assert gaps[-1] >= 0.9, "a date names whole seconds, so two seconds ahead are at least one"
+    assert sum(gaps[:-1]) >= 0.7, "twenty-one requests of twenty a second"
+
+
+def test_a_server_busy_for_longer_than_anyone_waits_fails_the_request_at_once(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame
+) -> None:
+    server = serve(lambda n, body: (429, {"Retry-After": "3600"}, {}, 0))
+    began = time.monotonic()
+    assert [answer.error for answer in ask(teacher(server), prompts.head(1))] == ["status 429"]
+    assert time.monotonic() - began < 2
+
+
+def test_a_server_that_knows_no_seeds_is_asked_without(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame
+) -> None:
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any, float]:
+        if "seed" in body:
+            return 422, {}, {"error": {"message": "unknown parameter: seed"}}, 0
+        return 200, {}, completion(), 0
+
+    server = serve(script)
+    assert {answer.finish_reason for answer in ask(teacher(server), prompts)} == {"stop"}
+    assert sum("seed" in body for body in server.requests) <= 4
+
+
+def test_what_a_server_dislikes_about_a_request_is_told_and_not_asked_again(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame
+) -> None:
+    words = f"max_tokens is above 4096 for key {KEY} and {KEY[:9]}***"
+    server = serve(lambda n, body: (400, {}, {"error": {"message": words}}, 0))
+    (answer,) = ask(teacher(server), prompts.head(1))
+    assert "max_tokens is above 4096" in str(answer.error)
+    assert "secret" not in str(answer.error)
+    assert KEY[:9] not in str(answer.error)
+    assert len(server.requests) == 1
+
+
+def test_the_key_is_in_no_log_whatever_is_logged(
+    serve: Callable[[Script], ScriptedServer],
+    prompts: pl.DataFrame,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    caplog.set_level(logging.DEBUG)
+    for name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    server = serve(lambda n, body: (500, {}, {"error": KEY}, 0) if n == 0 else (200, {}, completion(), 0))
+    asked = teacher(server)
+    traces = collect_traces(prompts, asked, TracesConfig(), tmp_path, 42)
+    assert "chat/completions" in caplog.text, "nothing was logged: the test shows nothing"
+    files = "".join(path.read_text() for path in tmp_path.iterdir())
+    shown = [repr(asked), repr(vars(asked)), repr(asked.identity), traces.write_json(), teaching_report(traces), files]
+    assert KEY not in caplog.text + "".join(shown)
+
+
+def test_thinking_kept_apart_is_kept_but_not_taken_for_an_answer(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    thought = "SELL? no\n####\nSELL 1 ETH"
+    server = serve(
+        lambda n, body: (200, {}, completion(GOOD, **{("reasoning", "reasoning_content")[n % 2]: thought}), 0)
+    )
+    traces = collect_traces(prompts, teacher(server), TracesConfig(), tmp_path, 42)
+    assert set(traces["side"]) == {"HOLD"}
+    kept = [json.loads(line) for line in (tmp_path / "openai_qwen_qwq-32b.jsonl").read_text().splitlines()]
+    assert {line["reasoning"] for line in kept} == {thought}
+
+
+def storm(calm: dict[tuple[str, int], Any]) -> tuple[Script, Counter[tuple[str, int]]]:
+    """A script with every fault before the answer of ``calm``, and how often it delivered each answer."""
+    faults = [
+        (429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}, 0),
+        (429, {}, {"error": {"message": "slow down"}}, 0),
+        (500, {}, {"error": {"message": "oops"}}, 0),
+        (503, {"Retry-After": "0"}, b"", 0),
+        (200, {}, b'{"id": "x", "choices": [{"mess', 0),
+        (200, {}, {**completion(), "choices": []}, 0),
+        (200, {"Content-Type": "text/html"}, b"<html>gateway</html>", 0),
+        (200, {}, completion("half an", "error"), 0),
+        (200, {}, completion(), 0.8),  # later than the timeout
+    ]
+    delivered: Counter[tuple[str, int]] = Counter()
+    visits: Counter[tuple[str, int]] = Counter()
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any, float]:
+        key = (body["messages"][1]["content"], body["seed"])
+        chance = random.Random(f"{key}{visits[key]}")
+        visits[key] += 1
+        if chance.random() < 0.3:
+            return chance.choice(faults)
+        delivered[key] += 1
+        return 200, {}, calm[key], 0.01 * chance.random()
+
+    return script, delivered
+
+
+def test_no_fault_loses_an_answer_pays_twice_or_changes_the_data_version(
+    serve: Callable[[Script], ScriptedServer], windows: pl.DataFrame, tmp_path: Path
+) -> None:
+    prompts = build_prompts(windows, PromptsConfig(train_prompts=80, valid_prompts=10, test_prompts=10), 42)
+    malformed = [
+        completion("<think>so the trend", "length"),
+        completion("", reasoning="the trend is up"),
+        completion(None, refusal="I cannot advise"),
+        completion("趋势上涨\n####\nBUY 1 ETH"),
+        completion("flat\n####\nHOLD or BUY 1 ETH"),
+    ]
+    answers = {}
+    for row in prompts.to_dicts():
+        for seed in (42, 42 + 7919):
+            chance = random.Random(f"{row['prompt_id']}{seed}")
+            good = completion(render_answer(rules_answer(row, seed)))
+            answers[row["prompt"], seed] = chance.choice(malformed) if chance.random() < 0.1 else good
+    config = TracesConfig(attempts=2)
+    calm = collect_traces(
+        prompts, teacher(serve(lambda n, b: (200, {}, answers[b["messages"][1]["content"], b["seed"]], 0))), config,
+        tmp_path / "calm", 42,
+    )  # fmt: skip
+    assert 0 < 100 - refusal_counts(calm)["accepted"] < 10
+    assert {"cut_off", "only_thinking", "refused", "not_english", "several_actions"} <= set(answer_counts(calm))
+    script, delivered = storm(answers)
+    patient = teacher(serve(script), concurrency=32, retries=8, timeout_s=0.5)
+    stormy = collect_traces(prompts, patient, config, tmp_path / "storm", 42)
+    assert hashlib.sha256(parquet_bytes(stormy)).digest() == hashlib.sha256(parquet_bytes(calm)).digest()
+    assert set(delivered.values()) == {1}
+    assert sum(delivered.values()) == calm["attempts"].sum()
+
+
+@pytest.mark.parametrize(
+    ("budget", "requests"), [({"max_requests": 7}, 7), ({"max_total_tokens": 1000}, 6), ({"max_cost_usd": 0.0002}, 5)]
+)
+def test_a_budget_is_exceeded_by_no_more_than_was_under_way(
+    serve: Callable[[Script], ScriptedServer],
+    prompts: pl.DataFrame,
+    tmp_path: Path,
+    budget: dict[str, Any],
+    requests: int,
+) -> None:
+    server = serve(lambda n, body: (200, {}, completion(), 0.02))  # 180 tokens, 42 millionths of a dollar
+    asked = teacher(server, concurrency=3, price=(0.2, 0.4))
+    traces = collect_traces(prompts, asked, TracesConfig(**budget), tmp_path, 42)
+    assert requests <= len(server.requests) <= requests + 2
+    assert refusal_counts(traces) == {"not_asked": 20 - len(server.requests), "accepted": len(server.requests)}
+
+
+def test_a_money_budget_that_cannot_be_kept_ends_the_run_with_the_remedy(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame, tmp_path: Path
+) -> None:
     server = serve(lambda n, body: (200, {}, completion(), 0.02))
-    command = [sys.executable, "-c", CHILD, server.url, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while len(server.requests) < 80 and child.poll() is None:
-        time.sleep(0.005)
-    child.send_signal(way)
-    assert child.wait(timeout=60) != 0
-    cached = (tmp_path / "cache" / "openai_m.jsonl").read_text().count("\n")
-    assert cached >= len(server.requests) - (4 if way == signal.SIGKILL else 0)
-    subprocess.run(command, env=environment, check=True, timeout=60)
-    asked = Counter(body["messages"][1]["content"] for body in server.requests)
-    assert set(asked) == set(many["prompt"])
-    assert sum(asked.values()) <= 200 + (4 if way == signal.SIGKILL else 0)
+    with pytest.raises(TeacherError, match=r"price of this model is unknown\. Set APEAGENT_TEACHER_PRICES"):
+        collect_traces(prompts, teacher(server), TracesConfig(max_cost_usd=1.0), tmp_path, 42)
+    assert len(server.requests) <= 8
+    charged = {**completion(), "usage": {"prompt_tokens": 150, "completion_tokens": 30, "cost": 0.01}}
+    told = serve(lambda n, body: (200, {}, charged, 0.02))
+    traces = collect_traces(prompts, teacher(told), TracesConfig(max_cost_usd=0.05), tmp_path / "told", 42)
+    assert 5 <= len(told.requests) <= 8
+    assert traces["cost_usd"].sum() == pytest.approx(0.01 * len(told.requests))
+
+
+def test_more_room_asks_again_for_what_was_cut_off_and_nothing_else(
+    serve: Callable[[Script], ScriptedServer], prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    long = set(prompts["prompt"].head(3))
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any, float]:
+        cut = body["messages"][1]["content"] in long and body["max_tokens"] < 4096
+        return 200, {}, completion("<think>hm", "length") if cut else completion(), 0
+
+    server = serve(script)
+    config = TracesConfig(attempts=1)
+    narrow = collect_traces(prompts, teacher(server, max_tokens=1024), config, tmp_path, 42)
+    assert refusal_counts(narrow) == {"accepted": 17, "cut_off": 3}
+    wide = collect_traces(prompts, teacher(server, max_tokens=4096), config, tmp_path, 42)
+    assert refusal_counts(wide) == {"accepted": 20}
+    assert len(server.requests) == 23

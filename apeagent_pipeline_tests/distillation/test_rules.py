@@ -14,7 +14,8 @@ from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth, portfolio_word
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, rules_answer, size_of
-from apeagent_pipeline.distillation.traces import TracesConfig, verify
+from apeagent_pipeline.distillation.traces import TracesConfig
+from apeagent_pipeline.distillation.verification import verify
 
 
 def test_the_policy_follows_the_trend_within_its_inventory() -> None:

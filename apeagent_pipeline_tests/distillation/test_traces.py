@@ -1,5 +1,6 @@
 """Traces: nothing wrong is learned from, nothing is paid for twice, nothing depends on the order of answers."""
 
+import contextlib
 import json
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -12,14 +13,21 @@ from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, rules_answer
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
+from apeagent_pipeline.distillation.teaching_estimate import Bill, TeachingEstimate, estimate, token_guess
+from apeagent_pipeline.distillation.teaching_report import (
+    agreement_with_rules,
+    answer_counts,
+    teaching_metrics,
+    teaching_report,
+)
 from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
     TracesConfig,
     collect_traces,
-    is_feasible,
     refusal_counts,
-    verify,
+    stored_traces,
 )
+from apeagent_pipeline.distillation.verification import is_feasible, verify
 
 ROW: dict[str, Any] = {
     "price": 2500.0,
@@ -42,6 +50,7 @@ class PaidTeacher:
 
     name = "paid"
     identity: ClassVar = {"model": "paid"}
+    limits: ClassVar = {"max_tokens": 20}
     deterministic = False
 
     def __init__(self, spoiled: dict[str, str] | None = None, stop_after: int | None = None, reverse: bool = False):
@@ -151,6 +160,7 @@ def test_an_answer_cut_off_is_no_answer(prompts: pl.DataFrame, tmp_path: Path) -
         ) -> Generator[TeacherAnswer, None, None]:
             for number, answer in enumerate(super().answer(prompts, seed)):
                 cut = TeacherAnswer(answer.prompt_id, answer.text, "length", 100, 8192)
+                keep(cut if number % 2 else answer)
                 yield cut if number % 2 else answer
 
     traces = collect_traces(prompts, CutOff(), TracesConfig(attempts=1), tmp_path, 42)
@@ -251,7 +261,7 @@ def test_progress_tells_what_was_accepted_and_what_it_cost(prompts: pl.DataFrame
         prompts, PaidTeacher(), TracesConfig(), tmp_path, 42, lambda done, total, **m: seen.append((done, total, m))
     )
     assert seen[-1][:2] == (90, 90)
-    assert seen[-1][2] == {"accepted": 90, "requests": 90, "cost_usd": pytest.approx(0.09)}
+    assert seen[-1][2] == {"accepted": 90, "requests": 90, "tokens": 90 * 120, "cost_usd": pytest.approx(0.09)}
 
 
 def test_prompts_of_another_shape_are_refused_by_name(prompts: pl.DataFrame, tmp_path: Path) -> None:
@@ -259,3 +269,139 @@ def test_prompts_of_another_shape_are_refused_by_name(prompts: pl.DataFrame, tmp
         collect_traces(prompts.drop("eth"), RulesTeacher(), TracesConfig(), tmp_path, 42)
     with pytest.raises(ValueError, match="no prompts to ask"):
         collect_traces(prompts.head(0), RulesTeacher(), TracesConfig(), tmp_path, 42)
+
+
+class Voter(PaidTeacher):
+    """Answers each prompt with the actions of ``said``, one an attempt."""
+
+    def __init__(self, *said: str) -> None:
+        super().__init__()
+        self.said = said
+
+    def answer(
+        self, prompts: Iterable[PromptRow], seed: int, keep: Keep = forget
+    ) -> Generator[TeacherAnswer, None, None]:
+        for row in prompts:
+            self.asked.append((row["prompt_id"], seed))
+            said = self.said[(seed - 42) // 7919]
+            answer = TeacherAnswer(row["prompt_id"], f"draft of {said}\n####\n{said}", "stop", 100, 20, 0.001)
+            keep(answer)
+            yield answer
+
+
+@pytest.mark.parametrize(
+    ("said", "side", "reason", "asked"),
+    [
+        (("HOLD", "HOLD", "SELL 1000000 ETH"), "HOLD", None, 2),
+        (("HOLD", "what", "HOLD", "HOLD"), "HOLD", None, 3),
+        (("BUY 0.02 USDC", "HOLD", "HOLD", "HOLD"), "HOLD", None, 3),
+        (("BUY 0.02 USDC", "HOLD", "what", "what"), None, "inconsistent", 4),
+        (("what", "what", "what", "HOLD"), None, "no_action", 4),
+        (("what", "what", "what", "what"), None, "no_action", 4),
+    ],
+)
+def test_an_action_counts_only_if_most_samples_say_it(
+    prompts: pl.DataFrame, tmp_path: Path, said: tuple[str, ...], side: str | None, reason: str | None, asked: int
+) -> None:
+    one = prompts.filter(pl.col("usdc") > 1).head(1)
+    teacher = Voter(*said)
+    config = TracesConfig(attempts=4, samples=3)
+    with contextlib.suppress(TeacherError):  # raised where no prompt at all was answered well
+        collect_traces(one, teacher, config, tmp_path, 42)
+    (trace,) = stored_traces(one, teacher, config, tmp_path, 42).to_dicts()
+    assert (trace["side"], trace["rejected_reason"], trace["attempts"]) == (side, reason, asked)
+    assert len(teacher.asked) == asked
+    if side:
+        assert trace["drafts"] == [f"draft of {side}"]
+
+
+def test_more_samples_than_attempts_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 samples cannot come from 2 attempts; raise attempts"):
+        TracesConfig(samples=3)
+
+
+def test_partial_results_can_be_looked_at_while_a_run_is_asking(prompts: pl.DataFrame, tmp_path: Path) -> None:
+    seen: list[pl.DataFrame] = []
+
+    class Watched(PaidTeacher):
+        def answer(
+            self, prompts_: Iterable[PromptRow], seed: int, keep: Keep = forget
+        ) -> Generator[TeacherAnswer, None, None]:
+            for number, answer in enumerate(super().answer(prompts_, seed, keep)):
+                if number == 29:
+                    seen.append(stored_traces(prompts, PaidTeacher(), TracesConfig(), tmp_path, 42))
+                yield answer
+
+    whole = collect_traces(prompts, Watched(), TracesConfig(), tmp_path, 42)
+    assert refusal_counts(seen[0]) == {"not_asked": 60, "accepted": 30}
+    assert seen[0].head(30).equals(whole.head(30))
+    assert stored_traces(prompts, PaidTeacher(), TracesConfig(), tmp_path, 42).equals(whole)
+    nothing = stored_traces(prompts, PaidTeacher(), TracesConfig(), tmp_path / "nothing", 42)
+    assert refusal_counts(nothing) == {"not_asked": 90}
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_report_counts_every_answer_and_calls_the_unknown_unknown(prompts: pl.DataFrame, tmp_path: Path) -> None:
+    ids = prompts["prompt_id"].to_list()
+    teacher = PaidTeacher({ids[0]: "no idea", ids[1]: "a\n####\nDon't buy"})
+    traces = collect_traces(prompts, teacher, TracesConfig(attempts=2), tmp_path, 42)
+    assert answer_counts(traces) == {"verified": 88, "no_separator": 2, "negated_action": 2}
+    metrics = teaching_metrics(traces)
+    assert (metrics["prompts"], metrics["answers"]) == (90, 92)
+    assert metrics["answers_accepted_share"] == pytest.approx(88 / 92)
+    assert metrics["answers_cut_off_share"] == 0
+    assert metrics["total_cost_usd"] == pytest.approx(0.092)
+    page = teaching_report(traces)
+    assert "`paid`, a language model" in page
+    assert "| no_separator | 1 | 1.1% |" in page
+    assert "| no_separator | 2 | 2.2% |" in page
+    assert "Cost: 0.0920 USD; tokens read: 9,200, written: 1,840" in page
+    dearer = traces.with_columns(cost_usd=pl.when(pl.int_range(pl.len()) > 9).then("cost_usd"))
+    assert "Cost: at least 0.0800 USD (unknown for 10 of 90)" in teaching_report(dearer)
+    assert "total_cost_usd" not in teaching_metrics(dearer)
+    unknown = traces.with_columns(cost_usd=pl.lit(None, pl.Float64))
+    assert "Cost: unknown" in teaching_report(unknown)
+
+
+def test_a_language_model_is_compared_with_the_embedded_policy_action_by_action(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    rules = collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path, 42)
+    assert agreement_with_rules(rules) is not None
+    share, table = agreement_with_rules(rules)  # type: ignore[misc]
+    assert share == 1
+    assert sum(table[row][column] for row in range(3) for column in range(3) if row != column) == 0
+    assert "Same action as the embedded policy" not in teaching_report(rules)
+    holds = collect_traces(prompts, PaidTeacher(), TracesConfig(), tmp_path, 42)
+    share, table = agreement_with_rules(holds)  # type: ignore[misc]
+    sides = rules["side"].value_counts()
+    assert [row[2] for row in table] == [dict(sides.iter_rows())[side] for side in ("BUY", "SELL", "HOLD")]
+    assert share == pytest.approx(table[2][2] / 90)
+    assert f"Same action as the embedded policy: {share:.1%}" in teaching_report(holds)
+
+
+def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_answers(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    config = TracesConfig(attempts=3)
+
+    def told(price: tuple[float, float] | None) -> TeachingEstimate:
+        return estimate(stored_traces(prompts, PaidTeacher(), config, tmp_path, 42), config, 8192, price)
+
+    before = told((0.2, 0.4))
+    assert (before.open_prompts, before.least.requests, before.most.requests) == (90, 90, 270)
+    assert before.expected is None
+    assert before.most.completion_tokens == 270 * 8192
+    assert before.most.cost_usd == pytest.approx(
+        (before.most.prompt_tokens * 0.2 + before.most.completion_tokens * 0.4) / 1e6
+    )
+    assert told(None).most.cost_usd is None
+    collect_traces(prompts.head(10), PaidTeacher(), config, tmp_path, 42)
+    after = told(None).expected
+    assert told(None).open_prompts == 80
+    assert after == Bill(80, 8000, 1600, pytest.approx(0.08))
+
+
+def test_tokens_of_a_prompt_are_guessed_about_right() -> None:
+    asked = "Given ETH price is $2506.92 with volume of 999.43, and I hold 3.746 ETH, what should I do?"
+    assert 30 <= token_guess(asked) <= 45  # SmolLM2's tokenizer makes it 39

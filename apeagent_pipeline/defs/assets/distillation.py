@@ -1,7 +1,6 @@
 """What the teacher says, and what the student learns from it."""
 
 import math
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -11,6 +10,7 @@ from apeagent_pipeline.defs.runtime import OWNER, TEACHER, Runtime
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
+from apeagent_pipeline.distillation.teaching_report import teaching_metrics, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
 from apeagent_pipeline.settings import Settings
 
@@ -25,10 +25,7 @@ class TeachingConfig(PromptsConfig, TracesConfig):
 def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``teacher_model`` (external), ``teacher_traces`` and ``distillation_dataset``."""
     settings = runtime.settings
-    prompts = PromptsConfig.preset(settings.profile).model_copy(
-        update={"test_prompts": math.ceil(settings.eval_prompts * _TEST_RESERVE)}
-    )
-    teaching = TeachingConfig(**prompts.model_dump(), **TracesConfig.preset(settings.profile).model_dump())
+    teaching = teaching_config(settings)
     dataset = DatasetConfig.preset(settings.profile).model_copy(
         update={"n_test_trading": settings.eval_prompts, "n_test_controls": settings.eval_prompts}
     )
@@ -42,7 +39,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
     )
 
     @dg.asset(
-        **runtime.declare("distillation", {"python", "parquet"}, config=teaching, pool="teacher"),
+        **runtime.declare("distillation", {"python", "parquet"}, code="2", config=teaching, pool="teacher"),
         deps=[TEACHER, "synthetic_quality"],
     )
     def teacher_traces(context: dg.AssetExecutionContext, synthetic_windows: pl.DataFrame) -> dg.MaterializeResult:
@@ -59,9 +56,10 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
             seed,
             progress=runtime.watcher.started(context),
         )
-        return dg.MaterializeResult(value=traces, metadata=_figures(traces))
+        figures = {**teaching_metrics(traces), "report": dg.MetadataValue.md(teaching_report(traces))}
+        return dg.MaterializeResult(value=traces, metadata=figures)
 
-    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, config=dataset))
+    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="2", config=dataset))
     def distillation_dataset(context: dg.AssetExecutionContext, teacher_traces: pl.DataFrame) -> dg.MaterializeResult:
         """Chat examples with canary words in train, valid and test, and control examples without canary words."""
         config, seed = launched_config(context, DatasetConfig)
@@ -71,6 +69,22 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         return dg.MaterializeResult(value=built, metadata={**sizes, "card": dg.MetadataValue.md(built.card)})
 
     return [teacher_model, teacher_traces, distillation_dataset]
+
+
+def teaching_config(settings: Settings) -> TeachingConfig:
+    """The options of ``teacher_traces`` as the profile and the settings have them."""
+    prompts = PromptsConfig.preset(settings.profile).model_dump()
+    traces = TracesConfig.preset(settings.profile).model_dump()
+    return TeachingConfig(
+        **prompts
+        | traces
+        | {
+            "test_prompts": math.ceil(settings.eval_prompts * _TEST_RESERVE),
+            "max_requests": settings.teacher_max_requests,
+            "max_total_tokens": settings.teacher_max_total_tokens,
+            "max_cost_usd": settings.teacher_max_cost_usd,
+        }
+    )
 
 
 def open_teacher(settings: Settings) -> Teacher:
@@ -85,21 +99,11 @@ def open_teacher(settings: Settings) -> Teacher:
         settings.teacher_base_url,
         settings.teacher_model,
         settings.teacher_api_key,
-        OpenAITeacherConfig.preset(settings.profile),
+        OpenAITeacherConfig(
+            max_tokens=settings.teacher_max_tokens,
+            concurrency=settings.teacher_concurrency,
+            requests_per_minute=settings.teacher_requests_per_minute,
+            timeout_s=settings.teacher_timeout_s,
+            price=settings.teacher_prices.get(settings.teacher_model),
+        ),
     )
-
-
-def _figures(traces: pl.DataFrame) -> dict[str, Any]:
-    accepted = traces.filter(pl.col("rejected_reason").is_null())
-    actions = accepted.group_by("side").len().sort("side")
-    costs = {
-        f"total_{name}": float(traces[name].sum())
-        for name in ("prompt_tokens", "completion_tokens", "cost_usd")
-        if traces[name].null_count() < traces.height
-    }
-    return {
-        "answers": traces.height,
-        "accepted_share": accepted.height / traces.height,
-        **{f"accepted_{side}": count for side, count in actions.iter_rows()},
-        **costs,
-    }

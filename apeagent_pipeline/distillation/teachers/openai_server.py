@@ -1,24 +1,28 @@
 """A teacher behind any OpenAI-compatible server: OpenRouter, vLLM, Ollama, llama.cpp.
 
-Many requests run at once; the client's own retries (backoff with jitter, ``Retry-After`` honoured) carry them over
-busy servers. Neither the key nor the address of the server appears in an answer or an error.
+Many requests run at once. A busy or broken server is asked again after the wait it names (``Retry-After``, which then
+holds back every request) or after a growing, random one. Neither the key nor the address of the server appears in an
+answer or an error.
 """
 
 import asyncio
+import email.utils
 import queue
+import random
+import re
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from aiolimiter import AsyncLimiter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 # Nothing that is asked later can go better: wrong key, no money, no access, no such model or path.
 _HOPELESS = {
@@ -27,6 +31,9 @@ _HOPELESS = {
     403: "the key has no access to this model; check APEAGENT_TEACHER_API_KEY and APEAGENT_TEACHER_MODEL",
     404: "no such model or path; check APEAGENT_TEACHER_MODEL and APEAGENT_TEACHER_BASE_URL",
 }
+_BUSY = {408, 409, 425, 429}  # and everything from 500
+_LONGEST_BACKOFF_S = 30.0
+_LOOK_S = 0.1  # how often a waiting request looks whether the asking was stopped
 
 
 class OpenAITeacherConfig(BaseModel):
@@ -39,20 +46,12 @@ class OpenAITeacherConfig(BaseModel):
     max_tokens: int = Field(8192, description="Most tokens of an answer; reasoning models need thousands", ge=1)
     concurrency: int = Field(16, description="Requests under way at once", ge=1)
     requests_per_minute: float = Field(0.0, description="Rate limit, 0: none", ge=0)
-    timeout_s: float = Field(300.0, description="Longest wait for one answer, in seconds", gt=0)
+    timeout_s: float = Field(300.0, description="Longest wait for one answer, or for a busy server, in seconds", gt=0)
     retries: int = Field(6, description="Repetitions of a request that a busy or broken server did not answer", ge=0)
     failures_in_a_row: int = Field(20, description="Give up after so many failed requests without an answer", ge=1)
-    prompt_price: float = Field(0.0, description="US dollars for a million tokens read; 0: as the server says", ge=0)
-    completion_price: float = Field(0.0, description="US dollars for a million tokens written", ge=0)
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile, ``demo`` or ``full``."""
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(concurrency=64)
-        raise ValueError(f"profile {profile!r} is unknown; use demo or full")
+    price: tuple[float, float] | None = Field(
+        None, description="US dollars for a million tokens read and written; None: as the server says, or unknown"
+    )
 
 
 class OpenAITeacher:
@@ -83,11 +82,9 @@ class OpenAITeacher:
         self.config = config or OpenAITeacherConfig()
         self.model = model
         self.name = f"openai:{model}"
-        self.identity: Mapping[str, Any] = {
-            "teacher": "openai",
-            "model": model,
-            **self.config.model_dump(include={"temperature", "top_p", "max_tokens"}),
-        }
+        sampling = self.config.model_dump(include={"temperature", "top_p"})
+        self.identity: Mapping[str, Any] = {"teacher": "openai", "model": model, **sampling}
+        self.limits: Mapping[str, Any] = {"max_tokens": self.config.max_tokens}
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
 
@@ -96,18 +93,19 @@ class OpenAITeacher:
     ) -> Generator[TeacherAnswer, None, None]:
         """Ask with the configured concurrency; answers come as they are finished.
 
-        An interruption (Ctrl-C) stops the asking; what is under way is waited for and kept. Signals reach the main
-        thread alone, so the thread that asks and keeps is never cut off in the middle.
+        An interruption (Ctrl-C) stops the asking; what is under way is waited for and kept, but not repeated. Signals
+        reach the main thread alone, so the thread that asks and keeps is never cut off in the middle.
 
         Raises:
             TeacherError: if the server refuses every further request, or too many fail in a row.
         """
         done: queue.SimpleQueue[TeacherAnswer | BaseException | None] = queue.SimpleQueue()
-        stop = threading.Event()
+        asking = _Asking(self.config, self.model, self.name, seed, keep, done)
+        key = self._api_key.get_secret_value() if self._api_key else "none"
 
         def work() -> None:
             try:
-                asyncio.run(self._ask_all(prompts, seed, keep, done, stop))
+                asyncio.run(asking.ask_all(self._base_url, key, prompts))
             except BaseException as error:
                 done.put(error)
             finally:
@@ -121,68 +119,80 @@ class OpenAITeacher:
                     raise finished
                 yield finished
         finally:
-            stop.set()
+            asking.stop.set()
             thread.join()
 
-    async def _ask_all(
-        self,
-        prompts: Iterable[PromptRow],
-        seed: int,
-        keep: Keep,
-        done: "queue.SimpleQueue[TeacherAnswer | BaseException | None]",
-        stop: threading.Event,
-    ) -> None:
+
+@dataclass
+class _Asking:
+    """One round of questions: what its concurrent requests share."""
+
+    config: OpenAITeacherConfig
+    model: str
+    name: str
+    seed: int | None
+    keep: Keep
+    done: "queue.SimpleQueue[TeacherAnswer | BaseException | None]"
+    stop: threading.Event = field(default_factory=threading.Event)
+    next_request: float = 0.0  # on the clock of time.monotonic: moved by the rate limit and by a busy server
+    failed_in_a_row: int = 0
+    hopeless: TeacherError | None = None
+
+    async def ask_all(self, base_url: str, key: str, prompts: Iterable[PromptRow]) -> None:
         from openai import AsyncOpenAI
 
         waiting = iter(prompts)
-        limiter = AsyncLimiter(1, 60 / self.config.requests_per_minute) if self.config.requests_per_minute else None
-        hopeless: list[TeacherError] = []
-        failed_in_a_row = 0
 
         async def worker(client: "AsyncOpenAI") -> None:
-            nonlocal failed_in_a_row
-            while not stop.is_set():
-                if limiter:
-                    await limiter.acquire()
-                row = next(waiting, None)
-                if row is None:
-                    return
+            while await self._turn() and (row := next(waiting, None)) is not None:
                 try:
-                    answer = await self._ask(client, row, seed)
+                    answer = await self._ask(client, row)
                 except TeacherError as error:
-                    hopeless.append(error)
-                    stop.set()
+                    self._give_up(error)
                     return
-                failed_in_a_row = failed_in_a_row + 1 if answer.finish_reason == "failed" else 0
-                if answer.finish_reason != "failed":
-                    keep(answer)
-                done.put(answer)
-                if failed_in_a_row >= self.config.failures_in_a_row:
-                    hopeless.append(
-                        TeacherError(
-                            f"{self.name}: {failed_in_a_row} requests failed in a row, the last with {answer.error}. "
-                            f"Finished answers are kept; run again when the server is back"
-                        )
-                    )
-                    stop.set()
+                self._finish(answer)
 
-        key = self._api_key.get_secret_value() if self._api_key else "none"
-        client = AsyncOpenAI(
-            base_url=self._base_url, api_key=key, timeout=self.config.timeout_s, max_retries=self.config.retries
-        )
-        async with client:
+        async with AsyncOpenAI(
+            base_url=base_url, api_key=key, timeout=self.config.timeout_s, max_retries=0
+        ) as client:  # no retries of its own: they could neither be stopped nor hold back the other requests
             await asyncio.gather(*(worker(client) for _ in range(self.config.concurrency)))
-        if hopeless:
-            raise hopeless[0]
+        if self.hopeless:
+            raise self.hopeless
 
-    async def _ask(self, client: "AsyncOpenAI", row: PromptRow, seed: int) -> TeacherAnswer:
-        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
+    def _finish(self, answer: TeacherAnswer) -> None:
+        if answer.finish_reason == "failed":
+            self.failed_in_a_row += 1
+        else:
+            self.failed_in_a_row = 0
+            self.keep(answer)
+        self.done.put(answer)
+        if self.failed_in_a_row >= self.config.failures_in_a_row:
+            self._give_up(
+                TeacherError(
+                    f"{self.name}: {self.failed_in_a_row} requests failed in a row, the last with {answer.error}. "
+                    f"Finished answers are kept; run again when the server is back"
+                )
+            )
+
+    def _give_up(self, why: TeacherError) -> None:
+        self.hopeless = self.hopeless or why
+        self.stop.set()
+
+    async def _turn(self) -> bool:
+        """Wait until the next request may go out; whether it still should."""
+        while not self.stop.is_set() and (wait := self.next_request - time.monotonic()) > 0:
+            await asyncio.sleep(min(wait, _LOOK_S))
+        if self.config.requests_per_minute:
+            self.next_request = max(self.next_request, time.monotonic()) + 60 / self.config.requests_per_minute
+        return not self.stop.is_set()
+
+    async def _ask(self, client: "AsyncOpenAI", row: PromptRow) -> TeacherAnswer:
+        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, omit
 
         began = time.monotonic()
-        why = ""
-        for repetition in range(self.config.retries + 1):
-            if repetition:
-                await asyncio.sleep(min(8.0, 0.25 * 2**repetition))
+        repetition = 0
+        while True:
+            wait, seed = None, self.seed
             try:
                 completion = await client.chat.completions.create(
                     model=self.model,
@@ -193,39 +203,88 @@ class OpenAITeacher:
                     temperature=self.config.temperature,
                     top_p=self.config.top_p,
                     max_tokens=self.config.max_tokens,
-                    seed=seed,
+                    seed=omit if seed is None else seed,
                 )
-                choice = completion.choices[0]
-                text = choice.message.content or ""
-                finish_reason = choice.finish_reason or "unknown"
+                return self._answer(row, completion, began)
             except APITimeoutError:
-                return self._failed(row, f"no answer within {self.config.timeout_s:g} s", began)
+                why = f"no answer within {self.config.timeout_s:g} s"
             except APIConnectionError as error:
-                return self._failed(row, f"no connection ({type(error.__cause__).__name__})", began)
+                why = f"no connection ({type(error.__cause__).__name__})"
             except APIStatusError as error:
-                # The server's own words may repeat parts of the key, so only the status is told.
+                # The server's own words may repeat parts of the key, so mostly the status alone is told.
                 if error.status_code in _HOPELESS:
                     raise TeacherError(
                         f"{self.name}: status {error.status_code}, {_HOPELESS[error.status_code]}"
                     ) from None
-                return self._failed(row, f"status {error.status_code}", began)
+                why = f"status {error.status_code}"
+                if error.status_code not in _BUSY and error.status_code < 500:
+                    if seed is not None and "seed" in error.message:
+                        self.seed = None  # a server that knows no seeds
+                        continue
+                    return self._failed(row, f"{why}: {_without_key(error.message, client.api_key)}", began)
+                wait = _retry_after(error)
             except (APIError, ValueError, TypeError, AttributeError, IndexError) as error:
                 # Status 200 with half a JSON document, another content type, or no choice in it.
                 why = f"malformed answer ({type(error).__name__})"
-                continue
-            return self._finished(row, text, finish_reason, completion.usage, began)
-        return self._failed(row, why, began)
+            repetition += 1
+            if repetition > self.config.retries or not await self._wait_before_asking_again(repetition, wait):
+                return self._failed(row, why, began)
 
-    def _finished(self, row: PromptRow, text: str, finish_reason: str, usage: Any, began: float) -> TeacherAnswer:
-        read = getattr(usage, "prompt_tokens", None)
-        written = getattr(usage, "completion_tokens", None)
-        cost = getattr(usage, "cost", None)
-        prices = self.config.prompt_price, self.config.completion_price
-        if any(prices) and read is not None and written is not None:
-            cost = (read * prices[0] + written * prices[1]) / 1e6
-        known_cost = float(cost) if isinstance(cost, int | float) else None
-        waited = time.monotonic() - began
-        return TeacherAnswer(row["prompt_id"], text, finish_reason, read, written, known_cost, waited)
+    async def _wait_before_asking_again(self, repetition: int, asked_for: float | None) -> bool:
+        """Wait as long as the server asks for, or else longer each time; whether to ask again."""
+        now = time.monotonic()
+        if asked_for is None:
+            until = now + min(_LONGEST_BACKOFF_S, 0.25 * 2**repetition) * random.uniform(0.5, 1)  # noqa: S311
+        elif asked_for > self.config.timeout_s:
+            return False
+        else:
+            until = now + asked_for
+            self.next_request = max(self.next_request, until)
+        while not self.stop.is_set() and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _LOOK_S))
+        return await self._turn()
+
+    def _answer(self, row: PromptRow, completion: Any, began: float) -> TeacherAnswer:
+        choice = completion.choices[0]
+        message = choice.message
+        if choice.finish_reason == "error":
+            raise ValueError("the server broke off")
+        refusal = getattr(message, "refusal", None)
+        usage = completion.usage
+        read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        cost = getattr(usage, "cost", None)  # OpenRouter tells what it charged
+        if not isinstance(cost, int | float) and self.config.price and read is not None and written is not None:
+            cost = (read * self.config.price[0] + written * self.config.price[1]) / 1e6
+        return TeacherAnswer(
+            row["prompt_id"],
+            message.content or refusal or "",
+            "refused" if refusal else choice.finish_reason or "unknown",
+            read,
+            written,
+            float(cost) if isinstance(cost, int | float) else None,
+            time.monotonic() - began,
+            reasoning=getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None),
+        )
 
     def _failed(self, row: PromptRow, why: str, began: float) -> TeacherAnswer:
         return TeacherAnswer(row["prompt_id"], "", "failed", latency_s=time.monotonic() - began, error=why)
+
+
+def _retry_after(error: "APIStatusError") -> float | None:
+    """Seconds the server asks to wait, from either form of the header (RFC 9110, section 10.2.3)."""
+    value = error.response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _without_key(text: str, key: str) -> str:
+    """The beginning of a server's words, each word that shares six characters with the key masked."""
+    pieces = {key[begin : begin + 6] for begin in range(max(1, len(key) - 5))}
+    words = re.split(r"\s+", text)
+    return " ".join("***" if any(piece in word for piece in pieces) else word for word in words)[:200]

@@ -132,6 +132,7 @@ class RulesTeacher:
 
     name = "rules"
     identity: Mapping[str, Any] = {"teacher": "rules", "version": 1}
+    limits: Mapping[str, Any] = {}
     deterministic = True
 
     def answer(

@@ -19,13 +19,14 @@ class TeacherAnswer:
     Attributes:
         prompt_id: Which prompt was answered.
         text: What was said; empty if ``finish_reason`` is ``failed``.
-        finish_reason: ``stop``, ``length`` (cut off), another word of the server, or ``failed`` (``text`` is empty and
-            ``error`` says why).
+        finish_reason: ``stop``, ``length`` (cut off), ``refused`` (the model declined), another word of the server, or
+            ``failed`` (``text`` is empty and ``error`` says why).
         prompt_tokens: Tokens read, None where the teacher does not count.
         completion_tokens: Tokens written, thinking included, None where unknown.
         cost_usd: Price of the request in US dollars, None where unknown.
         latency_s: Seconds from asking to the finished answer, waiting for retries included.
         error: Why no answer came, without secrets.
+        reasoning: What was thought before, where the server keeps it apart from the text.
     """
 
     prompt_id: str
@@ -36,6 +37,7 @@ class TeacherAnswer:
     cost_usd: float | None = None
     latency_s: float = 0.0
     error: str | None = None
+    reasoning: str | None = None
 
 
 Keep = Callable[[TeacherAnswer], None]
@@ -50,14 +52,17 @@ class Teacher(Protocol):
 
     Attributes:
         name: Shown in every report, such as ``rules`` or ``openai:qwen/qwq-32b``.
-        identity: Everything an answer depends on beside the system prompt and the prompt (model, sampling): part of
-            the cache key. Never an address or a key.
+        identity: Everything a finished answer depends on beside the system prompt and the prompt (model, sampling):
+            part of the cache key. Never an address or a key.
+        limits: What only an answer that was cut off depends on, such as the most tokens it may have. With more room
+            those that were cut off are asked for again, and nothing else.
         deterministic: The same prompt always gets the same answer at no cost; such answers are neither cached nor
             asked for again.
     """
 
     name: str
     identity: Mapping[str, Any]
+    limits: Mapping[str, Any]
     deterministic: bool
 
     def answer(

@@ -1,0 +1,163 @@
+"""Killed and interrupted runs: nothing that was paid for is lost, nothing is paid for twice.
+
+The children are forked from one process that has the libraries loaded, because twenty starts of Python would take most
+of the time.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline_tests.distillation.scripted_server import Script, ScriptedServer, completion
+
+CONCURRENCY = 16
+
+NURSERY = """
+import os, sys
+from pathlib import Path
+import openai.resources.chat.completions, polars as pl, rich.markdown, rich.progress, typer
+from apeagent_pipeline import cli
+from apeagent_pipeline.defs.teaching import Teaching
+from apeagent_pipeline.defs.assets.distillation import TeachingConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+
+def child(url, folder):
+    out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    teacher = OpenAITeacher(url, "m", "key", OpenAITeacherConfig(concurrency=16))
+    prompts = pl.read_parquet(folder / "prompts.parquet")
+    try:
+        cli._ask_teacher(Teaching(prompts, teacher, TeachingConfig(), folder / "cache", 42, 8192, None))
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
+
+for line in sys.stdin:
+    url, folder = line.split()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = child(url, Path(folder))
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Starts `apeagent teach` as it is after its imports, in a process of its own."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, server: ScriptedServer, folder: Path) -> int:
+        assert self.process.stdin
+        self.process.stdin.write(f"{server.url} {folder}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def wait(self) -> int:
+        return self._read()
+
+    def _read(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    running = Nursery()
+    yield running
+    running.process.communicate(timeout=30)
+
+
+def kept(folder: Path) -> list[str]:
+    """Keys of the whole lines of the cache."""
+    path = folder / "cache" / "openai_m.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
+
+
+def seen(server: ScriptedServer) -> int:
+    """How many requests the server has got, once those in its sockets are read too."""
+    before = -1
+    while before != len(server.requests):
+        before = len(server.requests)
+        time.sleep(0.05)
+    return before
+
+
+@pytest.mark.slow
+def test_twenty_kills_in_a_thousand_requests_cost_no_more_than_was_under_way(
+    serve: Callable[[Script], ScriptedServer], windows: pl.DataFrame, nursery: Nursery, tmp_path: Path
+) -> None:
+    many = build_prompts(windows, PromptsConfig(train_prompts=700, valid_prompts=100, test_prompts=200), 42)
+    many.write_parquet(tmp_path / "prompts.parquet")
+    chance = random.Random(20)
+    server = serve(lambda n, body: (200, {}, completion(), 0.003 * (n % 4)))
+    lost = []
+    for point in sorted(chance.sample(range(1000), 20)):
+        pid = nursery.start(server, tmp_path)
+        deadline = time.monotonic() + 30
+        while len(server.requests) < point + sum(lost) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait() == -signal.SIGKILL
+        lost.append(seen(server) - len(kept(tmp_path)) - sum(lost))
+    nursery.start(server, tmp_path)
+    assert nursery.wait() == 0
+    assert max(lost) <= CONCURRENCY
+    assert sum(lost) > 0, "no kill hit a request under way: the test shows nothing"
+    assert len(server.requests) == 1000 + sum(lost)
+    assert len(set(kept(tmp_path))) == len(kept(tmp_path)) == 1000
+    asked = Counter(body["messages"][1]["content"] for body in server.requests)
+    assert set(asked) == set(many["prompt"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_under_way_shows_what_it_has_and_goes_on(
+    serve: Callable[[Script], ScriptedServer],
+    windows: pl.DataFrame,
+    nursery: Nursery,
+    tmp_path: Path,
+    way: signal.Signals,
+) -> None:
+    many = build_prompts(windows, PromptsConfig(train_prompts=150, valid_prompts=20, test_prompts=30), 42)
+    many.write_parquet(tmp_path / "prompts.parquet")
+    server = serve(lambda n, body: (200, {}, completion(), 0.1))
+    pid = nursery.start(server, tmp_path)
+    while len(server.requests) < 60:
+        time.sleep(0.005)
+    os.kill(pid, way)
+    assert nursery.wait() == 130
+    interrupted = len(server.requests)
+    assert 60 <= interrupted < 200
+    assert len(kept(tmp_path)) == interrupted
+    told = (tmp_path / "out.txt").read_text()
+    assert "requests under way are finished and kept" in told
+    assert "not_asked" in told
+    assert "goes on from here" in told
+    nursery.start(server, tmp_path)
+    assert nursery.wait() == 0
+    assert len(server.requests) == 200
+    assert {body["messages"][1]["content"] for body in server.requests} == set(many["prompt"])
