@@ -66,7 +66,7 @@ class Rows(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What positions are drawn from: the trunk and the row's choices up to the move, and all of them, [n, T, hidden]."""
+    """What positions are drawn from, [n, T, hidden]: the trunk with a row's choices up to the move, and with all."""
 
     move: Tensor
     whole: Tensor
@@ -495,62 +495,69 @@ class Generator(nn.Module):
         # All rows so far, the condition's before the window's.
         empty = (torch.zeros(n, self.length, *part.shape[2:], dtype=part.dtype, device=device) for part in condition)
         rows = Rows(*(torch.cat([part, more], dim=1) for part, more in zip(condition, empty, strict=True)))
-        known_move, known_whole, fresh, backs = [], [], [], []
+        origins = []
         for step in range(self.length):
-            at = self.context + step
-            now = slice(at, at + 1)
-            before = rows.state[:, at - 1 : at]
+            at, now = self.context + step, slice(step, step + 1)
             known = self.step(rows.part(slice(at - 1, at)), cache, step)
-            chosen: list[Tensor] = []
-
-            def choose(known: Tensor, step: int = step, chosen: list[Tensor] = chosen) -> tuple[Tensor, Tensor]:
-                k = len(chosen)
-                return self.heads[k](known), uniform[:, step : step + 1, k]
-
-            def note(known: Tensor, choice: Tensor, chosen: list[Tensor] = chosen) -> Tensor:
-                chosen.append(choice)
-                return known + self.choice_embeddings[len(chosen) - 1](choice)
-
-            for _ in range(3):
-                known = note(known, _draw(*choose(known)))
-            origin = chosen[2]
-            source = at - (origin - REPEATED + 1).clamp(min=0)
-            repeated = origin >= REPEATED
-            size = torch.where(repeated, rows.bins[..., _SIZE].gather(1, source), _draw(*choose(known)))
-            known = note(known, size) + self._flow(chosen[0], chosen[1], size)
-            known = note(known, _draw(*choose(known)))
-            known = known + self._moved(chosen[1], chosen[4])
-            drawn = self.positions(known, noise[:, step : step + 1, :3])
-            seconds_at, size_at, move_at = drawn.unbind(dim=-1)
-            size_at = torch.where(repeated, rows.positions[..., _SIZE].gather(1, source), size_at)
-            log_size = torch.where(repeated, rows.state[..., SIZE].gather(1, source), self.value(_SIZE, size, size_at))
-            move = self.value(_MOVE, chosen[4], move_at)
-            known_move.append(known)
-            expected = self.state_after(before, chosen[1], log_size, move, before[..., LIQUIDITY])
-            level, back = self.remembered(rows.state, at, expected[..., PLACE])
-            remembered = (back > 0) & (level != before[..., LIQUIDITY])
-            known = known + self._border(before, expected, level, remembered)
-            again = _draw(*choose(known)).bool() & remembered
-            known = note(known, again.long())
-            gap = level - before[..., LIQUIDITY]
-            change = torch.where(again, torch.searchsorted(self.change_edges, gap.contiguous()), _draw(*choose(known)))
-            known = note(known, change)
-            change_at = self.change_position(known, noise[:, step : step + 1, 3:]).squeeze(-1)
-            change_by = torch.where(again, gap, self.value(_CHANGE, change, change_at))
-            known_whole.append(known)
-            liquidity = torch.where(again, level, before[..., LIQUIDITY] + change_by)
-            rows.bins[:, now] = torch.stack([chosen[0], chosen[1], size, chosen[4], change], dim=-1)
-            rows.positions[:, now] = torch.stack(
-                [seconds_at, torch.full_like(size_at, 0.5), size_at, move_at, change_at], dim=-1
-            )
-            rows.origin[:, now] = origin
-            rows.state[:, now] = self.state_after(before, chosen[1], log_size, move, liquidity)
-            yes = torch.ones_like(repeated)
-            fresh.append(torch.stack([yes, yes, ~repeated, yes, ~again], dim=-1))
-            backs.append(torch.where(again, back, 0))
-        known = Known(torch.cat(known_move, dim=1), torch.cat(known_whole, dim=1))
+            row, *origin = self._next_row(rows, at, known, uniform[:, now], noise[:, now])
+            for column, value in zip(rows, row, strict=True):
+                column[:, at : at + 1] = value
+            origins.append(origin)
+        known_move, known_whole, fresh, back = (torch.cat(part, dim=1) for part in zip(*origins, strict=True))
         window = rows.part(slice(self.context, None))
-        return Sample(window, known, noise, torch.cat(fresh, dim=1), torch.cat(backs, dim=1))
+        return Sample(window, Known(known_move, known_whole), noise, fresh, back)
+
+    def _next_row(
+        self, past: Rows, at: int, known: Tensor, uniform: Tensor, noise: Tensor
+    ) -> tuple[Rows, Tensor, Tensor, Tensor, Tensor]:
+        """Draw the row that stands at ``at`` from all rows before it; the row and the parts of a `Sample`, [n, 1]."""
+        before = past.state[:, at - 1 : at]
+
+        def choose(k: int, known: Tensor) -> Tensor:
+            return _draw(self.heads[k](known), uniform[..., k])
+
+        def note(k: int, known: Tensor, chosen: Tensor) -> Tensor:
+            return known + self.choice_embeddings[k](chosen)
+
+        seconds = choose(0, known)
+        known = note(0, known, seconds)
+        side = choose(1, known)
+        known = note(1, known, side)
+        origin = choose(2, known)
+        known = note(2, known, origin)
+        repeated, source = origin >= REPEATED, at - (origin - REPEATED + 1).clamp(min=0)
+        size = torch.where(repeated, past.bins[..., _SIZE].gather(1, source), choose(3, known))
+        known = note(3, known, size) + self._flow(seconds, side, size)
+        moved = choose(4, known)
+        known_move = known = note(4, known, moved) + self._moved(side, moved)
+
+        seconds_at, size_at, moved_at = self.positions(known, noise[..., :3]).unbind(dim=-1)
+        size_at = torch.where(repeated, past.positions[..., _SIZE].gather(1, source), size_at)
+        log_size = torch.where(repeated, past.state[..., SIZE].gather(1, source), self.value(_SIZE, size, size_at))
+        move = self.value(_MOVE, moved, moved_at)
+
+        start = before[..., LIQUIDITY]
+        expected = self.state_after(before, side, log_size, move, start)
+        level, back = self.remembered(past.state, at, expected[..., PLACE])
+        remembered = (back > 0) & (level != start)
+        known = known + self._border(before, expected, level, remembered)
+        again = choose(5, known).bool() & remembered
+        known = note(5, known, again.long())
+        gap = (level - start).contiguous()
+        change = torch.where(again, torch.searchsorted(self.change_edges, gap), choose(6, known))
+        known = note(6, known, change)
+        change_at = self.change_position(known, noise[..., 3:]).squeeze(-1)
+        liquidity = torch.where(again, level, start + self.value(_CHANGE, change, change_at))
+
+        yes, middle = torch.ones_like(repeated), torch.full_like(size_at, 0.5)
+        row = Rows(
+            torch.stack([seconds, side, size, moved, change], dim=-1),
+            torch.stack([seconds_at, middle, size_at, moved_at, change_at], dim=-1),
+            origin,
+            self.state_after(before, side, log_size, move, liquidity),
+        )
+        fresh = torch.stack([yes, yes, ~repeated, yes, ~again], dim=-1)
+        return row, known_move, known, fresh, torch.where(again, back, 0)
 
     def start(self, condition: Rows) -> Cache:
         """The cache before the first row."""
