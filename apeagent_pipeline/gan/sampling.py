@@ -22,7 +22,7 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_windows: int = Field(2_000, description="Windows to sample", ge=1)
+    n_windows: int = Field(3_000, description="Windows to sample", ge=1)
     conditions: list[str] = Field(
         ["train", "valid"], description="Splits whose histories are continued (train, valid, holdout)", min_length=1
     )

@@ -18,22 +18,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.model import Critic, Generator
 from apeagent_pipeline.gan.real_rows import RealRows
+from apeagent_pipeline.gan.selection import held_out_score
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 _CHECKPOINT_SECONDS = 20.0
 _CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 _VALID_EVERY = 40
 _VALID_WINDOWS = 128
 _WARM_UP_STEPS = 20
 _ANNEALING_POWER = 0.7
 _CRITIC_DRIFT = 1e-3
+_CANDIDATES = 3
+_MODULES = ("generator", "averaged", "critic", "best")
 
 History = dict[str, dict[str, list[float]]]
 
@@ -101,12 +105,13 @@ class TrainedGan:
         }
 
 
-def train_gan(
+def train_gan(  # noqa: PLR0917 - what to learn, how, and who watches
     windows: TrainingWindows,
     config: GanConfig,
     seed: int,
     progress: Progress = silent,
     checkpoint_dir: Path | None = None,
+    log_dir: Path | None = None,
 ) -> TrainedGan:
     """Fit bins, warm the generator up by likelihood, then train it against the critic.
 
@@ -117,6 +122,7 @@ def train_gan(
         progress: Called after every step of either stage with the newest losses.
         checkpoint_dir: Where to keep a checkpoint, written every 20 seconds. One that was made with the same
             configuration, seed and data is resumed from; any other is ignored and overwritten.
+        log_dir: Where to write every loss for TensorBoard.
 
     Raises:
         TrainingError: if there is nothing to train on or a loss is no longer a finite number.
@@ -124,6 +130,7 @@ def train_gan(
     run = _Run(windows, config, seed)
     if checkpoint_dir is not None:
         run.resume(checkpoint_dir / _CHECKPOINT_FILE)
+    log = None if log_dir is None else SummaryWriter(str(log_dir), purge_step=run.step)
     saved = time.monotonic()
     while run.step < config.steps:
         losses = run.likelihood_step() if run.step < config.likelihood_steps else run.adversarial_step()
@@ -133,10 +140,16 @@ def train_gan(
                 f"step {run.step} gives {broken}: training has diverged; lower likelihood_rate or adversarial_rate"
             )
         run.step += 1
+        run.consider()
         progress(run.step, config.steps, **losses)
+        if log is not None:
+            for name, value in losses.items():
+                log.add_scalar(name, value, run.step)
         if checkpoint_dir is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             run.checkpoint(checkpoint_dir / _CHECKPOINT_FILE)
             saved = time.monotonic()
+    if log is not None:
+        log.close()
     return run.result()
 
 
@@ -173,7 +186,9 @@ class _Run:
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.0, 0.9))
         self.step = 0
-        self.history: History = {"likelihood": {}, "adversarial": {}}
+        self.history: History = {"likelihood": {}, "adversarial": {}, "held_out": {}}
+        # The weights to keep, and how far the classifier was from a coin on their windows.
+        self.best, self.best_distance = copy.deepcopy(self.averaged), float("inf")
         self.valid = float("nan")
 
     # One step of each stage
@@ -286,6 +301,20 @@ class _Run:
         condition, window = self.rows.windows(self.valid_starts[::every], rng, self.device)
         return float(-self.averaged.log_likelihood(condition, window).mean())
 
+    def consider(self) -> None:
+        """At the end of the warm start and thrice after it: keep the weights if they score better held out."""
+        begun = self.step - self.config.likelihood_steps
+        every = max(1, -(-self.config.adversarial_steps // _CANDIDATES))
+        if begun < 0 or (begun % every and self.step < self.config.steps):
+            return
+        score = held_out_score(self.averaged, self.bins, self.rows, (self.starts, self.valid_starts), self.seed)
+        if score is not None:
+            self._remember("held_out", score._asdict())
+        # Weights that copy are worse than any that do not.
+        distance = 0.0 if score is None else score.distance + (score.copied > self.config.largest_copied)
+        if score is None or distance < self.best_distance:
+            self.best, self.best_distance = copy.deepcopy(self.averaged), distance
+
     # Steps of an optimizer, history, checkpoints
 
     def _descend(self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
@@ -300,7 +329,7 @@ class _Run:
             columns.setdefault(name, []).append(value)
 
     def result(self) -> TrainedGan:
-        generator = self.averaged.cpu()
+        generator = self.best.cpu()
         return TrainedGan(self.config, self.seed, self.bins, generator, self.critic.cpu().eval(), self.history)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -313,12 +342,14 @@ class _Run:
     def checkpoint(self, path: Path) -> None:
         """Write the whole state into one file, which is there completely or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        modules = {"generator": self.generator, "averaged": self.averaged, "critic": self.critic}
+        modules = {name: getattr(self, name) for name in _MODULES}
         tensors = {f"{name}/{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
         for name, optimizer in self._optimizers().items():
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        state = {"step": self.step, "history": self.history, "valid": None if np.isnan(self.valid) else self.valid}
+        state = {"step": self.step, "history": self.history}
+        # JSON knows neither NaN nor infinity.
+        state |= {name: value for name in ("valid", "best_distance") if np.isfinite(value := getattr(self, name))}
         metadata = {"fingerprint": self.fingerprint, "state": json.dumps(state)}
         temporary = path.with_suffix(".tmp")
         save_file(_on_cpu(tensors), temporary, metadata=metadata)
@@ -335,7 +366,7 @@ class _Run:
         if metadata.get("fingerprint") != self.fingerprint:
             return
         tensors = load_file(path)
-        for name in ("generator", "averaged", "critic"):
+        for name in _MODULES:
             getattr(self, name).load_state_dict(_below(tensors, f"{name}/"))
         for name, optimizer in self._optimizers().items():
             states: dict[int, dict[str, Any]] = {}
@@ -346,7 +377,8 @@ class _Run:
             optimizer.load_state_dict({"state": states, "param_groups": groups})
         state = json.loads(metadata["state"])
         self.step, self.history = state["step"], state["history"]
-        self.valid = float("nan") if state["valid"] is None else state["valid"]
+        self.valid = state.get("valid", float("nan"))
+        self.best_distance = state.get("best_distance", float("inf"))
 
 
 def _device() -> torch.device:

@@ -42,12 +42,18 @@ def synthetic(gan, windows):
 def report(synthetic, windows, gan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gan")
     gan.save(folder)
-    return quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3, history=folder / "history.json")
+    later = sample_windows(gan, windows, BASE_ETH_USDC, SamplingConfig(n_windows=80, conditions=["holdout"]), seed=5)
+    history = folder / "history.json"
+    return quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3, history=history, later=later)
 
 
 def test_the_report_has_every_score_its_floor_and_its_baseline(report):
-    assert {name + kind for name in NAMES for kind in ("", "_floor", "_block_bootstrap")} <= report.metrics.keys()
-    assert report.intervals.keys() == {"discriminative_auc" + kind for kind in ("", "_floor", "_block_bootstrap")}
+    kinds = ("", "_floor", "_block_bootstrap", "_gaussian_copula")
+    assert {name + kind for name in NAMES for kind in kinds} <= report.metrics.keys()
+    assert report.intervals.keys() == {"discriminative_auc" + kind for kind in kinds}
+    assert {f"discriminative_{score}_{of}" for score in ("gbm", "auc") for of in ("holdout", "drift")} <= set(
+        report.metrics
+    )
     files = report.files({"run": "test"})
     assert {
         "report.json",
@@ -62,7 +68,7 @@ def test_the_report_has_every_score_its_floor_and_its_baseline(report):
 
 
 def test_synthetic_rows_obey_the_pool_in_every_row(report):
-    for kind in ("", "_block_bootstrap"):
+    for kind in ("", "_block_bootstrap", "_gaussian_copula"):
         for name in ("price_matches_tick", "opposite_signs", "effective_price"):
             assert report.metrics[name + kind] == 1.0
 
@@ -72,9 +78,15 @@ def test_a_bootstrap_is_caught_by_its_copied_runs(report):
     assert report.metrics["copied_runs"] < 0.05
 
 
+def test_a_gaussian_copula_keeps_every_distribution_and_copies_nothing(report):
+    assert report.metrics["ks_mean_gaussian_copula"] < 2 * report.metrics["ks_mean_floor"] + 0.02
+    assert report.metrics["copied_runs_gaussian_copula"] < 0.05
+
+
 def test_the_seed_decides_the_report(report, synthetic, windows):
-    again = quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3)
-    assert again.metrics == report.metrics
+    again = quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3).metrics
+    later = {name for name in report.metrics if name.endswith("_holdout")}
+    assert again == {name: value for name, value in report.metrics.items() if name not in later}
 
 
 def test_bad_windows_score_badly_and_fail_the_check(windows):

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.model import LIQUIDITY, PLACE, SIZE, STATE
 from apeagent_pipeline.gan.real_rows import RealRows
+from apeagent_pipeline.gan.selection import HeldOutScore
 from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
 
 
@@ -110,10 +112,39 @@ def test_the_warm_start_learns(windows, tiny):
 
 
 def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
-    warm = weights(train_gan(windows, tiny.model_copy(update={"adversarial_steps": 0}), 1))
-    after = weights(gan)
-    moved = {name.split(".")[0] for name in warm if not torch.equal(warm[name], after[name])}
+    run = training._Run(windows, tiny.model_copy(update={"likelihood_steps": 0}), 1)
+    before = {**run.generator.state_dict(), **{f"critic.{name}": w for name, w in run.critic.state_dict().items()}}
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    run.adversarial_step()
+    after = {**run.generator.state_dict(), **{f"critic.{name}": w for name, w in run.critic.state_dict().items()}}
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert {"heads", "positions", "decoder", "critic"} <= moved
+
+
+def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never_copies(windows, tiny, monkeypatch):
+    scores = iter([HeldOutScore(0.60, 0.0), HeldOutScore(0.51, 0.5), HeldOutScore(0.55, 0.0), HeldOutScore(0.70, 0.0)])
+    monkeypatch.setattr(training, "held_out_score", lambda *_: next(scores))
+    seen = []
+    consider = training._Run.consider
+
+    def watched(run):
+        consider(run)
+        seen.append((run.step, copy.deepcopy(run.averaged.state_dict())))
+
+    monkeypatch.setattr(training._Run, "consider", watched)
+    kept = train_gan(windows, tiny, 1)
+    wanted = dict(seen)[tiny.likelihood_steps + 2]
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in kept.generator.state_dict().items())
+    assert kept.history["held_out"]["auc"] == [0.60, 0.51, 0.55, 0.70]
+
+
+def test_every_loss_is_written_for_tensorboard(windows, tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_gan(windows, tiny, 1, log_dir=tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Scalars("critic")) == tiny.adversarial_steps
+    assert len(events.Scalars("loss")) == tiny.steps
 
 
 def test_a_choice_is_praised_for_the_rows_after_it_against_its_siblings():

@@ -17,7 +17,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``trained_gan``, ``synthetic_windows`` and ``synthetic_quality``."""
     profile = runtime.settings.profile
 
-    @dg.asset(**runtime.declare("gan", {"pytorch"}, config=GanConfig.preset(profile), pool="training"))
+    @dg.asset(**runtime.declare("gan", {"pytorch"}, code="2", config=GanConfig.preset(profile), pool="training"))
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
         """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
         from apeagent_pipeline.gan.training import train_gan
@@ -29,10 +29,11 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             seed=seed,
             progress=runtime.watcher.started(context),
             checkpoint_dir=runtime.scratch("checkpoints/trained_gan"),
+            log_dir=runtime.scratch("tensorboard/trained_gan"),
         )
         return dg.MaterializeResult(value=gan, metadata=gan.summary())
 
-    @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, config=SamplingConfig.preset(profile)))
+    @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, code="2", config=SamplingConfig.preset(profile)))
     def synthetic_windows(
         context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
@@ -51,7 +52,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         )
         return dg.MaterializeResult(value=windows)
 
-    @dg.asset(**runtime.declare("gan", {"python", "markdown"}, config=QualityConfig.preset(profile)))
+    @dg.asset(**runtime.declare("gan", {"python", "markdown"}, code="2", config=QualityConfig.preset(profile)))
     def synthetic_quality(
         context: dg.AssetExecutionContext,
         synthetic_windows: pl.DataFrame,
@@ -59,15 +60,22 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         trained_gan: Path,
     ) -> dg.MaterializeResult:
         """How close synthetic windows are to held-out real ones, with plots; a check guards what comes after."""
+        from apeagent_pipeline.gan.sampling import sample_windows
+        from apeagent_pipeline.gan.training import TrainedGan
+
         config, seed = launched_config(context, QualityConfig)
+        pool = runtime.source.pool
+        holdout = SamplingConfig(n_windows=config.windows, conditions=["holdout"])
+        later = sample_windows(TrainedGan.load(trained_gan), training_windows, pool, holdout, seed=seed)
         report = quality_report(
             synthetic_windows,
             training_windows,
-            runtime.source.pool,
+            pool,
             config,
             seed=seed,
             progress=runtime.watcher.started(context),
             history=trained_gan / "history.json",
+            later=later,
         )
         return dg.MaterializeResult(value=report)
 
