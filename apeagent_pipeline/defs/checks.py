@@ -16,7 +16,7 @@ from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary import failures as canary_failures
 from apeagent_pipeline.gan.quality import QualityConfig, quality_failures
-from apeagent_pipeline.market.windows import SPLITS
+from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS
 
 Verdict = tuple[list[str], dict[str, Any]]
 """What is wrong (nothing: passed), and figures to show."""
@@ -46,7 +46,10 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
         ),
         check("swap_features", "no_broken_numbers", "No NaN and no infinity in any column", no_broken_features),
         check(
-            "training_windows", "splits_do_not_leak", "Splits follow one another in time, with gaps", splits_do_not_leak
+            "training_windows",
+            "splits_do_not_leak",
+            "A window's rows lie between two splits; the holdout is last",
+            splits_do_not_leak,
         ),
         check(
             "synthetic_windows", "no_broken_numbers", "No NaN, no null, opposite signs of the amounts", whole_windows
@@ -115,20 +118,19 @@ def no_broken_features(store: ArtifactStore) -> Verdict:
 
 
 def splits_do_not_leak(store: ArtifactStore) -> Verdict:
-    """Each split ends before the next begins, and at least a window's rows lie between them."""
-    windows = store.scan("training_windows").with_row_index("row").filter(pl.col("split").is_in(SPLITS))
-    spans = {
-        split: (low, high)
-        for split, low, high in windows.group_by("split")
-        .agg(pl.col("row").min().alias("low"), pl.col("row").max().alias("high"))
-        .collect()
-        .iter_rows()
-    }
-    wrong = [f"no rows in {split}" for split in SPLITS if split not in spans]
-    for before, after in itertools.pairwise(SPLITS):
-        if before in spans and after in spans and spans[before][1] >= spans[after][0]:
-            wrong.append(f"{before} reaches into {after}")
-    return wrong, {"rows": {split: high - low + 1 for split, (low, high) in spans.items()}}
+    """Between rows of two splits lie at least a window's rows of neither; the holdout comes after everything else."""
+    scaler = json.loads((store.folder("training_windows") / SCALER_FILE).read_text())
+    needed = scaler["context"] + scaler["length"]
+    splits = store.scan("training_windows").select(run=pl.col("split").rle()).unnest("run").collect()
+    wrong = [f"no rows in {split}" for split in SPLITS if split not in splits["value"]]
+    runs = [(name, length) for length, name in splits.iter_rows()]
+    for (before, rows_before), (after, rows_after) in itertools.pairwise(runs):
+        gap = rows_before if before == "gap" else rows_after if after == "gap" else 0
+        if gap < needed:
+            wrong.append(f"{gap} rows between {before} and {after}, needed are {needed}")
+    if "holdout" in [name for name, _ in runs[:-1]]:
+        wrong.append("the holdout is not the last")
+    return wrong, {"rows": scaler["rows"]}
 
 
 def whole_windows(store: ArtifactStore) -> Verdict:

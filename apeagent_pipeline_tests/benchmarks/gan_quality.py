@@ -79,8 +79,7 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
             run.step += 1
         if not changes:
             spent = time.process_time() - begun
-            name = f"{name} (+ {spent:.0f} s)"
-        yield name, warm_result(run)
+        yield (name if changes else f"{name} (+ {spent:.0f} s)"), warm_result(run)
         if not changes:
             control, begun = fresh({}), time.process_time()
             while time.process_time() - begun < spent:

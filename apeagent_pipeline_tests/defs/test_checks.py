@@ -1,5 +1,7 @@
 """What the checks say of data that is not as it should be."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +11,7 @@ import pytest
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.defs.checks import no_swap_missing
+from apeagent_pipeline.defs.checks import no_swap_missing, splits_do_not_leak
 
 
 class OneDay:
@@ -44,3 +46,30 @@ def test_a_day_that_lacks_every_tenth_swap_is_noticed(dropped: int, source: str,
     assert (not wrong) is passes
     assert figures["judged_pairs"] > 500
     assert (figures["chain_rate"] > 0.95) is (swaps.height == whole.height)
+
+
+@pytest.mark.parametrize(
+    ("runs", "wrong"),
+    [
+        ([("train", 90), ("gap", 44), ("valid", 60), ("gap", 44), ("train", 90), ("gap", 44), ("holdout", 50)], []),
+        (
+            [("train", 90), ("gap", 43), ("valid", 60), ("gap", 44), ("holdout", 50)],
+            ["43 rows between train and gap, needed are 44", "43 rows between gap and valid, needed are 44"],
+        ),
+        (
+            [("train", 90), ("valid", 60), ("gap", 44), ("holdout", 50)],
+            ["0 rows between train and valid, needed are 44"],
+        ),
+        (
+            [("holdout", 90), ("gap", 44), ("valid", 60), ("gap", 44), ("train", 50)],
+            ["the holdout is not the last"],
+        ),
+    ],
+)
+def test_a_train_window_that_touches_what_it_is_judged_by_is_noticed(
+    runs: list[tuple[str, int]], wrong: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "scaler.json").write_text(json.dumps({"context": 20, "length": 24, "rows": {}}))
+    table = pl.DataFrame({"split": [name for name, length in runs for _ in range(length)]})
+    store = SimpleNamespace(folder=lambda _: tmp_path, scan=lambda _: table.lazy())
+    assert splits_do_not_leak(cast("Any", store))[0] == wrong

@@ -57,7 +57,10 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def training_windows(
         context: dg.AssetExecutionContext, swap_features: dict[str, pl.LazyFrame]
     ) -> dg.MaterializeResult:
-        """Windows of the last days, split by time into train, validation and holdout; scaler fitted on train alone."""
+        """Windows of the last days; valid blocks stand among the train rows, the holdout days come last.
+
+        Whole windows lie between the splits; the scaler is fitted on train alone.
+        """
         config, _ = launched_config(context, WindowsConfig)
         runtime.watcher.started(context)
         if not swap_features:
