@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.ticks import ticks_at_sqrt_prices
+from apeagent_pipeline.gan.copies import copied_share, row_keys
 from apeagent_pipeline.gan.discriminators import boosted_trees, forecast_error, recurrent_network
 from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, synthetic_windows
 from apeagent_pipeline.gan.quality_figures import quality_figures
@@ -34,8 +35,6 @@ BASELINES = ("_block_bootstrap", "_gaussian_copula")
 
 _BOOTSTRAP_ROWS = 6
 _ACF_LAGS = 8
-_RUN_ROWS = 3
-_HASH_FACTORS = np.array([6364136223846793005, 1442695040888963407, 3935559000370003845], dtype=np.uint64)
 _BOOTSTRAP_DRAWS = 200
 
 
@@ -179,7 +178,7 @@ def _judged(  # noqa: PLR0917 - the arguments of `quality_report`
     halves = real.pick(odd), real.pick(~odd)
     compared = {"": (real, made), "_floor": halves} | {name: (real, whole[name]) for name in BASELINES}
     shown = {name: tuple(some(_in_blocks(each, config)) for each in pair) for name, pair in compared.items()}
-    known_runs = np.unique(_runs(_real_set(windows, windows.starts("train")).keys))
+    known = _real_set(windows, windows.starts("train")).keys
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for suffix, (one, other) in shown.items():
@@ -189,11 +188,11 @@ def _judged(  # noqa: PLR0917 - the arguments of `quality_report`
         scores["predictive_ratio"] = _predictive_ratio(one, other, folds[0], seed)
         scores |= domain_checks(tables[suffix], windows, pool)
         if suffix != "_floor":
-            scores["copied_runs"] = float(np.isin(_runs(compared[suffix][1].keys), known_runs).mean())
+            scores["copied_runs"] = copied_share(compared[suffix][1].keys, known)
         metrics |= {name + suffix: value for name, value in scores.items()}
         intervals[f"discriminative_auc{suffix}"] = interval
         progress(len(intervals) * 2, parts)
-    metrics["copied_runs_floor"] = float(np.isin(_runs(halves[0].keys), _runs(halves[1].keys)).mean())
+    metrics["copied_runs_floor"] = copied_share(halves[0].keys, halves[1].keys)
     days, others = some(holdout), {"drift": shown[""][0]}
     if later is not None:
         others["holdout"] = some(_synthetic_set(_checked(later), windows, pool))
@@ -294,16 +293,7 @@ def _comparable(rows: np.ndarray) -> np.ndarray:
 
 
 def _row_keys(table: pl.DataFrame) -> np.ndarray:
-    # Nine digits are more than any two sizes share by chance, and fewer than a size loses on its way through floats.
-    size = pl.col("volume_usdc").round_sig_figs(9)
-    key = pl.struct(pl.col("side"), size, pl.col("seconds_since_previous")).hash(seed=0)
-    return table.select(key.alias("key"))["key"].to_numpy()
-
-
-def _runs(keys: np.ndarray) -> np.ndarray:
-    """One integer for every run of three rows, [n * (T - 2)]."""
-    runs = np.lib.stride_tricks.sliding_window_view(keys, _RUN_ROWS, axis=1)
-    return (runs * _HASH_FACTORS).sum(axis=2, dtype=np.uint64).ravel()
+    return row_keys(table["side"], table["volume_usdc"], table["seconds_since_previous"])
 
 
 def _in_blocks(windows: WindowSet, config: QualityConfig) -> WindowSet:

@@ -8,9 +8,11 @@ the valid blocks that stand among them, which neither it nor the generator has s
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 
 from apeagent_pipeline.gan.bins import RowBins
+from apeagent_pipeline.gan.copies import copied_share, row_keys
 from apeagent_pipeline.gan.discriminators import window_summaries
 from apeagent_pipeline.gan.model import LIQUIDITY, RETURN, SIZE, Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
@@ -66,7 +68,7 @@ def held_out_score(
         sets.append(window_summaries(np.concatenate(both)))
         labels.append(np.repeat([0, 1], len(chosen)))
         if len(sets) == 1:
-            copied = float(np.isin(_runs(both[1]), _runs(both[0])).mean())
+            copied = copied_share(_keys(both[1]), _keys(_train_rows(real, starts)))
     with threadpool_limits(1):
         model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, min_samples_leaf=10, random_state=seed)
         model.fit(sets[0], labels[0])
@@ -84,7 +86,16 @@ def _comparable(bins: RowBins, condition: Rows, rows: Rows) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def _runs(rows: np.ndarray) -> np.ndarray:
-    """Three rows each as one value, [n * (T - 2)]: seconds, side and size."""
-    keys = np.round(rows[..., :3], 5) @ np.array([1.0, 1e3 * np.pi, 1e6 * np.e])
-    return (keys[:, :-2] + np.sqrt(2) * keys[:, 1:-1] + np.sqrt(3) * keys[:, 2:]).round(3).ravel()
+def _train_rows(real: RealRows, starts: np.ndarray) -> np.ndarray:
+    """Seconds, side and size of all train windows as `_comparable` has them, [n, T, 3]."""
+    rows = real.free[starts[:, None] + real.context + np.arange(real.length), :3]
+    rows[..., 0] = np.log1p(rows[..., 0])
+    return rows
+
+
+def _keys(rows: np.ndarray) -> np.ndarray:
+    """Row keys [n, T] of seconds, side and size."""
+    seconds, side, size = (pl.Series(column.ravel().astype(np.float32)) for column in np.moveaxis(rows[..., :3], 2, 0))
+    return row_keys(side.alias("side"), size.cast(pl.Float64).alias("size"), seconds.alias("seconds")).reshape(
+        rows.shape[:2]
+    )

@@ -1,5 +1,6 @@
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.model import LIQUIDITY, PLACE, SIZE, STATE
 from apeagent_pipeline.gan.real_rows import RealRows
-from apeagent_pipeline.gan.selection import HeldOutScore
+from apeagent_pipeline.gan.selection import HeldOutScore, held_out_score
 from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
 
 
@@ -183,3 +184,18 @@ def test_the_state_a_sampled_row_sees_is_that_of_the_market(windows, gan):
     torch.testing.assert_close(state[..., others], window.state[..., others], rtol=1e-3, atol=2e-6)
     # A place counts ranges of a thousandth.
     torch.testing.assert_close(state[..., PLACE], window.state[..., PLACE], rtol=0, atol=2e-3)
+
+
+def test_weights_that_copy_their_training_rows_are_found_out(windows, gan, monkeypatch):
+    """A generator that gives back what really followed has copied everything, and only then."""
+    real = RealRows(windows, gan.bins)
+    splits = windows.starts("train"), windows.starts("valid")
+    honest = held_out_score(gan.generator, gan.bins, real, splits, 1)
+    assert honest.copied < 0.01
+    followed = []
+    windows_of = real.windows
+    monkeypatch.setattr(real, "windows", lambda *args: followed.append(windows_of(*args)) or followed[-1])
+    monkeypatch.setattr(type(gan.generator), "sample", lambda *_: SimpleNamespace(rows=followed[-1][1]))
+    copier = held_out_score(gan.generator, gan.bins, real, splits, 1)
+    assert copier.copied > 0.99
+    assert abs(copier.auc - 0.5) < abs(honest.auc - 0.5)
