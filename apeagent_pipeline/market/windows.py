@@ -1,7 +1,7 @@
 """Training windows: cleaned swaps as irreducible features, split by time, scaled by the train split alone.
 
-The last rows are the holdout: a later market. The valid rows are blocks among the train rows before it: the same market,
-unseen. At least a window with its history lies between any two of them.
+The last rows are the holdout: a later market. The valid rows are blocks among the train rows before it: the same
+market, unseen. At least a window with its history lies between any two of them.
 
 A swap has five things the pool's arithmetic does not fix: its side, its size, when it comes, how far the price moved
 since the swap before (through routers the archive does not show, or through arbitrage), and how the liquidity changed.
