@@ -173,9 +173,10 @@ def _judged(  # noqa: PLR0917 - the arguments of `quality_report`
     def some(each: WindowSet, n: int = config.windows) -> WindowSet:
         return each.pick(rng.permutation(len(each.at))[:n])
 
-    odd = real.at // config.block_rows % 2 == 1
+    within = sets["real"]  # a window over two blocks would stand in both halves
+    odd = within.at // config.block_rows % 2 == 1
     # What a classifier sees lies within blocks; distances need no folds and are taken of all windows.
-    halves = real.pick(odd), real.pick(~odd)
+    halves = within.pick(odd), within.pick(~odd)
     compared = {"": (real, made), "_floor": halves} | {name: (real, whole[name]) for name in BASELINES}
     shown = {name: tuple(some(_in_blocks(each, config)) for each in pair) for name, pair in compared.items()}
     known = _real_set(windows, windows.starts("train")).keys

@@ -120,14 +120,15 @@ def main() -> None:
         key = name.split(" (", maxsplit=1)[0]
         found.setdefault(key, []).append([metrics[score] for score in SCORES])
         for reference in REFERENCES:
-            row = [metrics.get(score.removesuffix("_holdout") + reference, float("nan")) for score in SCORES]
+            names = [s.replace("_holdout", "_drift") if reference == "_drift" else s + reference for s in SCORES]
+            row = [metrics.get(name, float("nan")) for name in names]
             found.setdefault(reference.strip("_").replace("_", " "), []).append(row)
         console.print(f"seed {seed}: {name}", *(f"{metrics[score]:.4f}" for score in SCORES))
 
     for seed in map(int, arguments.seeds.split(",")):
         for name, gan in runs(windows, GanConfig(), seed, arguments.ablations):
             judge(seed, name, gan)
-    table = Table("mean over seeds (smallest to greatest)", *SCORES)
+    table = Table("mean over seeds (smallest to greatest)", *(score.replace("_", " ") for score in SCORES))
     for name, rows in found.items():
         low, middle, high = np.min(rows, axis=0), np.mean(rows, axis=0), np.max(rows, axis=0)
         table.add_row(name, *(f"{m:.4f}\n({a:.4f} {b:.4f})" for a, m, b in zip(low, middle, high, strict=True)))

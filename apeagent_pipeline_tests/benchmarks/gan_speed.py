@@ -21,6 +21,7 @@ from torch import Tensor
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
+from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.model import Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
@@ -67,11 +68,16 @@ def training_windows() -> TrainingWindows:
 
 def step_seconds(windows: TrainingWindows, config: GanConfig) -> tuple[float, float]:
     """CPU seconds of a likelihood step and of an adversarial step, medians without the first of each."""
-    marks = [time.process_time()]
     config = config.model_copy(update={"likelihood_steps": STEPS, "adversarial_steps": STEPS})
-    train_gan(windows, config, SEED, progress=lambda done, total, **losses: marks.append(time.process_time()))
-    seconds = np.diff(marks)
-    return float(np.median(seconds[1:STEPS])), float(np.median(seconds[STEPS + 1 :]))
+    run = training._Run(windows, config, SEED)
+    medians = []
+    for step in (run.likelihood_step, run.adversarial_step):
+        times = []
+        for _ in range(STEPS):
+            times.append(seconds(step, 1))
+            run.step += 1
+        medians.append(statistics.median(times[1:]))
+    return medians[0], medians[1]
 
 
 def seconds(work: Callable[[], object], runs: int = RUNS) -> float:
