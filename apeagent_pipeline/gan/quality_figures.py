@@ -60,7 +60,8 @@ def _distributions(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str]
             axis.hist(
                 values, edges, weights=np.full(len(values), 1 / len(values)), histtype="step", color=color, label=label
             )
-        axis.set_yscale("log")
+        if name != "buy":  # two bars of about one half
+            axis.set_yscale("log")
         axis.set_title(name, fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=8)
     return png(figure)

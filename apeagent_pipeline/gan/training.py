@@ -309,7 +309,7 @@ class _Run:
             return
         score = held_out_score(self.averaged, self.bins, self.rows, (self.starts, self.valid_starts), self.seed)
         if score is not None:
-            self._remember("held_out", score._asdict())
+            self._remember("held_out", {**score._asdict(), "step": float(self.step)})
         # Weights that copy are worse than any that do not.
         distance = 0.0 if score is None else score.distance + (score.copied > self.config.largest_copied)
         if score is None or distance < self.best_distance:

@@ -137,6 +137,7 @@ def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never
     wanted = dict(seen)[tiny.likelihood_steps + 2]
     assert all(torch.equal(wanted[name], tensor) for name, tensor in kept.generator.state_dict().items())
     assert kept.history["held_out"]["auc"] == [0.60, 0.51, 0.55, 0.70]
+    assert kept.history["held_out"]["step"] == [tiny.likelihood_steps + k for k in range(4)]
 
 
 def test_every_loss_is_written_for_tensorboard(windows, tiny, tmp_path):
