@@ -165,13 +165,13 @@ def _executed(past: _Past, rows: np.ndarray, origins: Origins, pool: PoolSpec) -
     free = {name: rows[..., k] for k, name in enumerate(FREE_FEATURES)}
     sizes = np.exp(free["log_size"])
     root_factors, liquidity_factors = _factors(free["move"] / 2), _factors(free["liquidity_change"])
-    each, root = np.arange(len(rows)), past.root
+    root = past.root
     liquidities, stated, in_token0 = (list(part.T) for part in (past.liquidity, past.stated, past.in_token0))
     prices, amounts = [], []
     for step in range(rows.shape[1]):
         origin, back = origins.size[:, step], origins.liquidity[:, step]
         liquidity = np.maximum(liquidities[-1] * liquidity_factors[:, step] >> _FACTOR_BITS, 1)
-        liquidity = _repeated(liquidity, liquidities, back, each)
+        liquidity = _repeated(liquidity, liquidities, back)
         root = root * root_factors[:, step] >> _FACTOR_BITS
         root = np.clip(root, MIN_SQRT_PRICE + 1, MAX_SQRT_PRICE - 1)
         of_token0 = (origin == IN_TOKEN0) & (len(past.typed) > 0)
@@ -181,7 +181,7 @@ def _executed(past: _Past, rows: np.ndarray, origins: Origins, pool: PoolSpec) -
             typed = _nearest(past.typed, sizes[of_token0, step] / price)
             size[of_token0] = _smallest_units(typed, pool.token0.decimals)
         age = np.maximum(origin - REPEATED + 1, 0)
-        size, of_token0 = _repeated(size, stated, age, each), _repeated(of_token0, in_token0, age, each).astype(bool)
+        size, of_token0 = _repeated(size, stated, age), _repeated(of_token0, in_token0, age).astype(bool)
         reserve0, reserve1 = (liquidity << 96) // root, liquidity * root >> 96
         largest = np.where(of_token0, reserve0, reserve1) // _LARGEST_SHARE
         smallest = np.where(of_token0, (4 << 192) // (root * root), 0) + 1  # the other token moves as well
@@ -199,7 +199,7 @@ def _executed(past: _Past, rows: np.ndarray, origins: Origins, pool: PoolSpec) -
     return np.stack(prices, axis=1), np.stack(liquidities[-length:], axis=1), amounts0, amounts1
 
 
-def _repeated(new: np.ndarray, columns: list[np.ndarray], back: np.ndarray, each: np.ndarray) -> np.ndarray:
+def _repeated(new: np.ndarray, columns: list[np.ndarray], back: np.ndarray) -> np.ndarray:
     """``new`` [n] where ``back`` is 0, else the value of so many columns before."""
     for age in np.unique(back[back > 0]):
         new = np.where(back == age, columns[-age], new)

@@ -29,7 +29,7 @@ class RealRows:
         self.context, self.length = windows.context, windows.length
         self.free, self._bins = windows.free_features(), bins
         self.bins = bins.encode(self.free)
-        self.origin = _size_origins(windows.table)
+        self.origin = _size_origins(windows.table, min(REPEATS, windows.context))
         price = pl.col("price").log()
         range_width = windows.scaler["tick_spacing"] * math.log(1.0001)
         columns = {
@@ -75,8 +75,8 @@ class RealRows:
         return torch.from_numpy(centre).float(), torch.from_numpy(scale).float()
 
 
-def _size_origins(table: pl.DataFrame) -> np.ndarray:
-    """Whether the size of every row repeats one before it in its segment, else in which token it was stated."""
+def _size_origins(table: pl.DataFrame, repeats: int) -> np.ndarray:
+    """Which of the ``repeats`` rows before it in its segment a size repeats, else in which token it was stated."""
     in_token0 = table["stated_in_token0"].to_numpy()
     segment = table["segment"].to_numpy()
     stated = table.select(
@@ -84,7 +84,7 @@ def _size_origins(table: pl.DataFrame) -> np.ndarray:
     ).to_series()
     amounts = stated.to_numpy()
     origin = np.where(in_token0, IN_TOKEN0, IN_TOKEN1)
-    for age in range(REPEATS, 0, -1):
+    for age in range(repeats, 0, -1):
         now, before = slice(age, None), slice(None, -age)
         same = np.abs(amounts[now] - amounts[before]) <= _SAME * amounts[now]
         same &= (in_token0[now] == in_token0[before]) & (segment[now] == segment[before])

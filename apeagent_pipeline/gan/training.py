@@ -51,7 +51,8 @@ class TrainedGan:
     """A generator with averaged weights, its critic, the bins of its rows, and how it was trained.
 
     Attributes:
-        history: Stage ("likelihood", "adversarial") -> name -> values, ``step`` among the names.
+        history: Stage ("likelihood", "adversarial"; "held_out": scores of the weights that stood to choice) -> name ->
+            values, ``step`` among the names.
     """
 
     config: GanConfig

@@ -200,3 +200,10 @@ def test_weights_that_copy_their_training_rows_are_found_out(windows, gan, monke
     copier = held_out_score(gan.generator, gan.bins, real, splits, 1)
     assert copier.copied > 0.99
     assert abs(copier.auc - 0.5) < abs(honest.auc - 0.5)
+
+
+def test_a_history_shorter_than_sizes_are_remembered_for_is_enough(windows, tiny):
+    from apeagent_pipeline.market.windows import TrainingWindows
+
+    short = TrainingWindows(windows.table, {**windows.scaler, "context": 2})
+    train_gan(short, tiny.model_copy(update={"likelihood_steps": 2, "adversarial_steps": 1}), 1)
