@@ -1,13 +1,15 @@
 """Training: a likelihood warm start, then WGAN-GP on free-running samples, with exact resume.
 
 Every step draws its randomness from (seed, step) alone, so a run that was killed and resumed from a checkpoint ends
-with the same weights as one that was not (on the CPU, with the same number of threads).
+with the same weights as one that was not (on the CPU, with the same number of threads). Several processes share the
+batches of one: the same rows in every step, but dropout, samples and noise of their own.
 """
 
 import copy
 import hashlib
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +24,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.model import Critic, Generator
+from apeagent_pipeline.gan.model import Critic, Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
 from apeagent_pipeline.gan.selection import held_out_score
+from apeagent_pipeline.gan.workers import Workers, run_together
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 _CHECKPOINT_SECONDS = 20.0
 _CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _VALID_EVERY = 40
 _VALID_WINDOWS = 128
 _WARM_UP_STEPS = 20
@@ -126,11 +129,56 @@ def train_gan(  # noqa: PLR0917 - what to learn, how, and who watches
         log_dir: Where to write every loss for TensorBoard.
 
     Raises:
-        TrainingError: if there is nothing to train on or a loss is no longer a finite number.
+        TrainingError: if there is nothing to train on, a batch cannot be dealt to the processes, or a loss is no
+            longer a finite number.
+        WorkerError: if one of several processes died again and again.
     """
-    run = _Run(windows, config, seed)
+    count = config.workers or max(1, torch.cuda.device_count())
+    if count == 1:
+        return _train(windows, config, seed, progress, checkpoint_dir, log_dir)
+    if config.batch % count or config.adversarial_batch % count:
+        raise TrainingError(
+            f"batch={config.batch} and adversarial_batch={config.adversarial_batch} cannot be dealt to {count} "
+            "processes; make both multiples of their number, or set workers"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        out, kept = Path(scratch) / "trained", checkpoint_dir or Path(scratch) / "checkpoint"
+        run_together(count, _train_together, (windows, config, seed, kept, log_dir, out), progress)
+        return TrainedGan.load(out)
+
+
+def _train_together(  # noqa: PLR0917 - it is called with what `train_gan` was called with
+    windows: TrainingWindows,
+    config: GanConfig,
+    seed: int,
+    checkpoint_dir: Path,
+    log_dir: Path | None,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """What every one of several processes does; the first of them writes what was trained into ``out``."""
+    workers = Workers(together=True)
+    if workers.device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers.count))
+    trained = _train(windows, config, seed, progress, checkpoint_dir, log_dir, workers)
+    if workers.rank == 0:
+        trained.save(out)
+
+
+def _train(  # noqa: PLR0917 - as `train_gan`
+    windows: TrainingWindows,
+    config: GanConfig,
+    seed: int,
+    progress: Progress,
+    checkpoint_dir: Path | None,
+    log_dir: Path | None,
+    workers: Workers | None = None,
+) -> TrainedGan:
+    run = _Run(windows, config, seed, workers)
     if checkpoint_dir is not None:
         run.resume(checkpoint_dir / _CHECKPOINT_FILE)
+    if run.workers.rank:  # the first process writes for all
+        checkpoint_dir = log_dir = None
     log = None if log_dir is None else SummaryWriter(str(log_dir), purge_step=run.step)
     saved = time.monotonic()
     while run.step < config.steps:
@@ -157,10 +205,11 @@ def train_gan(  # noqa: PLR0917 - what to learn, how, and who watches
 class _Run:
     """Everything that changes while training."""
 
-    def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int) -> None:
+    def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int, workers: Workers | None = None) -> None:
         self.config, self.seed, self.context, self.length = config, seed, windows.context, windows.length
         self.tick_spacing = int(windows.scaler["tick_spacing"])
-        self.device = _device()
+        self.workers = workers or Workers(together=False)
+        self.device = self.workers.device
         rows = windows.free_features()
         train = (windows.table["split"] == "train").to_numpy()
         self.starts, self.valid_starts = windows.starts("train"), windows.starts("valid")
@@ -197,13 +246,13 @@ class _Run:
     def likelihood_step(self) -> dict[str, float]:
         """Raise the likelihood of real windows; learning rate annealed to zero, weights averaged."""
         rng = np.random.default_rng([self.seed, 1, self.step])
-        condition, window = self.rows.windows(rng.choice(self.starts, self.config.batch), rng, self.device)
+        condition, window = self._windows(rng.choice(self.starts, self.config.batch), rng)
         done = self.step / self.config.likelihood_steps
         warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         _set_rate(self.likelihood_optimizer, self.config.likelihood_rate * warm * (1 - done) ** _ANNEALING_POWER)
         self.generator.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self.step + 1))
+            torch.manual_seed(self._own_seed())
             loss = -self.generator.log_likelihood(condition, window).mean()
         self._descend(self.likelihood_optimizer, self.generator, loss)
         # A young average would still remember the random start.
@@ -227,9 +276,9 @@ class _Run:
         config, generator = self.config, self.generator
         begun = self.step - config.likelihood_steps
         rng = np.random.default_rng([self.seed, 2, self.step])
-        chance = torch.Generator().manual_seed(_mix(self.seed, self.step + 1))
+        chance = torch.Generator().manual_seed(self._own_seed())
         starts = np.repeat(rng.choice(self.starts, config.adversarial_batch), config.samples)
-        condition, window = self.rows.windows(starts, rng, self.device)
+        condition, window = self._windows(starts, rng)
         # Without dropout: the samples are what the generator would really produce.
         generator.eval()
         fake = generator.sample(condition, chance)
@@ -261,8 +310,8 @@ class _Run:
         praise = (advantage * choices.log_likelihood()).mean()
         generator.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self.step + 1))
-            real = self.rows.windows(rng.choice(self.starts, config.batch), rng, self.device)
+            torch.manual_seed(self._own_seed())
+            real = self._windows(rng.choice(self.starts, config.batch), rng)
             likelihood = generator.log_likelihood(*real).mean()
         loss = adversarial + config.feature_matching * matching - config.diversity * apart
         loss = loss - config.policy * praise - config.anchor * likelihood
@@ -318,9 +367,20 @@ class _Run:
 
     # Steps of an optimizer, history, checkpoints
 
+    def _windows(self, starts: np.ndarray, rng: np.random.Generator) -> tuple[Rows, Rows]:
+        """This process's part of the windows of a batch; every process draws the whole of it alike."""
+        condition, window = self.rows.windows(starts, rng, self.device)
+        return self.workers.share(condition), self.workers.share(window)
+
+    def _own_seed(self) -> int:
+        """Of what this process draws in this step for itself."""
+        own = (self.workers.rank,) if self.workers.count > 1 else ()
+        return _mix(self.seed, self.step + 1, *own)
+
     def _descend(self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.workers.average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0 if model is self.critic else 1.0)
         optimizer.step()
 
@@ -382,12 +442,6 @@ class _Run:
         self.best_distance = state.get("best_distance", float("inf"))
 
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def _fingerprint(rows: np.ndarray, starts: np.ndarray, settings: list[Any]) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT, torch.__version__, *settings], sort_keys=True).encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
@@ -395,8 +449,8 @@ def _fingerprint(rows: np.ndarray, starts: np.ndarray, settings: list[Any]) -> s
     return digest.hexdigest()
 
 
-def _mix(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def _mix(*seeds: int) -> int:
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
 def _normal_like(tensor: Tensor, chance: torch.Generator) -> Tensor:

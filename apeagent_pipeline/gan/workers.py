@@ -1,0 +1,131 @@
+"""Training on several processes of one machine: each takes its part of every batch, gradients are averaged.
+
+Accelerate finds the device of every process and reduces over them (NCCL on CUDA, gloo on the CPU); torch's elastic
+agent starts them and, when one dies, starts all again, which then go on from the last checkpoint. With one process
+nothing is started and nothing is reduced.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from multiprocessing.connection import Client, Listener
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from apeagent_pipeline.reporting.progress import Progress
+
+RESTARTS = 3
+"""How often the processes are started again after one of them died."""
+
+_Rows = TypeVar("_Rows")
+
+
+class WorkerError(RuntimeError):
+    """The processes could not finish; the message is that of the first one that failed."""
+
+
+def device() -> torch.device:
+    """Where a single process computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Workers:
+    """The processes that train together, as seen by one of them.
+
+    Attributes:
+        count: How many.
+        rank: Which this one is; 0 writes what is written.
+        device: Where it computes.
+    """
+
+    def __init__(self, together: bool) -> None:
+        """``together``: this process was started by `run_together`."""
+        if together:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=not torch.cuda.is_available())
+            self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
+        else:
+            self.count, self.rank, self.device = 1, 0, device()
+
+    def share(self, rows: _Rows) -> _Rows:
+        """This process's part of a batch: of every tensor of a named tuple the rows of dimension 0 that are its own."""
+        if self.count == 1:
+            return rows
+        return type(rows)(*(each.chunk(self.count)[self.rank] for each in rows))  # type: ignore[attr-defined]
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace the gradients of ``model`` by their mean over all processes."""
+        if self.count == 1:
+            return
+        from accelerate.utils import reduce
+
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        together: Tensor = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def run_together(count: int, work: Callable[..., None], arguments: tuple[Any, ...], progress: Progress) -> None:
+    """Run ``work(*arguments, progress)`` in ``count`` new processes that find each other through `Workers`.
+
+    Args:
+        count: How many processes.
+        work: A function of a module, which the new processes import.
+        arguments: Its arguments; they are sent to the processes.
+        progress: Told here what the first process tells its own.
+
+    Raises:
+        WorkerError: a process died once more after `RESTARTS` restarts.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    key = secrets.token_bytes(32)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=secrets.token_hex(8),
+        max_restarts=RESTARTS,
+        monitor_interval=0.5,
+        start_method="spawn",
+    )
+    with Listener(authkey=key) as listener:
+        Thread(target=_pass_on, args=(listener, progress), daemon=True).start()
+        try:
+            elastic_launch(settings, _worker)(work, arguments, listener.address, key)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            raise WorkerError(f"training process {rank} of {count} failed: {failure.message}") from error
+
+
+@record
+def _worker(work: Callable[..., None], arguments: tuple[Any, ...], address: Any, key: bytes) -> None:
+    if int(os.environ["RANK"]):
+        work(*arguments, lambda done, total, **metrics: None)
+        return
+    with Client(address, authkey=key) as line:
+        work(*arguments, lambda done, total, **metrics: line.send((done, total, metrics)))
+
+
+def _pass_on(listener: Listener, progress: Progress) -> None:
+    """Tell ``progress`` what the first process sends; after a restart another one calls."""
+    while True:
+        try:
+            with listener.accept() as line:
+                while True:
+                    done, total, metrics = line.recv()
+                    progress(done, total, **metrics)
+        except EOFError:  # that process has ended
+            continue
+        except OSError:  # the listener was closed
+            return

@@ -1,0 +1,38 @@
+"""Two real processes on this machine, over gloo."""
+
+import psutil
+import pytest
+
+from apeagent_pipeline.gan.training import TrainingError, train_gan
+from apeagent_pipeline.gan.workers import WorkerError
+
+
+def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windows, tiny):
+    """Without dropout the warm start of two differs from that of one by rounding alone."""
+    config = tiny.model_copy(update={"dropout": 0.0, "adversarial_steps": 2})
+    alone = train_gan(windows, config, 1)
+    told = []
+
+    def kill_one(done, total, **losses):
+        told.append(done)
+        if done == 3 and told.count(3) == 1:
+            workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+            workers[-1].kill()
+
+    together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, kill_one)
+    assert told.count(1) == 2  # all were started again
+    assert told[-1] == config.steps
+    assert together.history["likelihood"]["valid"] == pytest.approx(alone.history["likelihood"]["valid"], abs=1e-4)
+    assert len(together.history["adversarial"]["generator"]) == 2
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(windows, tiny):
+    with pytest.raises(TrainingError, match="batch=16 and adversarial_batch=4 cannot be dealt to 3"):
+        train_gan(windows, tiny.model_copy(update={"workers": 3}), 1)
+
+
+def test_what_a_process_died_of_is_said(windows, tiny, monkeypatch):
+    monkeypatch.setattr("apeagent_pipeline.gan.workers.RESTARTS", 0)
+    with pytest.raises(WorkerError, match="holds no window of the train split"):
+        empty = type(windows)(windows.table.clear(), windows.scaler)
+        train_gan(empty, tiny.model_copy(update={"workers": 2}), 1)
