@@ -134,8 +134,15 @@ def teach(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only look: nothing can be launched, and no daemon runs")
+    ] = False,
 ) -> None:
-    """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME."""
+    """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME.
+
+    The daemon does what is due by itself: the nightly re-sync where swaps are read from a chain, what lies below
+    changed data, and retries. Each can be turned off under Automation in the UI.
+    """
     from apeagent_pipeline.defs.instance import open_instance, prepare_home
 
     settings = load_settings()
@@ -149,7 +156,8 @@ def ui(
         "APEAGENT_HOME": str(settings.home.absolute()),
         "PYTHONSAFEPATH": "1",  # a file of the current folder must not stand in for a module of the server
     }
-    command = ["-m", "dagster", "dev", "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    program = ["dagster_webserver", "--read-only"] if read_only else ["dagster", "dev"]
+    command = ["-m", *program, "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
 
 
@@ -223,17 +231,17 @@ def doctor() -> None:
 
 @app.command()
 def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
-    """Ask the trained adapter, and see its answer as it is written."""
+    """Ask the adapter in service, and see its answer as it is written."""
+    from apeagent_pipeline.defs.promotion import PromotionError, in_service
     from apeagent_pipeline.defs.runtime import Runtime
-    from apeagent_pipeline.defs.storage import StorageError
     from apeagent_pipeline.defs.watching import LogWatcher
 
     settings = load_settings()
     runtime = Runtime(settings, LogWatcher())
     try:
-        adapter = runtime.store.local_folder("lora_adapter")
-    except StorageError as error:
-        raise SettingsError(f"There is no trained adapter yet ({error}). Run `apeagent demo` first.") from None
+        adapter = in_service(runtime.store)
+    except PromotionError as error:
+        raise SettingsError(str(error)) from None
     from apeagent_pipeline.student.base_model import BaseModelError
     from apeagent_pipeline.student.generation import ask as answer
 
@@ -247,10 +255,57 @@ def ask(prompt: Annotated[str, typer.Argument(help="A trading question with pric
 
 
 @app.command()
+def promotions() -> None:
+    """Show which adapter is in service, and every promotion and rollback before, the newest first.
+
+    A trained adapter goes into service when its canary report passes and does not show it to be worse than the one
+    there. `apeagent ask` and the export use the adapter in service.
+    """
+    from rich.markdown import Markdown
+
+    from apeagent_pipeline.defs.promotion import history_table
+    from apeagent_pipeline.defs.storage import ArtifactStore
+
+    settings = load_settings()
+    store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+    Console().print(Markdown(history_table(store)))
+
+
+@app.command()
+def rollback() -> None:
+    """Put the adapter into service again that was there before the present one.
+
+    The present one is withdrawn: it will not be promoted again. What is made from the adapter in service is out of date
+    then; `apeagent demo` or the daemon makes it again.
+    """
+    import dagster as dg
+
+    from apeagent_pipeline.defs.instance import open_instance
+    from apeagent_pipeline.defs.promotion import PROMOTED, PromotionError, roll_back
+    from apeagent_pipeline.defs.storage import ArtifactStore
+
+    settings = load_settings()
+    store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+    try:
+        service = roll_back(store)
+    except PromotionError as error:
+        raise SettingsError(str(error)) from None
+    with open_instance(settings) as instance:
+        # So that the UI shows it, and the daemon knows what lies below.
+        tags = {"dagster/data_version": service.adapter}
+        instance.report_runless_asset_event(dg.AssetMaterialization(PROMOTED, description="rollback", tags=tags))
+    Console().print(f"In service: {service.adapter}. Withdrawn: {', '.join(service.withdrawn)}", highlight=False)
+
+
+@app.command()
 def provenance(
-    asset: Annotated[str, typer.Argument(help="An artifact; for a daily one with its day: raw_swaps/2025-01-21")] = (
-        "lora_adapter"
-    ),
+    asset: Annotated[
+        str | None,
+        typer.Argument(
+            help="An artifact, such as trained_gan; for a daily one with its day: raw_swaps/2025-01-21",
+            show_default="the adapter in service, else the one trained last",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, every hash, for programs")] = False,
 ) -> None:
     """Show what an artifact was made from: data set, teacher, GAN, days, and the blocks they were read from.
@@ -261,13 +316,18 @@ def provenance(
     from rich.markup import escape
     from rich.tree import Tree
 
+    from apeagent_pipeline.defs.promotion import PROMOTED, history
     from apeagent_pipeline.defs.provenance import provenance as read_provenance
     from apeagent_pipeline.defs.provenance import provenance_lines
     from apeagent_pipeline.defs.runtime import Runtime
     from apeagent_pipeline.defs.watching import LogWatcher
 
     runtime = Runtime(load_settings(), LogWatcher())
-    origins = read_provenance(runtime.store, asset, runtime.externals)
+    services = history(runtime.store)
+    if asset in (None, PROMOTED) and services:
+        origins = services[-1].origins  # kept at its promotion: the adapter trained last can be another one
+    else:
+        origins = read_provenance(runtime.store, asset or "lora_adapter", runtime.externals)
     if as_json:
         typer.echo(json.dumps([each.model_dump(mode="json") for each in origins], indent=2))
     else:
@@ -281,9 +341,11 @@ def provenance(
             branch[line.depth :] = [node]
         Console().print(branch[0], highlight=False)
     if origins[0].data_version is None:
-        days = runtime.store.days(asset)
-        hint = f"Name a day, such as {asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
-        _error_console.print(f"{asset} is not stored. {hint}", highlight=False, soft_wrap=True)
+        days = runtime.store.days(origins[0].asset)
+        hint = (
+            f"Name a day, such as {origins[0].asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
+        )
+        _error_console.print(f"{origins[0].name} is not stored. {hint}", highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

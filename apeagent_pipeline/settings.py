@@ -4,6 +4,7 @@ Every setting is an ``APEAGENT_*`` variable, or a line of a ``.env`` file in the
 shows them all with their source and with secrets masked.
 """
 
+import datetime as dt
 import os
 import re
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
 
 Profile = Literal["demo", "full"]
-_FULL = {"teacher": "openai", "teacher_concurrency": 64, "student": "Qwen/Qwen2.5-3B", "eval_prompts": 300}
+_FULL = {
+    "teacher": "openai",
+    "teacher_concurrency": 64,
+    "student": "Qwen/Qwen2.5-3B",
+    "eval_prompts": 300,
+    "retraining": "weekly",
+}
 
 
 class SettingsError(ValueError):
@@ -70,6 +77,14 @@ class Settings(BaseSettings):
     teacher_max_requests: int = Field(0, ge=0, description="Budget of one teaching in requests; 0: no limit")
     teacher_max_total_tokens: int = Field(0, ge=0, description="Budget of one teaching in tokens; 0: no limit")
     teacher_max_cost_usd: float = Field(0.0, ge=0, description="Budget of one teaching in US dollars; 0: no limit")
+    teacher_daily_requests: int = Field(0, ge=0, description="Requests to the teacher on one UTC day; 0: no limit")
+    teacher_daily_tokens: int = Field(0, ge=0, description="Tokens of the teacher on one UTC day; 0: no limit")
+    retraining: Literal["on_change", "weekly", "manual"] = Field(
+        "on_change", description="When GAN, teacher and adapter follow changed data by themselves (UI and daemon)"
+    )
+    nightly_at: dt.time = Field(dt.time(2), description="When the nightly re-sync runs, UTC")
+    nightly_recheck_days: int = Field(3, ge=0, description="How many days before yesterday it reads once more")
+    alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
     seed: int = Field(42, ge=0, description="The one seed of everything random")
@@ -94,7 +109,7 @@ class Settings(BaseSettings):
             prices[found[1]] = (found[2], found[3])
         return prices
 
-    @field_validator("swaps_archive", "teacher_api_key", mode="before")
+    @field_validator("swaps_archive", "teacher_api_key", "alert_webhook", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -163,11 +178,21 @@ def _shown(name: str, settings: Settings) -> str:
     value = getattr(settings, name)
     if name == "storage":
         return settings.storage_url
+    if name == "teacher_base_url":
+        return mask_login(value)
     if name == "rpc_urls":
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
     if name == "teacher_prices":
         return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)
+
+
+def mask_login(url: str) -> str:
+    """A URL whose user name, password and query become ***; its path says which server it is and is kept."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    login = "***@" if host != parts.netloc else ""
+    return f"{parts.scheme}://{login}{host}{parts.path}" + ("?***" if parts.query else "")
 
 
 def mask_url(url: str) -> str:

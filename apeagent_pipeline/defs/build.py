@@ -5,16 +5,20 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from apeagent_pipeline.defs.alerts import failure_alert
 from apeagent_pipeline.defs.assets.chain import chain_assets
 from apeagent_pipeline.defs.assets.distillation import distillation_assets
 from apeagent_pipeline.defs.assets.evaluation import evaluation_assets
 from apeagent_pipeline.defs.assets.gan import gan_assets
 from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.student import student_assets
+from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
 from apeagent_pipeline.defs.checks import asset_checks
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
+
+SYNC_JOB = "sync_swaps"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         asset_checks=checks,
         jobs=[
             dg.define_asset_job(
-                "sync_swaps",
+                SYNC_JOB,
                 selection=["raw_swaps", "swap_features"],
                 description="The swaps of some days and their features",
             ),
@@ -61,6 +65,12 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
                 selection=dg.AssetSelection.all() - dg.AssetSelection.assets("raw_swaps", "swap_features"),
                 description="From the stored days to the canary report, backtest and export",
             ),
+        ],
+        schedules=[nightly_resync(runtime, SYNC_JOB)],
+        sensors=[
+            automation_sensor(),
+            orphan_sweep(),
+            *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
         ],
         resources={"io_manager": runtime.artifacts},
         executor=dg.in_process_executor,

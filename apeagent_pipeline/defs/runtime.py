@@ -4,18 +4,19 @@ import base64
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import BaseModel
 
 from apeagent_pipeline.chain.source import SwapSource, open_swap_source
+from apeagent_pipeline.defs.conditions import on_change, retraining
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.launchpad import code_version, config_schema
 from apeagent_pipeline.defs.storage import ArtifactStore, digest
 from apeagent_pipeline.defs.watching import Watcher
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.settings import Settings
+from apeagent_pipeline.settings import Settings, mask_login
 
 OWNER = "team:apeagent"
 SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
@@ -53,7 +54,7 @@ class Runtime:
             return {name: str(value) for name, value in RulesTeacher.identity.items()}
         return {
             "teacher": "openai",
-            "base_url": settings.teacher_base_url,
+            "base_url": mask_login(settings.teacher_base_url),
             "model": settings.teacher_model,
             "max_tokens": str(settings.teacher_max_tokens),
         }
@@ -84,7 +85,14 @@ class Runtime:
         return folder
 
     def declare(
-        self, group: str, kinds: set[str], *, code: str = "1", config: BaseModel | None = None, pool: str | None = None
+        self,
+        group: str,
+        kinds: set[str],
+        *,
+        code: str = "1",
+        config: BaseModel | None = None,
+        pool: str | None = None,
+        made: Literal["on_change", "on_policy", "on_request"] = "on_change",
     ) -> dict[str, Any]:
         """The arguments that every ``@dg.asset`` has.
 
@@ -94,6 +102,7 @@ class Runtime:
             code: Version of the asset's code; raise it when the same inputs give other content.
             config: Preset of the profile, shown in the Launchpad; none: the asset has no options.
             pool: Concurrency pool.
+            made: Whether it follows its inputs by itself, as the setting ``retraining`` says, or not at all.
         """
         defaults = {} if config is None else {**config.model_dump(), "seed": self.settings.seed}
         return {
@@ -102,5 +111,10 @@ class Runtime:
             "owners": [OWNER],
             "code_version": code_version(code, defaults),
             "pool": pool,
+            "automation_condition": {
+                "on_change": on_change(),
+                "on_policy": retraining(self.settings.retraining),
+                "on_request": None,
+            }[made],
             **({} if config is None else {"config_schema": config_schema(config, self.settings.seed)}),
         }

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -41,13 +42,18 @@ class AnswerCache:
         self._writing = writing
         self._begins: dict[bytes, int] = {}
         self._in_memory: dict[bytes, TeacherAnswer] = {}
-        begin = 0
+        self.answered_today: list[TeacherAnswer] = []
+        """Answers that were kept since midnight UTC."""
+        begin, today = 0, str(datetime.now(UTC).date())
         for number, line in enumerate(reading or (), start=1):
             # A run killed while writing leaves half a line at the end; that answer was never used.
             if not line.endswith(b"\n"):
                 break
             try:
-                self._begins[bytes.fromhex(json.loads(line)["key"])] = begin
+                entry = json.loads(line)
+                self._begins[bytes.fromhex(entry["key"])] = begin
+                if entry.get("at", "").startswith(today):
+                    self.answered_today.append(_answer(entry))
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{getattr(reading, 'name', 'cache')} line {number} is not a cached answer: {line[:60]!r}; remove "
@@ -66,8 +72,7 @@ class AnswerCache:
                 return self._in_memory[key]
             if self._reading and key in self._begins:
                 self._reading.seek(self._begins[key])
-                entry = json.loads(self._reading.readline())
-                return TeacherAnswer(**{name: value for name, value in entry.items() if name in _FIELDS})
+                return _answer(json.loads(self._reading.readline()))
         return None
 
     def keep(self, prompt: str, seed: int, answer: TeacherAnswer) -> None:
@@ -77,7 +82,8 @@ class AnswerCache:
             self._in_memory[key] = answer
             return
         begin = self._writing.tell()
-        self._writing.write(json.dumps({"key": key.hex(), **asdict(answer)}).encode() + b"\n")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._writing.write(json.dumps({"key": key.hex(), "at": at, **asdict(answer)}).encode() + b"\n")
         self._writing.flush()
         os.fsync(self._writing.fileno())
         self._begins[key] = begin
@@ -88,6 +94,10 @@ class AnswerCache:
         if cut_off:
             parts.append(dict(self._teacher.limits))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+
+
+def _answer(entry: dict[str, Any]) -> TeacherAnswer:
+    return TeacherAnswer(**{name: value for name, value in entry.items() if name in _FIELDS})
 
 
 @contextmanager

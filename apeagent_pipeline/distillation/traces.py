@@ -5,7 +5,7 @@ whatever order the answers came in, however often the run was killed, and it can
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,8 @@ class TracesConfig(VerificationConfig):
     max_requests: int = Field(0, description="Requests of one run, 0: no limit; cached answers do not count", ge=0)
     max_total_tokens: int = Field(0, description="Stop asking once a run has used so many tokens, 0: no limit", ge=0)
     max_cost_usd: float = Field(0.0, description="Stop asking once a run has cost this much, 0: no limit", ge=0)
+    daily_requests: int = Field(0, description="Answered requests on one UTC day, of all runs, 0: no limit", ge=0)
+    daily_tokens: int = Field(0, description="Tokens on one UTC day, of all runs, 0: no limit", ge=0)
 
     @model_validator(mode="after")
     def _enough_attempts_to_agree(self) -> Self:
@@ -151,7 +153,7 @@ def _ask(book: "_Book", progress: Progress) -> None:
 
     A request that failed is no attempt: it is made again, as often as a prompt may be asked.
     """
-    spending = _Spending(book.config)
+    spending = _Spending(book.config, book.cache.answered_today)
     attempts_now = 1 if book.teacher.deterministic else book.config.attempts
     waiting: dict[int, list[int]] = defaultdict(list)
     counts: Counter[str] = Counter()
@@ -200,9 +202,12 @@ def _keep(book: "_Book", spending: "_Spending", attempt: int, answer: TeacherAns
 class _Spending:
     """What one run asks and pays, and where it must stop. What is under way when a limit is reached comes on top."""
 
-    def __init__(self, config: TracesConfig) -> None:
+    def __init__(self, config: TracesConfig, today: Iterable[TeacherAnswer]) -> None:
         self.config = config
         self.requests = 0
+        self.today = Counter(requests=0, tokens=0)
+        for answer in today:
+            self.today.update(requests=1, tokens=(answer.prompt_tokens or 0) + (answer.completion_tokens or 0))
         self.known: dict[str, float] = {}
         self.unmeasured: str | None = None
 
@@ -212,6 +217,8 @@ class _Spending:
             (self.config.max_requests, self.requests),
             (self.config.max_total_tokens, self.known.get("tokens", 0)),
             (self.config.max_cost_usd, self.known.get("cost_usd", 0)),
+            (self.config.daily_requests, self.today["requests"] + self.requests),
+            (self.config.daily_tokens, self.today["tokens"] + self.known.get("tokens", 0)),
         )
         return self.unmeasured is not None or any(limit and spent >= limit for limit, spent in limits)
 
@@ -226,8 +233,8 @@ class _Spending:
         if answer.prompt_tokens is not None and answer.completion_tokens is not None:
             used = answer.prompt_tokens + answer.completion_tokens
             self.known["tokens"] = self.known.get("tokens", 0) + used
-        elif self.config.max_total_tokens:
-            self.unmeasured = "max_total_tokens cannot be kept: the server does not tell how many tokens it used"
+        elif self.config.max_total_tokens or self.config.daily_tokens:
+            self.unmeasured = "a budget of tokens cannot be kept: the server does not tell how many tokens it used"
         if answer.cost_usd is not None:
             self.known["cost_usd"] = self.known.get("cost_usd", 0) + answer.cost_usd
         elif self.config.max_cost_usd:

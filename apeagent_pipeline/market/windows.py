@@ -269,9 +269,10 @@ def _split(kept: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
     holdout_from = math.floor((config.train_share + config.valid_share) * kept.height)
     # A block with room for less than two windows would teach nothing.
     most = math.floor(config.valid_share * kept.height / (2 * config.rows))
-    stretch = holdout_from / max(1, min(config.valid_blocks, most))
-    into = position % stretch
-    valid_from = stretch * config.train_share / (config.train_share + config.valid_share)
+    # In whole rows: a fraction of a row would make some gaps a row too short.
+    stretch = holdout_from // max(1, min(config.valid_blocks, most))
+    into = position % max(1, stretch)
+    valid_from = math.ceil(stretch * config.train_share / (config.train_share + config.valid_share))
     kept = kept.with_columns(
         split=pl.when(position >= holdout_from)
         .then(pl.when(position < holdout_from + gap).then(pl.lit("gap")).otherwise(pl.lit("holdout")))

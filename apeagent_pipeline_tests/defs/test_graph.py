@@ -24,8 +24,9 @@ GRAPH = {
     "distillation_dataset": ("distillation", ["teacher_traces"]),
     "student_base_model": ("student", []),
     "lora_adapter": ("student", ["distillation_dataset", "student_base_model"]),
-    "fused_model": ("student", ["lora_adapter", "student_base_model"]),
-    "ollama_model": ("student", ["fused_model", "lora_adapter"]),
+    "promoted_adapter": ("student", ["canary_eval", "lora_adapter"]),
+    "fused_model": ("student", ["promoted_adapter", "student_base_model"]),
+    "ollama_model": ("student", ["fused_model", "promoted_adapter"]),
     "canary_eval": ("evaluation", ["distillation_dataset", "lora_adapter", "student_base_model"]),
     "backtest": ("evaluation", ["lora_adapter", "student_base_model", "training_windows"]),
 }

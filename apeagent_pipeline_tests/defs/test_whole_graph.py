@@ -21,7 +21,8 @@ DAYS = ["2025-01-21", "2025-01-22"]
 # Everything but the export to GGUF: llama.cpp's converter knows real tokenizers only (tested with the student's room).
 ASSETS = {
     "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
-    "teacher_traces", "distillation_dataset", "lora_adapter", "fused_model", "canary_eval", "backtest",
+    "teacher_traces", "distillation_dataset", "lora_adapter", "promoted_adapter", "fused_model", "canary_eval",
+    "backtest",
 }  # fmt: skip
 
 pytestmark = pytest.mark.slow

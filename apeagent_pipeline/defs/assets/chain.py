@@ -17,7 +17,7 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``swap_source`` (external) and ``raw_swaps``."""
 
     @dg.asset(
-        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc"),
+        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc", made="on_request"),
         partitions_def=DAILY,
         backfill_policy=dg.BackfillPolicy.single_run(),
         deps=[SWAP_SOURCE],

@@ -39,7 +39,9 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
     )
 
     @dg.asset(
-        **runtime.declare("distillation", {"python", "parquet"}, code="2", config=teaching, pool="teacher"),
+        **runtime.declare(
+            "distillation", {"python", "parquet"}, code="2", config=teaching, pool="teacher", made="on_policy"
+        ),
         deps=[TEACHER, "synthetic_quality"],
     )
     def teacher_traces(context: dg.AssetExecutionContext, synthetic_windows: pl.DataFrame) -> dg.MaterializeResult:
@@ -83,6 +85,8 @@ def teaching_config(settings: Settings) -> TeachingConfig:
             "max_requests": settings.teacher_max_requests,
             "max_total_tokens": settings.teacher_max_total_tokens,
             "max_cost_usd": settings.teacher_max_cost_usd,
+            "daily_requests": settings.teacher_daily_requests,
+            "daily_tokens": settings.teacher_daily_tokens,
         }
     )
 

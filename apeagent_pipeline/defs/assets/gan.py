@@ -17,7 +17,11 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``trained_gan``, ``synthetic_windows`` and ``synthetic_quality``."""
     profile = runtime.settings.profile
 
-    @dg.asset(**runtime.declare("gan", {"pytorch"}, code="2", config=GanConfig.preset(profile), pool="training"))
+    @dg.asset(
+        **runtime.declare(
+            "gan", {"pytorch"}, code="2", config=GanConfig.preset(profile), pool="training", made="on_policy"
+        )
+    )
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
         """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
         from apeagent_pipeline.gan.training import train_gan

@@ -51,7 +51,7 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         yield from materialize_days(context, runtime.artifacts, compute, inputs_of)
 
     @dg.asset(
-        **runtime.declare("market", {"polars", "parquet"}, code="2", config=windows_preset),
+        **runtime.declare("market", {"polars", "parquet"}, code="3", config=windows_preset),
         ins={"swap_features": dg.AssetIn(metadata={LAST_DAYS: "days"})},
     )
     def training_windows(

@@ -1,17 +1,20 @@
 """The student: its base model, the adapter that is trained on it, and what users take away."""
 
+import json
 from pathlib import Path
 
 import dagster as dg
 
 from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.promotion import history, history_table, promote
+from apeagent_pipeline.defs.provenance import provenance
 from apeagent_pipeline.defs.runtime import OWNER, STUDENT_BASE, Runtime
 from apeagent_pipeline.student.export import ExportConfig
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
 
 
 def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    """``student_base_model`` (external), ``lora_adapter``, ``fused_model`` and ``ollama_model``."""
+    """``student_base_model`` (external), ``lora_adapter``, ``promoted_adapter``, ``fused_model``, ``ollama_model``."""
     profile = runtime.settings.profile
 
     base_model = dg.AssetSpec(
@@ -24,7 +27,11 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
 
     @dg.asset(
         **runtime.declare(
-            "student", {"pytorch", "huggingface"}, config=FineTuningConfig.preset(profile), pool="training"
+            "student",
+            {"pytorch", "huggingface"},
+            config=FineTuningConfig.preset(profile),
+            pool="training",
+            made="on_policy",
         ),
         deps=[STUDENT_BASE],
     )
@@ -55,18 +62,52 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             },
         )
 
+    @dg.asset(**runtime.declare("student", {"safetensors"}))
+    def promoted_adapter(
+        context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
+    ) -> dg.MaterializeResult:
+        """The adapter in service: the newest whose canary report passed and is not worse than that of the one before.
+
+        `apeagent ask` and the export use it; `apeagent rollback` goes back to the one before.
+        """
+        runtime.watcher.started(context)
+        manifest = runtime.store.manifest("lora_adapter")
+        assert manifest is not None
+        out = runtime.scratch("work/promoted_adapter")
+        wrong = promote(
+            runtime.store,
+            lora_adapter,
+            manifest.data_version,
+            json.loads((canary_eval / "report.json").read_text()),
+            provenance(runtime.store, "lora_adapter", runtime.externals),
+            out,
+        )
+        serving = history(runtime.store)[-1]
+        context.log.info(f"in service: {serving.adapter}" + (f"; {'; '.join(wrong)}" if wrong else ""))
+        return dg.MaterializeResult(
+            value=out,
+            metadata={
+                "in_service": serving.adapter,
+                "promoted": not wrong,
+                "why_not": "; ".join(wrong) or "promoted",
+                "history": dg.MetadataValue.md(history_table(runtime.store)),
+            },
+        )
+
     @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}), deps=[STUDENT_BASE])
-    def fused_model(context: dg.AssetExecutionContext, lora_adapter: Path) -> dg.MaterializeResult:
+    def fused_model(context: dg.AssetExecutionContext, promoted_adapter: Path) -> dg.MaterializeResult:
         """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
         from apeagent_pipeline.student.export import fuse
 
         runtime.watcher.started(context)
         out = runtime.scratch("work/fused_model")
-        difference = fuse(runtime.student_base(), lora_adapter, out)
+        difference = fuse(runtime.student_base(), promoted_adapter, out)
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
     @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, config=ExportConfig.preset(profile)))
-    def ollama_model(context: dg.AssetExecutionContext, fused_model: Path, lora_adapter: Path) -> dg.MaterializeResult:
+    def ollama_model(
+        context: dg.AssetExecutionContext, fused_model: Path, promoted_adapter: Path
+    ) -> dg.MaterializeResult:
         """The model and the adapter alone as GGUF, and a Modelfile: ``ollama create apeagent -f Modelfile``."""
         from apeagent_pipeline.student.export import export_gguf
 
@@ -80,8 +121,8 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             runtime.scratch("cache/converter"),
             progress,
             base=runtime.student_base(),
-            adapter=lora_adapter,
+            adapter=promoted_adapter,
         )
         return dg.MaterializeResult(value=out)
 
-    return [base_model, lora_adapter, fused_model, ollama_model]
+    return [base_model, lora_adapter, promoted_adapter, fused_model, ollama_model]

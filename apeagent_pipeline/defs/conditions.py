@@ -1,0 +1,38 @@
+"""When an asset is made again by itself."""
+
+from dagster import AutomationCondition as When
+
+WEEKLY = "0 3 * * 0"
+"""Sunday, 03:00 UTC: when expensive assets are made anew under the weekly policy."""
+
+RETRY = "*/10 * * * *"
+"""What failed is tried again every ten minutes: soon enough to heal, too seldom to burn a budget."""
+
+
+def on_change() -> When:
+    """Made again after the content of an input changed; equal content made again changes nothing.
+
+    A change is kept in mind until the asset was asked for, so none is lost while something is under way, and several
+    between two looks are one run. What was asked for in vain is asked for again.
+    """
+    change = When.any_deps_match(When.data_version_changed())
+    # What changes between the request and the next look may have come too late for the run that was requested.
+    handled = When.initial_evaluation() | (When.newly_requested() & ~change)
+    changed = change.since(handled)
+    failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
+    idle = ~When.any_deps_in_progress() & ~When.in_progress()
+    return ((changed | failed) & idle).with_label("an input changed")
+
+
+def retraining(policy: str) -> When | None:
+    """The condition of an asset that costs hours or money.
+
+    Args:
+        policy: ``on_change``, ``weekly`` (on Sundays at 03:00 UTC if an input changed) or ``manual``.
+    """
+    if policy == "manual":
+        return None
+    if policy == "on_change":
+        return on_change()
+    due = When.cron_tick_passed(WEEKLY, "UTC").since(When.newly_requested() | When.initial_evaluation())
+    return (on_change() & due).with_label("an input changed, on Sunday")

@@ -1,0 +1,214 @@
+"""What happens by itself: after changes, after failures, and in the night."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.defs.automation import nightly_days
+from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.defs.conditions import retraining
+from apeagent_pipeline.settings import Settings
+
+DAYS = ["2025-01-21", "2025-01-22", "2025-01-23"]
+QUIET = {"telemetry": {"enabled": False}}
+CHAIN = ["swap_features", "training_windows"]
+"""Cheap assets below the swaps, which show what the others do too: they have the same conditions."""
+
+
+class Daemon:
+    """Evaluates the conditions as the daemon does, tick after tick, and runs what is asked for."""
+
+    def __init__(self, graph: Graph, instance: dg.DagsterInstance) -> None:
+        self.graph, self.instance, self.cursor = graph, instance, None
+        self.now = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+    def due(self) -> dict[str, set[str | None]]:
+        """What this tick asks for: asset -> days."""
+        self.now += timedelta(minutes=1)
+        result = dg.evaluate_automation_conditions(
+            self.graph.definitions,
+            self.instance,
+            asset_selection=dg.AssetSelection.assets(*CHAIN),
+            evaluation_time=self.now,
+            cursor=self.cursor,
+        )
+        self.cursor = result.cursor
+        found: dict[str, set[str | None]] = {}
+        for name in CHAIN:
+            if keys := result.get_requested_partitions(dg.AssetKey(name)):
+                found[name] = set(keys)
+        return found
+
+    def run(self, asset: str, *days: str | None) -> bool:
+        """Make days of an asset, or the asset."""
+        first, last = min(days, key=str), max(days, key=str)
+        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        return (
+            self.graph.definitions.resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                instance=self.instance,
+                asset_selection=[dg.AssetKey(asset)],
+                tags=tags if first else {},
+                raise_on_error=False,
+            )
+            .success
+        )
+
+    def settle(self) -> list[str]:
+        """Tick and run until nothing is due; what was made, in order."""
+        made = []
+        while due := self.due():
+            for asset, days in due.items():
+                made += [f"{asset}/{day}" if day else asset for day in sorted(days, key=str)]
+                assert self.run(asset, *days)
+        return made
+
+
+@pytest.fixture
+def daemon(tmp_path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    settings = tiny_settings.model_copy(update={"home": tmp_path, "storage": ""})
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
+        daemon = Daemon(build_graph(settings), instance)
+        assert daemon.run("raw_swaps", DAYS[0], DAYS[1])
+        assert daemon.run("swap_features", DAYS[0], DAYS[1])
+        assert daemon.run("training_windows", None)
+        daemon.due()  # the first look only remembers
+        yield daemon
+
+
+@pytest.fixture
+def changing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Days of which the chain now tells one swap less than before."""
+    changed: set[str] = set()
+    read_day = EmbeddedSource.read_day
+
+    def read(self: EmbeddedSource, day: date, *args: object) -> pl.DataFrame:
+        swaps = read_day(self, day, *args)
+        return swaps.head(-1) if str(day) in changed else swaps
+
+    monkeypatch.setattr(EmbeddedSource, "read_day", read)
+    return changed
+
+
+def test_reading_a_day_again_without_change_triggers_nothing(daemon: Daemon) -> None:
+    daemon.run("raw_swaps", DAYS[0], DAYS[1])
+    assert daemon.settle() == []
+
+
+def test_a_changed_day_triggers_what_lies_below_it_once(daemon: Daemon, changing: set[str]) -> None:
+    changing.add(DAYS[1])
+    daemon.run("raw_swaps", DAYS[0], DAYS[1])
+    assert daemon.settle() == [f"swap_features/{DAYS[1]}", "training_windows"]
+    assert daemon.settle() == []
+
+
+def test_a_new_day_is_taken_in(daemon: Daemon) -> None:
+    daemon.run("raw_swaps", DAYS[2])
+    assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
+
+
+def test_two_changes_between_two_looks_are_one_run(daemon: Daemon, changing: set[str]) -> None:
+    for day in DAYS[:2]:
+        changing.add(day)
+        daemon.run("raw_swaps", day)
+    assert daemon.settle() == [*(f"swap_features/{day}" for day in DAYS[:2]), "training_windows"]
+
+
+def test_a_change_while_the_asset_below_is_being_made_is_not_lost(daemon: Daemon, changing: set[str]) -> None:
+    changing.add(DAYS[0])
+    daemon.run("raw_swaps", DAYS[0])
+    assert daemon.due() == {"swap_features": {DAYS[0]}}
+    changing.remove(DAYS[0])  # the swap is back before the run that was asked for is over
+    daemon.run("raw_swaps", DAYS[0])
+    daemon.run("swap_features", DAYS[0])
+    assert daemon.settle()[0] == f"swap_features/{DAYS[0]}"
+
+
+def test_what_failed_is_asked_for_again_and_heals(
+    daemon: Daemon, changing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing.add(DAYS[0])
+    daemon.run("raw_swaps", DAYS[0])
+    assert daemon.due() == {"swap_features": {DAYS[0]}}
+    with monkeypatch.context() as broken:
+        broken.setattr("apeagent_pipeline.defs.assets.market.features_of", lambda *_: 1 / 0)
+        assert not daemon.run("swap_features", DAYS[0])
+    made = []
+    for _ in range(10):
+        made += daemon.settle()
+    assert made == [f"swap_features/{DAYS[0]}", "training_windows"]
+
+
+def test_expensive_assets_follow_the_policy_of_the_settings(tmp_path) -> None:
+    def conditions(policy: str) -> dict[str, str | None]:
+        assets = build_graph(Settings(home=tmp_path, retraining=policy)).assets
+        specs = [asset.get_asset_spec(asset.key) for asset in assets]
+        return {s.key.to_user_string(): s.automation_condition and s.automation_condition.get_label() for s in specs}
+
+    manual, weekly, always = map(conditions, ("manual", "weekly", "on_change"))
+    assert {name for name in manual if manual[name] is None} == {
+        "raw_swaps",
+        "trained_gan",
+        "teacher_traces",
+        "lora_adapter",
+    }
+    assert weekly["trained_gan"] == retraining("weekly").get_label()
+    assert [name for name in always if always[name] is None] == ["raw_swaps"]
+
+
+def test_a_month_of_nights_with_an_outage_asks_for_each_day(tmp_path) -> None:
+    """The daemon was off for three nights, and for longer than it catches up by itself for five."""
+    graph = build_graph(Settings(home=tmp_path, rpc_urls="http://127.0.0.1:1", nightly_recheck_days=0))
+    (schedule,) = graph.definitions.schedules
+    assert schedule.cron_schedule == "0 2 * * *"
+    stored: list[str] = []
+    graph.runtime.store.days = lambda asset: stored  # type: ignore[method-assign]
+    asked: list[str] = []
+    keys = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for night in (date(2025, 3, 1) + timedelta(days=number) for number in range(31)):
+            if night.day in (10, 11, 12) or 20 <= night.day <= 25:
+                continue
+            context = dg.build_schedule_context(
+                instance, scheduled_execution_time=datetime(night.year, night.month, night.day, 2, tzinfo=UTC)
+            )
+            (request,) = schedule.evaluate_tick(context).run_requests
+            keys.append(request.run_key)
+            low, high = (
+                date.fromisoformat(request.tags[f"dagster/asset_partition_range_{end}"]) for end in ("start", "end")
+            )
+            days = [str(low + timedelta(days=number)) for number in range((high - low).days + 1)]
+            asked += days
+            stored[:] = sorted({*stored, *days})
+    assert asked == [str(date(2025, 2, 28) + timedelta(days=number)) for number in range(31)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_night_reads_the_last_days_once_more_and_never_before_the_first_swap() -> None:
+    days = [str(date(2025, 1, 21) + timedelta(days=number)) for number in range(10)]
+    assert nightly_days(date(2025, 1, 31), 3, days) == (date(2025, 1, 27), date(2025, 1, 30))
+    assert nightly_days(date(2025, 1, 23), 3, []) == (date(2025, 1, 21), date(2025, 1, 22))
+    assert nightly_days(date(2026, 1, 31), 3, days)[0] == date(2025, 12, 31)  # a month at most
+
+
+def test_a_request_of_the_night_makes_its_days(tmp_path) -> None:
+    """The run that the schedule asks for is one that Dagster can carry out."""
+    graph = build_graph(Settings(home=tmp_path))
+    (schedule,) = graph.definitions.schedules
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
+        context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2025, 1, 23, 2, tzinfo=UTC))
+        (request,) = schedule.evaluate_tick(context).run_requests
+        job = graph.definitions.resolve_job_def(schedule.job_name)
+        assert job.execute_in_process(instance=instance, tags=request.tags).success
+    assert graph.runtime.store.days("swap_features") == DAYS[:2]
+
+
+def test_an_archive_has_no_nights(tmp_path) -> None:
+    (schedule,) = build_graph(Settings(home=tmp_path, swaps_archive=tmp_path / "swaps.csv")).definitions.schedules
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2025, 1, 23, 2, tzinfo=UTC))
+        assert "archive" in schedule.evaluate_tick(context).skip_message
