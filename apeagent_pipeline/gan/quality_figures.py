@@ -26,7 +26,7 @@ def quality_figures(
     figures = {"distributions.png": _distributions(real, synthetic, names)}
     figures["autocorrelations.png"] = _autocorrelations(real, synthetic)
     if any(history.values()):
-        figures["training.png"] = _training(history)
+        figures["training.png"] = training_figure(history)
     return figures
 
 
@@ -83,7 +83,8 @@ def _autocorrelations(real: np.ndarray, synthetic: np.ndarray) -> bytes:
     return png(figure)
 
 
-def _training(history: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+def training_figure(history: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Losses of both stages of training, as ``history.json`` has them, as a PNG."""
     panels = {
         "likelihood (nats a row)": ("likelihood", ("loss", "valid")),
         "Wasserstein distance": ("adversarial", ("critic",)),

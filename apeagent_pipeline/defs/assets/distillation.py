@@ -10,7 +10,7 @@ from apeagent_pipeline.defs.runtime import OWNER, TEACHER, Runtime
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
-from apeagent_pipeline.distillation.teaching_report import teaching_metrics, teaching_report
+from apeagent_pipeline.distillation.teaching_report import action_figure, teaching_metrics, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
 from apeagent_pipeline.settings import Settings
 
@@ -58,7 +58,11 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
             seed,
             progress=runtime.watcher.started(context),
         )
-        figures = {**teaching_metrics(traces), "report": dg.MetadataValue.md(teaching_report(traces))}
+        figures = {
+            **teaching_metrics(traces),
+            "actions": runtime.picture("actions by trend", action_figure(traces)),
+            "report": dg.MetadataValue.md(teaching_report(traces)),
+        }
         return dg.MaterializeResult(value=traces, metadata=figures)
 
     @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="2", config=dataset))

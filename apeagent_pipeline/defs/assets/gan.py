@@ -35,7 +35,10 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             checkpoint_dir=runtime.scratch("checkpoints/trained_gan"),
             log_dir=runtime.scratch("tensorboard/trained_gan"),
         )
-        return dg.MaterializeResult(value=gan, metadata=gan.summary())
+        from apeagent_pipeline.gan.quality_figures import training_figure
+
+        curves = runtime.picture("losses of both stages", training_figure(gan.history))
+        return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": curves})
 
     @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, code="2", config=SamplingConfig.preset(profile)))
     def synthetic_windows(
