@@ -329,7 +329,7 @@ def test_no_fault_loses_an_answer_pays_twice_or_changes_the_data_version(
     for row in prompts.to_dicts():
         for seed in (42, 42 + 7919):
             chance = random.Random(f"{row['prompt_id']}{seed}")
-            good = completion(render_answer(rules_answer(row, seed)))
+            good = completion(render_answer(rules_answer(row)))
             answers[row["prompt"], seed] = chance.choice(malformed) if chance.random() < 0.1 else good
     config = TracesConfig(attempts=2)
     calm = collect_traces(
