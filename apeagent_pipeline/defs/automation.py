@@ -31,7 +31,8 @@ def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
     """Every night: yesterday, the days before it once more, and every night that was missed.
 
     A day read again with equal content keeps its data version, and nothing below it is made. Days are read again since
-    a node may have lied or not known better.
+    a node may have lied or not known better. After a time off, Dagster gives only the newest tick of a schedule that
+    is not made from a partitioned job; so that tick asks for the days since the newest that is there.
     """
     settings = runtime.settings
 

@@ -5,15 +5,18 @@ from dagster import AutomationCondition as When
 WEEKLY = "0 3 * * 0"
 """Sunday, 03:00 UTC: when expensive assets are made anew under the weekly policy."""
 
-RETRY = "*/10 * * * *"
-"""What failed is tried again every ten minutes: soon enough to heal, too seldom to burn a budget."""
+RETRY = "*/30 * * * *"
+"""What failed is tried again every half hour: soon enough to heal, too seldom to burn a budget."""
 
 
-def on_change() -> When:
+def on_change(due: When | None = None) -> When:
     """Made again after the content of an input changed; equal content made again changes nothing.
 
     A change is kept in mind until the asset was asked for, so none is lost while something is under way, and several
     between two looks are one run. What was asked for in vain is asked for again.
+
+    Args:
+        due: What a change waits for beside that; None: nothing.
     """
     change = When.any_deps_match(When.data_version_changed())
     # What changes between the request and the next look may have come too late for the run that was requested.
@@ -21,7 +24,8 @@ def on_change() -> When:
     changed = change.since(handled)
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
     idle = ~When.any_deps_in_progress() & ~When.in_progress()
-    return ((changed | failed) & idle).with_label("an input changed")
+    label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
+    return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
 
 
 def retraining(policy: str) -> When | None:
@@ -34,5 +38,5 @@ def retraining(policy: str) -> When | None:
         return None
     if policy == "on_change":
         return on_change()
-    due = When.cron_tick_passed(WEEKLY, "UTC").since(When.newly_requested() | When.initial_evaluation())
-    return (on_change() & due).with_label("an input changed, on Sunday")
+    sunday = When.cron_tick_passed(WEEKLY, "UTC").since(When.newly_requested() | When.initial_evaluation())
+    return on_change(sunday.with_label("on Sunday"))

@@ -20,6 +20,12 @@ concurrency:
     default_limit: 1              # rpc, teacher and training: one at a time each
 run_monitoring:
   enabled: true
+  start_timeout_seconds: 300
+  max_runtime_seconds: 86400
+run_retries:
+  enabled: true
+  max_retries: 1                  # of a run whose process died; a failed asset is the business of its condition
+  retry_on_asset_or_op_failure: false
 retention:
   schedule:
     purge_after_days: 90

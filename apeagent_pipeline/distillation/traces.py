@@ -191,12 +191,22 @@ def _ask(book: "_Book", progress: Progress) -> None:
                 tell()
     if spending.unmeasured:
         raise TeacherError(spending.unmeasured)
+    left = book.prompts.height - counts["settled"]
+    if left and spending.day_is_over:
+        raise TeacherError(
+            f"the teacher's budget of this UTC day is spent, {left} of {book.prompts.height} prompts are left; "
+            "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+        )
 
 
 def _keep(book: "_Book", spending: "_Spending", attempt: int, answer: TeacherAnswer) -> None:
     prompt = book.row(book.number[answer.prompt_id])["prompt"]
     book.cache.keep(prompt, book.seed_of(attempt), answer)
     spending.add(answer)
+
+
+def _reached(limits: Iterable[tuple[float, float]]) -> bool:
+    return any(limit and spent >= limit for limit, spent in limits)
 
 
 class _Spending:
@@ -217,10 +227,16 @@ class _Spending:
             (self.config.max_requests, self.requests),
             (self.config.max_total_tokens, self.known.get("tokens", 0)),
             (self.config.max_cost_usd, self.known.get("cost_usd", 0)),
+        )
+        return self.unmeasured is not None or self.day_is_over or _reached(limits)
+
+    @property
+    def day_is_over(self) -> bool:
+        limits = (
             (self.config.daily_requests, self.today["requests"] + self.requests),
             (self.config.daily_tokens, self.today["tokens"] + self.known.get("tokens", 0)),
         )
-        return self.unmeasured is not None or any(limit and spent >= limit for limit, spent in limits)
+        return _reached(limits)
 
     def allowed(self, rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
         for row in rows:

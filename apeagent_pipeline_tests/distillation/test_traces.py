@@ -218,6 +218,22 @@ def test_a_budget_ends_the_asking_and_says_so(prompts: pl.DataFrame, tmp_path: P
     assert refusal_counts(traces)["accepted"] == 11
 
 
+def test_the_budget_of_a_day_holds_over_several_runs_and_loses_nothing(
+    prompts: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TracesConfig(daily_requests=20)
+    for asked in (20, 0):  # a second run on the same day may ask nothing more
+        teacher = PaidTeacher()
+        with pytest.raises(TeacherError, match="budget of this UTC day is spent, 70 of 90 prompts are left"):
+            collect_traces(prompts, teacher, config, tmp_path, 42)
+        assert len(teacher.asked) == asked
+    lines = [json.loads(line) for line in (tmp_path / "paid.jsonl").read_text().splitlines()]
+    yesterday = "".join(json.dumps({**line, "at": "2025-01-01T12:00:00+00:00"}) + "\n" for line in lines)
+    (tmp_path / "paid.jsonl").write_text(yesterday)
+    with pytest.raises(TeacherError, match="50 of 90"):
+        collect_traces(prompts, PaidTeacher(), config, tmp_path, 42)
+
+
 def test_failed_requests_are_not_cached_but_asked_again(prompts: pl.DataFrame, tmp_path: Path) -> None:
     class Flaky(PaidTeacher):
         def answer(
