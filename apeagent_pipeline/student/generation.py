@@ -93,6 +93,12 @@ class Student:
         """A context in which the model answers without its adapter."""
         return self.model.disable_adapter() if self.has_adapter else nullcontext()
 
+    def merge(self) -> None:
+        """Add the adapter into the base weights for good: the model that is exported, in this model's number format."""
+        if self.has_adapter:
+            self.model = self.model.merge_and_unload()
+            self.has_adapter = False
+
     def render(self, messages: Messages) -> str:
         """The text of a chat up to where the answer starts."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

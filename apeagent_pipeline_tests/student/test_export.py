@@ -56,6 +56,42 @@ def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monke
         assert f"PARAMETER {parameter}\n" in modelfile
 
 
+def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_write(
+    tiny_base, tiny_adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(export, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    out, told = tmp_path / "mine", []
+
+    def write(progress=lambda *_, **__: None):
+        export.export_folder(tiny_base, tiny_adapter, out, ExportConfig.preset("demo"), tmp_path / "cache", progress)
+
+    def kill(done, total, **_):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(kill)
+    assert list(tmp_path.iterdir()) == []
+    write(lambda *done, **_: told.append(done))
+    assert told[-1][0] == told[-1][1]
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"adapter/adapter_model.safetensors", "fused/config.json", "Modelfile", "README.md"} <= names
+    assert {"apeagent-q8_0.gguf", "apeagent-f16.gguf", "apeagent-adapter-f16.gguf"} <= names
+    card = (out / "README.md").read_text()
+    assert "APE NEUTRAL" in card
+    assert STUDENT_SYSTEM_PROMPT in card
+    assert str(tmp_path) not in card
+    (out / "stale.txt").touch()
+    write()  # an earlier export is replaced
+    assert not (out / "stale.txt").exists()
+    (out / "apeagent-export.json").unlink()
+    with pytest.raises(ExportError, match="no export of apeagent"):
+        write()
+    assert (out / "README.md").read_text() == card
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_converter_that_fails_or_cannot_be_had_says_why(tmp_path, monkeypatch):
     script = tmp_path / "convert_hf_to_gguf.py"
     script.write_text("raise SystemExit('unknown tokenizer')")
