@@ -37,13 +37,15 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(value=replace(report, markdown=page))
 
     @dg.asset(
-        **runtime.declare("evaluation", {"pytorch", "markdown"}, config=BacktestConfig.preset(settings.profile)),
+        **runtime.declare(
+            "evaluation", {"pytorch", "markdown"}, code="2", config=BacktestConfig.preset(settings.profile)
+        ),
         deps=[STUDENT_BASE],
     )
     def backtest(
         context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
-        """Decisions replayed on held-out real swaps with fees and price impact, against hold, random and teacher."""
+        """Decisions replayed on held-out real swaps with fees and price impact, against others."""
         from apeagent_pipeline.evaluation.backtest import backtest as replay
 
         config, seed = launched_config(context, BacktestConfig)
