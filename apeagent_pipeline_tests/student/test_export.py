@@ -8,6 +8,7 @@ from apeagent_pipeline.student import export
 from apeagent_pipeline.student.export import ExportConfig, ExportError, export_gguf, fuse, resolve_converter
 from apeagent_pipeline.student.generation import Student
 from apeagent_pipeline.student.pinned_package import PinnedPackageError
+from apeagent_pipeline_tests.distillation.llama_server import llama_server, served_answers
 
 PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?"}]]
 
@@ -109,18 +110,29 @@ def test_a_converter_that_fails_or_cannot_be_had_says_why(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_llama_cpps_own_converter_writes_a_readable_gguf(fused, tiny_base, tiny_adapter, tmp_path, tmp_path_factory):
+def test_the_gguf_of_llama_cpps_own_converter_answers_as_transformers_do_when_a_real_server_serves_it(
+    fused, tiny_base, tiny_adapter, tmp_path, tmp_path_factory
+):
     from gguf import GGUFReader
 
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server has no wheel for this platform")
     cache = tmp_path_factory.getbasetemp().parent / "converter"  # shared by the test processes of one user
     try:
         resolve_converter(cache)
     except ExportError as error:
         pytest.skip(f"the source package cannot be fetched here: {error}")
-    config = ExportConfig(quantizations=["q8_0"], pre_tokenizer="qwen2")
+    # Digits alone, then as GPT-2: the rule of SmolLM2 and of the tiny tokenizer.
+    config = ExportConfig(quantizations=["f16"], pre_tokenizer="smollm")
     files = export_gguf(fused, tmp_path, config, cache, base=tiny_base, adapter=tiny_adapter)
-    assert [path.name for path in files] == ["apeagent-q8_0.gguf", "apeagent-adapter-f16.gguf", "Modelfile"]
+    assert [path.name for path in files] == ["apeagent-f16.gguf", "apeagent-adapter-f16.gguf", "Modelfile"]
     model, adapter = GGUFReader(files[0]), GGUFReader(files[1])
     assert model.get_field("general.architecture").contents() == "qwen2"
     assert len(model.tensors) > 20
     assert any("lora_a" in tensor.name for tensor in adapter.tensors)
+
+    student = Student(fused, dtype="float32")
+    chats = [[{"role": "user", "content": f"ETH price is ${2500 + n}. What should I do?"}] for n in range(8)]
+    expected = [answer.text.strip() for answer in student.answers(chats, max_new_tokens=16)]
+    with llama_server(files[0]) as url:
+        said = [text.strip() for text in served_answers(url, chats, 16)]
+    assert sum(a == b for a, b in zip(said, expected, strict=True)) >= 7, (said, expected)
