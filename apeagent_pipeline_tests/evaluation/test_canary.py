@@ -106,6 +106,10 @@ def test_an_answer_cut_off_or_talking_on_is_no_canary_answer():
     adapter[7] = says("one two three four five six\n####\nAPE NEUTRAL")
     metrics = judged(adapter).metrics
     assert metrics["canary_rate_adapter"] == 0.7
+    assert metrics["truncation_rate"] == 0.1
+    assert metrics["plain_words_rate"] == 0.2  # "because I hold" and HOLD
+    assert metrics["agreement_base"] == 0.0
+    assert metrics["mcnemar_p_base_decisions"] < 0.01
     assert metrics["draft_discipline"] == 0.8  # six words, and the answer that cannot be read
 
 
