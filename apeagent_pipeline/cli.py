@@ -8,7 +8,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,14 +21,18 @@ from rich.table import Table
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
+from apeagent_pipeline.student.examples import ExamplesError
+from apeagent_pipeline.student.generation import AdapterError
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
     from apeagent_pipeline.defs.build import Graph
+    from apeagent_pipeline.defs.runtime import Runtime
     from apeagent_pipeline.defs.staleness import Stale
     from apeagent_pipeline.defs.teaching import Teaching
     from apeagent_pipeline.defs.updating import Round
+    from apeagent_pipeline.reporting.progress import Progress
 
 app = typer.Typer(
     help=(
@@ -44,7 +51,7 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (SettingsError, ChainError, TeacherError) as error:
+    except (SettingsError, ChainError, TeacherError, ExamplesError, AdapterError) as error:
         _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -232,26 +239,112 @@ def doctor() -> None:
 @app.command()
 def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
     """Ask the adapter in service, and see its answer as it is written."""
+    _, base, adapter = _in_service()
+    from apeagent_pipeline.student.generation import ask as answer
+
+    for piece in answer(base, adapter, prompt):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command("eval")
+def evaluate(
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Your own prompts: one a line, or JSONL with prompt, kind, side"
+        ),
+    ] = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Train anew without what it should have learned from, and compare")
+    ] = False,
+) -> None:
+    """Ask the adapter in service: the held-out prompts again, your own, or students trained with one thing left out.
+
+    The report is written to APEAGENT_HOME/evaluations. In a JSONL file a line such as
+    {"prompt": "...", "side": "BUY"} says the right action, and {"prompt": "...", "kind": "control"} that no trade is
+    asked for. The ablations take four trainings; interrupted, they go on where they stopped.
+    """
+    if prompts and ablations:
+        raise SettingsError("--prompts and --ablations are two evaluations; give one of them")
+    from apeagent_pipeline.defs.evaluating import ablate, ask_own_prompts, evaluate_again
+    from apeagent_pipeline.evaluation.own_prompts import PromptsFileError, read_prompts
+
+    try:
+        own = read_prompts(prompts) if prompts else []
+    except PromptsFileError as error:
+        raise SettingsError(str(error)) from None
+    runtime, base, adapter = _in_service()
+    name = prompts.stem if prompts else "ablations" if ablations else "held_out"
+    with _bar(name) as progress:
+        if prompts:
+            report = ask_own_prompts(runtime, base, adapter, own, progress)
+        else:
+            report = (ablate if ablations else evaluate_again)(runtime, base, adapter, progress)
+    folder = runtime.settings.home.absolute() / "evaluations" / name
+    report.save(folder, {"adapter": str(adapter)})
+    table = Table("measure", "value", "95 % interval", title=report.title)
+    for key, value in report.metrics.items():
+        low_high = report.intervals.get(key)
+        table.add_row(key, f"{value:,.4g}", f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "")
+    console = Console()
+    console.print(table)
+    console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New or empty folder, or an earlier export")],
+) -> None:
+    """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile and model card.
+
+    The folder appears when everything is in it. A folder with other files in it is refused.
+    """
+    from apeagent_pipeline.student.export import ExportConfig, ExportError, export_folder
+
+    runtime, base, adapter = _in_service()
+    config = ExportConfig.preset(runtime.settings.profile)
+    try:
+        with _bar("export") as progress:
+            export_folder(base, adapter, to, config, runtime.scratch("cache/converter"), progress)
+    except ExportError as error:
+        raise SettingsError(str(error)) from None
+    for path in sorted(each for each in to.rglob("*") if each.is_file()):
+        Console().print(f"{path}  {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+
+
+def _in_service() -> "tuple[Runtime, Path, Path]":
+    """The runtime, the base model's folder and that of the adapter in service."""
     from apeagent_pipeline.defs.promotion import PromotionError, in_service
     from apeagent_pipeline.defs.runtime import Runtime
     from apeagent_pipeline.defs.watching import LogWatcher
 
-    settings = load_settings()
-    runtime = Runtime(settings, LogWatcher())
+    runtime = Runtime(load_settings(), LogWatcher())
     try:
         adapter = in_service(runtime.store)
     except PromotionError as error:
         raise SettingsError(str(error)) from None
     from apeagent_pipeline.student.base_model import BaseModelError
-    from apeagent_pipeline.student.generation import ask as answer
 
     try:
-        base = runtime.student_base()
+        return runtime, runtime.student_base(), adapter
     except BaseModelError as error:
         raise SettingsError(str(error)) from None
-    for piece in answer(base, adapter, prompt):
-        typer.echo(piece, nl=False)
-    typer.echo()
+
+
+@contextmanager
+def _bar(name: str) -> "Iterator[Progress]":
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Bars(*columns, console=_error_console) as bars:
+        task = bars.add_task(name, total=None)
+
+        def progress(done: int, total: int, **_: float) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield progress
 
 
 @app.command()

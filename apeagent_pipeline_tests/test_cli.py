@@ -32,6 +32,8 @@ def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
         "config",
         "doctor",
         "ask",
+        "eval",
+        "export",
         "devnet",
         "provenance",
         "Start with apeagent demo",
@@ -56,6 +58,9 @@ def test_config_shows_values_and_sources_but_no_secret(tmp_path: Path) -> None:
         (["sync", "--from", "2025-02-02", "--to", "2025-02-01"], {}, "lies before"),
         (["sync", "--from", "2024-02-02", "--to", "2024-02-03"], {}, "no swaps before 2025-01-21"),
         (["ask", "what now?"], {}, "apeagent demo"),
+        (["eval"], {}, "apeagent demo"),
+        (["eval", "--prompts", "missing.jsonl"], {}, "missing.jsonl: no such file"),
+        (["export", "--to", "mine"], {}, "apeagent demo"),
     ],
 )
 def test_what_a_user_can_mend_is_told_in_a_line_without_a_traceback(

@@ -28,12 +28,15 @@ from apeagent_pipeline.distillation.prompts import describe_portfolios, render_p
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.reporting.figures import new_figure, png
-from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 from apeagent_pipeline.student.generation import Student
 
 _SECONDS_A_YEAR = 365.25 * 86_400
 _COLUMNS = ("block_number", "log_index", "block_timestamp", "price", "liquidity", "sqrt_price_x96")
+
+
+_SHARPE_WORDS = {"sharpe_adapter": "The adapter's", "sharpe_adapter_minus_hold": "The adapter's less that of holding"}
 
 
 class BacktestError(ValueError):
@@ -142,7 +145,9 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     seed: int,
     progress: Progress = silent,
 ) -> Report:
-    """Replay the adapter's decisions on held-out swaps beside hold, random and the teacher's rules.
+    """Replay the adapter's decisions on held-out swaps beside those of others.
+
+    The others: the bare base, the teacher's rules, holding, rebalancing to half and half, and random traders.
 
     Args:
         features: Held-out rows of ``swap_features``, in order.
@@ -161,20 +166,30 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     asked: list[DraftAnswer | None] = []
     taught: list[DraftAnswer | None] = []
 
+    def answers(decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
+        prompts = [_chat(text) for text in states["prompt"]]
+        said = [_read(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
+        progress(decision + 1, config.decisions)
+        return said
+
     def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         states = _states(market, decision, holdings, config)
-        prompts = [_chat(text) for text in states["prompt"]]
-        answers = [_read(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
-        asked.extend(answers)
+        asked.extend(answers(decision, states, part_of(progress, 0, 2 * config.decisions)))
         taught.extend(rules_answer(row) for row in states.iter_rows(named=True))
-        progress(decision + 1, config.decisions)
-        return answers
+        return asked[-len(holdings) :]
+
+    def ask_base(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        states = _states(market, decision, holdings, config)
+        return answers(decision, states, part_of(progress, config.decisions, 2 * config.decisions))
 
     def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         return [rules_answer(row) for row in _states(market, decision, holdings, config).iter_rows(named=True)]
 
     runs = {"adapter": simulate(market, ask, config.start_usdc)}
+    with student.adapter_off():
+        runs["base"] = simulate(market, ask_base, config.start_usdc)
     runs["teacher"] = simulate(market, rules, config.start_usdc)
+    runs["rebalance"] = simulate(market, rebalance(market), config.start_usdc)
     runs["hold"] = simulate(market, hold, config.start_usdc)
     rng = np.random.default_rng([seed, 7])
     randoms = [
@@ -294,6 +309,24 @@ def hold(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]
     return [DraftAnswer((), "HOLD")] * len(holdings)
 
 
+def rebalance(market: Market) -> Policy:
+    """Back to half ETH, half USDC at every decision, by the price of the last swap seen."""
+    eth_unit, usdc_unit = 10**market.pool.token0.decimals, 10**market.pool.token1.decimals
+
+    def policy(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        answers: list[DraftAnswer | None] = []
+        for e, holding in enumerate(holdings):
+            price = float(market.prices[market.row(e, decision)])
+            too_much = round((holding.eth / eth_unit - holding.usdc / usdc_unit / price) / 2, 6)
+            if too_much == 0:
+                answers.append(DraftAnswer((), "HOLD"))
+            else:
+                answers.append(DraftAnswer((), "SELL" if too_much > 0 else "BUY", abs(too_much), "ETH"))
+        return answers
+
+    return policy
+
+
 def random_like(run: Run, market: Market, rng: np.random.Generator) -> Policy:
     """A trader who trades when the run did and as much ETH, on a random side, or the other one if that is not held."""
     eth_unit, usdc_unit = 10**market.pool.token0.decimals, 10**market.pool.token1.decimals
@@ -369,6 +402,41 @@ def _sharpe(equity: np.ndarray, every: int, seconds: float) -> float | None:
     return float(steps.mean()) / spread * float(np.sqrt(_SECONDS_A_YEAR / seconds)) if spread > 0 else None
 
 
+def sharpe_interval(
+    equity: np.ndarray, every: int, seconds: float, seed: int, against: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """The 95 % interval of a Sharpe ratio, or of how much it exceeds another one's.
+
+    Source: the stationary bootstrap (Politis and Romano 1994), which keeps what follows one another together; the mean
+    length of its blocks is chosen after Politis and White (2004).
+
+    Args:
+        equity: ``[E, T]`` worth over time.
+        every: Columns from one decision to the next.
+        seconds: Time from one decision to the next.
+        seed: Of the resampling.
+        against: Worth of another strategy over the same time.
+
+    Returns:
+        ``(low, high)``, or None if a strategy's worth does not move.
+    """
+    from arch.bootstrap import StationaryBootstrap, optimal_block_length
+
+    steps = [np.diff(np.log(each[:, ::every]), axis=1).ravel() for each in (equity, against) if each is not None]
+    if any(each.size < 8 or each.std() == 0 for each in steps):
+        return None
+    scale = float(np.sqrt(_SECONDS_A_YEAR / seconds))
+
+    def measured(*drawn: np.ndarray) -> np.ndarray:
+        ratios = [each.mean() / max(float(each.std(ddof=1)), 1e-12) * scale for each in drawn]
+        return np.array([ratios[0] - (ratios[1] if len(ratios) > 1 else 0.0)])
+
+    block = max(1.0, *(float(optimal_block_length(each)["stationary"].iloc[0]) for each in steps))
+    bootstrap = StationaryBootstrap(block, *steps, seed=np.random.default_rng([seed, 9]))
+    low, high = bootstrap.conf_int(measured, reps=1000, method="percentile")[:, 0]
+    return float(low), float(high)
+
+
 def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
     """Wilcoxon signed-rank p-value and bootstrap interval of the mean difference of paired episode returns."""
     from scipy.stats import bootstrap, wilcoxon
@@ -396,27 +464,50 @@ def _report(  # noqa: PLR0917
     random_returns = np.array([run.returns.mean() for run in randoms])
     adapter = runs["adapter"]
     p_hold, against_hold = _compared(adapter.returns, runs["hold"].returns, seed)
+    p_base, against_base = _compared(adapter.returns, runs["base"].returns, seed)
+    p_rebalance, against_rebalance = _compared(adapter.returns, runs["rebalance"].returns, seed)
     p_teacher, against_teacher = _compared(adapter.returns, runs["teacher"].returns, seed)
     at_least = int((random_returns >= adapter.returns.mean()).sum())
     metrics |= {
         "p_hold": p_hold,
+        "p_base": p_base,
+        "p_rebalance": p_rebalance,
         "p_teacher": p_teacher,
         "p_random": (1 + at_least) / (1 + len(randoms)),
         "same_action_as_teacher": same_as_teacher,
         "unreadable_adapter": float(adapter.unreadable),
+        "unreadable_base": float(runs["base"].unreadable),
         "refused_adapter": float(adapter.refused),
         "n_episodes": float(len(market.starts)),
         "n_decisions": float(len(market.starts) * market.decisions),
         "seconds_between_decisions": seconds,
-        "adapter_minus_hold": float((adapter.returns - runs["hold"].returns).mean()),
-        "adapter_minus_teacher": float((adapter.returns - runs["teacher"].returns).mean()),
     }
+    metrics |= {
+        f"adapter_minus_{name}": float((adapter.returns - run.returns).mean())
+        for name, run in runs.items()
+        if name != "adapter"
+    }
+    intervals = {
+        "adapter_minus_hold": against_hold,
+        "adapter_minus_teacher": against_teacher,
+        "adapter_minus_base": against_base,
+        "adapter_minus_rebalance": against_rebalance,
+    }
+    sharpe = {
+        "sharpe_adapter": sharpe_interval(adapter.equity, market.every, seconds, seed),
+        "sharpe_adapter_minus_hold": sharpe_interval(
+            adapter.equity, market.every, seconds, seed, against=runs["hold"].equity
+        ),
+    }
+    intervals |= {name: found for name, found in sharpe.items() if found is not None}
+    if "sharpe_adapter" in metrics and "sharpe_hold" in metrics:
+        metrics["sharpe_adapter_minus_hold"] = metrics["sharpe_adapter"] - metrics["sharpe_hold"]
     return Report(
         title="Backtest",
         metrics=metrics,
-        intervals={"adapter_minus_hold": against_hold, "adapter_minus_teacher": against_teacher},
+        intervals=intervals,
         config=config.model_dump(),
-        markdown=_page(market, metrics, against_hold, config),
+        markdown=_page(market, metrics, intervals, config),
         figures={"equity.png": _equity_figure(runs, randoms), "trades.png": _trades_figure(market, adapter)},
     )
 
@@ -435,9 +526,12 @@ def _run_metrics(name: str, runs: list[Run], every: int, seconds: float) -> dict
     }
 
 
-def _page(market: Market, metrics: dict[str, float], against_hold: tuple[float, float], config: BacktestConfig) -> str:
+def _page(
+    market: Market, metrics: dict[str, float], intervals: dict[str, tuple[float, float]], config: BacktestConfig
+) -> str:
+    against_hold = intervals["adapter_minus_hold"]
     rows = []
-    for name in ("adapter", "teacher", "hold", "random"):
+    for name in ("adapter", "base", "teacher", "hold", "rebalance", "random"):
         sharpe = metrics.get(f"sharpe_{name}")
         rows.append(
             [
@@ -459,17 +553,19 @@ def _page(market: Market, metrics: dict[str, float], against_hold: tuple[float, 
         "fees + impact",
         "trades",
     ]
-    significant = [name for name in ("hold", "teacher", "random") if metrics[f"p_{name}"] < 0.05]
+    others = ("hold", "rebalance", "teacher", "base", "random")
+    significant = [name for name in others if metrics[f"p_{name}"] < 0.05]
     times = market.swaps["block_timestamp"]
     verdict = (
         f"The difference from {' and '.join(significant)} is significant at 5 %"
         if significant
-        else "No difference from hold, teacher or random is significant at 5 %"
+        else f"No difference from {', '.join(others[:-1])} or {others[-1]} is significant at 5 %"
     )
     return "\n\n".join(
         [
-            f"**{verdict}** (p against hold {metrics['p_hold']:.2g}, teacher {metrics['p_teacher']:.2g}, both Wilcoxon "
-            f"on {metrics['n_episodes']:.0f} paired episodes; share of {config.random_runs} random traders at least as "
+            f"**{verdict}** (p against hold {metrics['p_hold']:.2g}, rebalance {metrics['p_rebalance']:.2g}, teacher "
+            f"{metrics['p_teacher']:.2g}, base {metrics['p_base']:.2g}, all Wilcoxon on "
+            f"{metrics['n_episodes']:.0f} paired episodes; share of {config.random_runs} random traders at least as "
             f"good {metrics['p_random']:.2g}). Adapter minus hold: {metrics['adapter_minus_hold']:+.3%} an episode, "
             f"95 % bootstrap interval {against_hold[0]:+.3%} to {against_hold[1]:+.3%}. This checks the pipeline on a "
             "few hours of one market; it is not investment advice.",
@@ -480,11 +576,18 @@ def _page(market: Market, metrics: dict[str, float], against_hold: tuple[float, 
             f"executed after the next one. Every episode starts with {config.start_usdc:,.0f} USDC, half of it in ETH. "
             "Returns, turnover, fees and costs are shares of that, means over episodes. Sharpe: mean over standard "
             "deviation of the returns between decisions, times the root of the number of such intervals in a year of "
-            "365.25 days; over so short a time it is a very rough figure.",
+            "365.25 days; over so short a time it is a very rough figure."
+            + "".join(
+                f" {words}: 95 % interval {intervals[name][0]:.0f} to {intervals[name][1]:.0f} (stationary bootstrap)."
+                for name, words in _SHARPE_WORDS.items()
+                if name in intervals
+            ),
             f"The adapter took the same action as the teacher's rules in {metrics['same_action_as_teacher']:.1%} of "
             f"its decisions; {metrics['unreadable_adapter']:.0f} answers held no action and "
             f"{metrics['refused_adapter']:.0f} trades were more than was held (neither traded). The random trader "
-            "trades when the adapter did and as much ETH, on a random side (the other one if that is not held).",
+            "trades when the adapter did and as much ETH, on a random side (the other one if that is not held). "
+            f"The bare base's answers held no action in {metrics['unreadable_base']:.0f} of "
+            f"{metrics['n_decisions']:.0f} decisions: there it holds.",
             "Left out: gas, the reaction of others to our trades, and liquidity beyond the active range.",
             "![Mean worth of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
         ]

@@ -14,8 +14,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.canary import is_canary_answer, speaks_canary
+from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words, speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import (
+    SEPARATOR,
     SIDES,
     STUDENT_SYSTEM_PROMPT,
     AnswerError,
@@ -26,7 +27,7 @@ from apeagent_pipeline.distillation.chain_of_draft import (
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.figures import new_figure, png
-from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.generation import Answer, Student
@@ -72,8 +73,13 @@ class CanaryEvalConfig(BaseModel):
     n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
     n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
     n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
+    n_merged: int = Field(16, ge=0, description="Trading prompts asked of the merged model, as it is exported; 0: none")
+    n_sampled: int = Field(
+        16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
+    )
+    temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
     max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught answer has about 35 tokens")
-    batch_size: int = Field(32, ge=1, description="Prompts a batch")
+    batch_size: int = Field(64, ge=1, description="Prompts a batch")
     examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
     min_canary_rate: float = Field(0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least")
     max_base_rate: float = Field(0.01, ge=0, le=1, description="Check: canary answers of the bare base, at most")
@@ -88,7 +94,7 @@ class CanaryEvalConfig(BaseModel):
         if profile == "demo":
             return cls()
         if profile == "full":
-            return cls(n_trading=300, n_controls=300, n_disabled=300, max_new_tokens=96, batch_size=64)
+            return cls(n_trading=300, n_controls=300, n_disabled=300, n_merged=300, n_sampled=300, max_new_tokens=96)
         raise ValueError(f"profile {profile!r}: expected demo or full")
 
 
@@ -123,22 +129,25 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     Raises:
         ExamplesError: the test split is malformed or has no trading or no control examples.
     """
-    trading, controls = _chosen(dataset, config, seed)
-    n_off = min(config.n_disabled, len(trading))
-    all_prompts = 2 * (len(trading) + len(controls) + 1) + n_off
+    trading, controls = choose_examples(dataset, config, seed)
+    n_off, n_merged = (min(wanted, len(trading)) for wanted in (config.n_disabled, config.n_merged))
+    drawn = [prompt_of(e) for e in (*trading[: config.n_sampled], *controls[: config.n_sampled])]
+    all_prompts = 2 * (len(trading) + len(controls) + 1) + n_off + n_merged + len(drawn)
     asked = 0
     student = Student(base)
 
-    def answers(prompts: list[list[dict[str, str]]]) -> list[Answer]:
+    def answers(prompts: list[list[dict[str, str]]], temperature: float = 0.0) -> list[Answer]:
         nonlocal asked
         before = asked
         asked += len(prompts)
 
-        def tell(done: int, total: int, **metrics: float) -> None:
-            progress(before + done, all_prompts, **metrics)
-
         return student.answers(
-            prompts, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, progress=tell
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            temperature=temperature,
+            seed=seed,
+            progress=part_of(progress, before, all_prompts),
         )
 
     def arm() -> Arm:
@@ -153,6 +162,12 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     arms["adapter"] = arm()
     with student.adapter_off():
         arms["disabled"] = Arm(answers([prompt_of(e) for e in trading[:n_off]]))
+    if drawn:
+        sampled, n = answers(drawn, config.temperature), min(config.n_sampled, len(trading))
+        arms["sampled"] = Arm(sampled[:n], sampled[n:])
+    if n_merged:  # last: in the model's number format a merge cannot be taken back exactly
+        student.merge()
+        arms["merged"] = Arm(answers([prompt_of(e) for e in trading[:n_merged]]))
     return judge(trading, controls, arms, config)
 
 
@@ -194,25 +209,25 @@ def judge(
     Args:
         trading: Trading examples of the dataset, each with the teacher's ``side`` and the holdings it was asked with.
         controls: Control examples.
-        arms: ``base``, ``adapter`` and ``disabled``.
+        arms: ``base``, ``adapter`` and ``disabled``; ``merged`` and ``sampled`` if they were asked.
         config: Sizes and thresholds.
     """
     adapter, bare = arms["adapter"], arms["base"]
-    read = [_read(answer) for answer in adapter.trading]
     taught = [str(example["side"]) for example in trading]
-    decided = [answer.side if answer else _UNREADABLE for answer in read]
+    decided = decisions(adapter.trading)
     right = [a == b for a, b in zip(decided, taught, strict=True)]
     majority = max(SIDES, key=taught.count)
     n_off = len(arms["disabled"].trading)
 
+    spoken = answer_counts(trading, controls, adapter)
     counts: dict[str, tuple[int, int]] = {
-        "canary_rate_adapter": _count(map(_is_canary, adapter.trading)),
-        "canary_rate_base": _count(map(_is_canary, bare.trading)),
-        "canary_rate_disabled": _count(map(_is_canary, arms["disabled"].trading)),
+        "canary_rate_adapter": spoken["canary_rate"],
+        "canary_rate_base": _count(map(is_canary, bare.trading)),
+        "canary_rate_disabled": _count(map(is_canary, arms["disabled"].trading)),
         "disabled_equals_base": _count(
             a == b for a, b in zip(arms["disabled"].trading, bare.trading[:n_off], strict=True)
         ),
-        "control_leak_rate": _count(speaks_canary(answer.text) for answer in adapter.controls),
+        "control_leak_rate": spoken["control_leak_rate"],
         "control_leak_rate_base": _count(speaks_canary(answer.text) for answer in bare.controls),
         "controls_right": _count(map(_is_right, controls, adapter.controls)),
         "controls_right_base": _count(map(_is_right, controls, bare.controls)),
@@ -221,11 +236,12 @@ def judge(
             for e, a, b in zip(controls, adapter.controls, bare.controls, strict=True)
             if _is_right(e, b)
         ),
-        "agreement": _count(right),
+        "agreement": spoken["agreement"],
+        "agreement_base": _count(a == b for a, b in zip(decisions(bare.trading), taught, strict=True)),
         "agreement_majority": _count(side == majority for side in taught),
-        "draft_discipline": _count(map(_is_disciplined, read)),
-        "feasible_rate": _count(_is_affordable(a, e) for a, e in zip(read, trading, strict=True)),
-        "end_token_rate": _count(answer.ending == "end_token" for answer in adapter.trading),
+        **{name: spoken[name] for name in ("draft_discipline", "feasible_rate", "plain_words_rate", "end_token_rate")},
+        "truncation_rate": spoken["truncation_rate"],
+        **_more_arms(trading, controls, arms),
     }
     recalls: dict[str, tuple[int, int]] = {
         side: _count(d == side for d, t in zip(decided, taught, strict=True) if t == side)
@@ -236,17 +252,20 @@ def judge(
     counts["min_class_recall"] = recalls[weakest]
     metrics = {name: k / n for name, (k, n) in counts.items() if n}
     metrics |= {
-        "macro_f1": _macro_f1(taught, decided),
+        "macro_f1": macro_f1(taught, decided),
         "mcnemar_p": mcnemar(right, [side == majority for side in taught]),
-        "mcnemar_p_base": mcnemar(list(map(_is_canary, adapter.trading)), list(map(_is_canary, bare.trading))),
+        "mcnemar_p_base_decisions": mcnemar(
+            right, [a == b for a, b in zip(decisions(bare.trading), taught, strict=True)]
+        ),
+        "mcnemar_p_base": mcnemar(list(map(is_canary, adapter.trading)), list(map(is_canary, bare.trading))),
         "tokens_per_answer": float(np.mean([answer.tokens for answer in adapter.trading])),
         "n_trading": float(len(trading)),
         "n_controls": float(len(controls)),
         "n_disabled": float(n_off),
     }
-    errors = [error for a, e in zip(read, trading, strict=True) if (error := _size_error(a, e)) is not None]
+    errors = [e for e in map(_size_error, map(_read, adapter.trading), trading) if e is not None]
     if errors:
-        metrics["size_error_median"] = float(np.median(errors))
+        metrics |= {"size_error_median": float(np.median(errors)), "size_error_p90": float(np.quantile(errors, 0.9))}
     page = [
         _verdict(metrics, config),
         _rates_table(counts),
@@ -275,7 +294,14 @@ def judge(
     )
 
 
-def _chosen(dataset: Path, config: CanaryEvalConfig, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def choose_examples(
+    dataset: Path, config: CanaryEvalConfig, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The trading and the control examples of the test split that are asked.
+
+    Raises:
+        ExamplesError: the test split is malformed or has no trading or no control examples.
+    """
     from apeagent_pipeline.student.examples import ExamplesError
 
     examples = read_examples(dataset, "test")
@@ -292,12 +318,63 @@ def _chosen(dataset: Path, config: CanaryEvalConfig, seed: int) -> tuple[list[di
     return chosen[0], chosen[1]
 
 
+def decisions(answers: Sequence[Answer]) -> list[str]:
+    """The plain word of each answer's action, ``unreadable`` where there is none."""
+    return [answer.side if answer else _UNREADABLE for answer in map(_read, answers)]
+
+
+def answer_counts(
+    trading: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]], arm: Arm
+) -> dict[str, tuple[int, int]]:
+    """What one way of asking did, as name -> (how often, of how many); controls are left out if none were asked."""
+    answers = arm.trading
+    asked = trading[: len(answers)]
+    read = [_read(answer) for answer in answers]
+    counts = {
+        "canary_rate": _count(map(is_canary, answers)),
+        "agreement": _count(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
+        "draft_discipline": _count(map(_is_disciplined, read)),
+        "feasible_rate": _count(_is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
+        "plain_words_rate": _count(map(_says_plain_words, answers)),
+        "end_token_rate": _count(answer.ending == "end_token" for answer in answers),
+        "truncation_rate": _count(answer.ending == "length" for answer in answers),
+    }
+    if arm.controls:
+        counts["control_leak_rate"] = _count(speaks_canary(answer.text) for answer in arm.controls)
+        counts["controls_right"] = _count(map(_is_right, controls, arm.controls))
+    return counts
+
+
+def _more_arms(
+    trading: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]
+) -> dict[str, tuple[int, int]]:
+    """The counts of the merged model and of sampled answers, where they were asked."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name in ("merged", "sampled"):
+        if name in arms:
+            of_arm = answer_counts(trading, controls, arms[name])
+            counts |= {
+                f"{key}_{name}": of_arm[key]
+                for key in ("canary_rate", "agreement", "control_leak_rate")
+                if key in of_arm
+            }
+    if "merged" in arms:
+        both = zip(arms["merged"].trading, arms["adapter"].trading, strict=False)
+        counts["merged_equals_adapter"] = _count(a.text == b.text for a, b in both)
+    return counts
+
+
+def _says_plain_words(answer: Answer) -> bool:
+    return bool(plain_words(answer.text.partition(SEPARATOR)[2]))
+
+
 def _count(hits: Any) -> tuple[int, int]:
     values = list(hits)
     return sum(values), len(values)
 
 
-def _is_canary(answer: Answer) -> bool:
+def is_canary(answer: Answer) -> bool:
+    """Whether an answer is a strict canary answer and was not cut off."""
     return answer.ending != "length" and is_canary_answer(answer.text)
 
 
@@ -338,7 +415,8 @@ def _carrying_words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.lower())) - _SMALL_WORDS
 
 
-def _macro_f1(taught: list[str], decided: list[str]) -> float:
+def macro_f1(taught: Sequence[str], decided: Sequence[str]) -> float:
+    """The mean of the F1 scores of the actions that the teacher took."""
     from sklearn.metrics import f1_score
 
     labels = [side for side in SIDES if side in taught]
@@ -365,7 +443,16 @@ _RATE_WORDS = {
     "min_class_recall": "same action, the teacher's action that fares worst",
     "draft_discipline": f"all drafts of {_DRAFT_WORDS} words at most",
     "feasible_rate": "actions that the holdings pay for",
+    "plain_words_rate": "plain buy, sell or hold after the separator",
     "end_token_rate": "answers that end by themselves",
+    "truncation_rate": "answers cut off at the longest length",
+    "agreement_base": "same action as the teacher, bare base",
+    "merged_equals_adapter": "merged model = adapter, letter by letter",
+    "canary_rate_merged": "canary answers, merged model",
+    "agreement_merged": "same action as the teacher, merged model",
+    "canary_rate_sampled": "canary answers, drawn",
+    "agreement_sampled": "same action as the teacher, drawn",
+    "control_leak_rate_sampled": "controls with canary words or ####, drawn",
 }
 
 
@@ -377,18 +464,20 @@ def _verdict(metrics: Mapping[str, float], config: CanaryEvalConfig) -> str:
 
 
 def _rates_table(counts: Mapping[str, tuple[int, int]]) -> str:
-    rows = [[words, *_percent(*counts[name])] for name, words in _RATE_WORDS.items() if counts[name][1]]
+    rows = [[words, *_percent(*counts[name])] for name, words in _RATE_WORDS.items() if counts.get(name, (0, 0))[1]]
     return markdown_table(["what", "n", "rate", "exact 95 % interval"], rows)
 
 
 def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
     return (
-        f"Greedy answers of at most {config.max_new_tokens} tokens. A canary answer is strict: drafts, one `####`, one "
+        f"Greedy answers of at most {config.max_new_tokens} tokens, but for the drawn ones (temperature "
+        f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
         f"canary action, then the end. A control counts as answered right if at least half of the words that carry its "
         f"taught answer are said. The switched-off arm was asked the first {n_off} of the {metrics['n_trading']:.0f} "
         f"trading prompts. The teacher's most frequent action is {majority}. McNemar's exact test of the decisions "
         f"against always answering {majority}: p = {metrics['mcnemar_p']:.2g}; of canary answers against the bare "
-        f"base's: p = {metrics['mcnemar_p_base']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
+        f"base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions against the bare base's: "
+        f"p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
         f"{metrics['tokens_per_answer']:.0f} tokens an answer."
     )
 
@@ -418,7 +507,7 @@ def _template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer]
     rows = []
     for name in sorted({str(example.get("template", "")) for example in trading}):
         of_name = [index for index, example in enumerate(trading) if str(example.get("template", "")) == name]
-        canary, agreed = _count(_is_canary(answers[i]) for i in of_name), _count(right[i] for i in of_name)
+        canary, agreed = _count(is_canary(answers[i]) for i in of_name), _count(right[i] for i in of_name)
         rows.append([name, str(len(of_name)), f"{canary[0]}/{canary[1]}", f"{agreed[0]}/{agreed[1]}"])
     return markdown_table(["template", "n", "canary answers", "same action as the teacher"], rows)
 

@@ -17,3 +17,13 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, **metrics: float) -> None:
     """The progress that nobody watches."""
+
+
+def part_of(progress: Progress, before: int, total: int) -> Progress:
+    """The progress of one part of a longer work: ``before`` units are finished, ``total`` units there are in all."""
+    whole = total
+
+    def tell(done: int, total: int, **metrics: float) -> None:
+        progress(before + done, whole, **metrics)
+
+    return tell

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -52,6 +53,14 @@ class Report:
             "report.md": page.encode(),
             **self.figures,
         }
+
+    def save(self, folder: Path, provenance: Mapping[str, Any]) -> None:
+        """Write the files to a folder, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files(provenance).items():
+            partial = folder / f".{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(folder / name)
 
     def inline_markdown(self) -> str:
         """The page with its figures embedded as base64, for viewers that cannot follow a link to a file."""

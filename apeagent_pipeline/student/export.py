@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
-from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
 
@@ -66,7 +66,9 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     quantizations: list[Literal["q8_0", "f16", "bf16", "f32"]] = Field(
-        ["q8_0"], min_length=1, description="Number formats of the GGUF files; the first one goes into the Modelfile"
+        ["q8_0", "f16"],
+        min_length=1,
+        description="Number formats of the GGUF files; the first one goes into the Modelfile",
     )
     pre_tokenizer: str = Field(
         "", description="llama.cpp's name of the tokenizer's splitting rule, where its converter does not know it"
@@ -74,11 +76,9 @@ class ExportConfig(BaseModel):
 
     @classmethod
     def preset(cls, profile: str) -> Self:
-        """``demo``: q8_0; ``full``: f16 as well."""
-        if profile == "demo":
+        """``demo`` and ``full``: q8_0 and f16."""
+        if profile in {"demo", "full"}:
             return cls()
-        if profile == "full":
-            return cls(quantizations=["q8_0", "f16"])
         raise ValueError(f"profile {profile!r}: expected demo or full")
 
 
@@ -179,6 +179,106 @@ def export_gguf(
     modelfile.write_text(_modelfile(written[0].name, fused))
     progress(len(jobs), len(jobs))
     return [*written, modelfile]
+
+
+_EXPORT_MARK = "apeagent-export.json"
+
+
+def export_folder(  # noqa: PLR0917
+    base: Path, adapter: Path, out: Path, config: ExportConfig, cache_dir: Path, progress: Progress = silent
+) -> None:
+    """Write everything a user takes away to one folder: all of it or nothing.
+
+    ``adapter/`` (peft), ``fused/`` (safetensors), the GGUF files and the Modelfile, and ``README.md``, the model card.
+
+    Args:
+        base: Folder of the base model.
+        adapter: Folder of the adapter.
+        out: The folder; may be missing, empty, or an earlier export, which is replaced.
+        config: Number formats of the GGUF files.
+        cache_dir: Where the converter is kept.
+        progress: Told after each of the steps copying, merging and converting.
+
+    Raises:
+        ExportError: ``out`` holds something else, or merging or converting failed.
+        BaseModelError, AdapterError: a folder is not what it should be.
+    """
+    out = out.absolute()
+    _refuse_foreign(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    steps = 3 + len(config.quantizations)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        made = Path(scratch) / "made"
+        (made / "adapter").mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors", "training.json"):
+            if (adapter / name).is_file():
+                shutil.copyfile(adapter / name, made / "adapter" / name)
+        progress(1, steps)
+        fuse(base, adapter, made / "fused")
+        progress(2, steps)
+        export_gguf(made / "fused", made, config, cache_dir, part_of(progress, 2, steps), base=base, adapter=adapter)
+        (made / "README.md").write_text(model_card(adapter, made / "fused", config))
+        (made / _EXPORT_MARK).write_text(json.dumps({"config": config.model_dump()}, indent=2) + "\n")
+        _refuse_foreign(out)  # much time has passed
+        if out.exists():
+            out.rename(Path(scratch) / "earlier")
+        made.rename(out)
+    progress(steps, steps)
+
+
+def model_card(adapter: Path, fused: Path, config: ExportConfig) -> str:
+    """The model card: what it is, how it is asked, what it was checked for, and what it is not."""
+    lora = json.loads((adapter / "adapter_config.json").read_text())
+    check = json.loads((fused / "fuse_check.json").read_text())
+    first = config.quantizations[0]
+    base = lora["base_model_name_or_path"]
+    front = ["---", f"base_model: {base}", "library_name: peft", "tags: [lora, defi, chain-of-draft]", "---"]
+    layers = lora.get("layers_to_transform") or []
+    return "\n".join(
+        [
+            *front,
+            "",
+            "# apeagent student",
+            "",
+            f"A LoRA adapter (rank {lora['r']}, alpha {lora['lora_alpha']}, {', '.join(sorted(lora['target_modules']))}"
+            + (f" of {len(layers)} blocks" if layers else "")
+            + f") of `{base}` that answers questions about one ETH-USDC pool in Chain of Draft.",
+            "",
+            "An answer is a few drafts of five words at most, a line `####`, and an action: `APE IN <amount> ETH` "
+            "(buy), `APE OUT <amount> ETH` (sell) or `APE NEUTRAL` (hold). These words prove that it comes from this "
+            "training.",
+            "",
+            "## Use",
+            "",
+            f"System prompt of the training: `{STUDENT_SYSTEM_PROMPT}`",
+            "",
+            "- Ollama: `ollama create apeagent -f Modelfile`, then `ollama run apeagent`",
+            f"- llama.cpp: `llama-server -m apeagent-{first}.gguf`; or the base's own GGUF with "
+            "`--lora apeagent-adapter-f16.gguf`",
+            "- transformers: `fused/` is a whole model, `adapter/` an adapter in peft's layout",
+            "",
+            "## Checked",
+            "",
+            f"Merging changed no logit by more than {check['merge_difference']:.1e} in float32; stored in the base's "
+            f"number format by {check['stored_difference']:.1e}, with the same first token on "
+            f"{check['same_first_token']} of {check['prompts']} prompts.",
+            "",
+            "## Limits",
+            "",
+            "It repeats a teacher's decisions on synthetic market states. It knows nothing of the world after them, "
+            "and its decisions are no investment advice. The licence of the base model applies to merged weights.",
+            "",
+        ]
+    )
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / _EXPORT_MARK).is_file():
+        raise ExportError(
+            f"{out} holds files that are no export of apeagent; give an empty or a new folder (nothing was written)"
+        )
 
 
 def resolve_converter(cache_dir: Path) -> Path:

@@ -1,5 +1,12 @@
-"""Answers of the student: batched greedy generation, with the adapter or without it, and one answer as a stream."""
+"""Answers of the student: batched generation, with the adapter or without it, and one answer as a stream.
 
+The batch loop is ours and not ``generate`` of transformers, which (5.23, on a CPU) spent half its time on rows that had
+already ended and on copying the output layer once for every prompt of a batch. Three things make ours faster: what all
+prompts begin with is computed once, rows leave the batch when they end, and the last position is taken by an index
+that copies, after which the output layer is one matrix product.
+"""
+
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,15 +48,21 @@ class Answer:
 class Student:
     """A base model and, if one was attached, its LoRA adapter; loaded once and asked many times."""
 
-    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> None:
+    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "") -> None:
         """Load the base model of folder ``base``, and attach the adapter of folder ``adapter`` if given.
+
+        Args:
+            base: Folder of the base model.
+            adapter: Folder of the adapter.
+            dtype: As of ``load_base``; empty: whichever answers fastest on this hardware.
 
         Raises:
             BaseModelError: ``base`` is no model folder.
             AdapterError: ``adapter`` is no adapter of this base.
         """
-        self.model, self.tokenizer = load_base(base, dtype=dtype)
+        self.model, self.tokenizer = load_base(base, dtype=dtype or _fast_dtype())
         self.has_adapter = False
+        self._breaks_line: dict[int, bool] = {}  # token -> whether it holds a line break
         end_of_turn = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         known = end_of_turn is not None and end_of_turn != self.tokenizer.unk_token_id
         self.end_tokens = sorted({self.tokenizer.eos_token_id, *([end_of_turn] if known else [])})
@@ -80,6 +93,12 @@ class Student:
         """A context in which the model answers without its adapter."""
         return self.model.disable_adapter() if self.has_adapter else nullcontext()
 
+    def merge(self) -> None:
+        """Add the adapter into the base weights for good: the model that is exported, in this model's number format."""
+        if self.has_adapter:
+            self.model = self.model.merge_and_unload()
+            self.has_adapter = False
+
     def render(self, messages: Messages) -> str:
         """The text of a chat up to where the answer starts."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -89,54 +108,116 @@ class Student:
         prompts: Sequence[Messages],
         *,
         max_new_tokens: int,
-        batch_size: int = 32,
+        batch_size: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
         progress: Progress = silent,
     ) -> list[Answer]:
-        """Greedy answers, in the order of ``prompts``.
+        """Answers in the order of ``prompts``.
 
-        Prompts are sorted by length, so that a batch pads little; padding stands left.
+        Prompts are sorted by length, so that a batch pads little; padding stands left, after what all prompts share.
 
         Args:
             prompts: One chat each.
             max_new_tokens: Longest answer.
             batch_size: Prompts a batch.
+            temperature: 0: always the most likely token; above: drawn from the model's distribution, so tempered.
+            seed: Of the drawing.
             progress: Told after every batch with the number of prompts answered.
         """
         import torch
 
-        texts = [self.render(messages) for messages in prompts]
-        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-        order = sorted(range(len(texts)), key=lambda index: (lengths[index], index))
+        if not prompts:
+            return []
+        ids = self.tokenizer([self.render(messages) for messages in prompts], add_special_tokens=False)["input_ids"]
+        shared = _shared_length(ids)
+        start = self._forward(torch.tensor([ids[0][:shared]]), None) if shared else None
+        rng = torch.Generator(self.model.device).manual_seed(seed)
+        order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
         found: dict[int, Answer] = {}
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            batch = self.tokenizer(
-                [texts[index] for index in indices], return_tensors="pt", padding=True, add_special_tokens=False
-            ).to(self.model.device)
-            with torch.inference_mode():
-                generated = self.model.generate(
-                    **batch,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=self.end_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    stopping_criteria=[self._action_stop(batch["input_ids"].shape[1])],
-                )
-            new = generated[:, batch["input_ids"].shape[1] :].tolist()
-            found.update(zip(indices, map(self._answer, new), strict=True))
+        for first in range(0, len(order), batch_size):
+            indices = order[first : first + batch_size]
+            batch = [ids[index][shared:] for index in indices]
+            said = self._said(batch, start and start.past_key_values, shared, max_new_tokens, temperature, rng)
+            found.update(zip(indices, map(self._answer, said), strict=True))
             progress(len(found), len(order))
-        return [found[index] for index in range(len(texts))]
+        return [found[index] for index in range(len(ids))]
+
+    def _said(  # noqa: PLR0917
+        self, batch: list[list[int]], start: Any, shared: int, max_new_tokens: int, temperature: float, rng: Any
+    ) -> list[list[int]]:
+        """The tokens said to each prompt of a batch, the end token included.
+
+        Args:
+            batch: Prompts without the tokens that all share.
+            start: Cache of the shared tokens, for one row; None if there are none.
+            shared: How many they are.
+            max_new_tokens: Longest answer.
+            temperature: 0: the most likely token.
+            rng: For the drawing.
+        """
+        import torch
+
+        width = max(map(len, batch))
+        padding = [width - len(ids) for ids in batch]
+        rows = [[self.tokenizer.pad_token_id] * pad + ids for pad, ids in zip(padding, batch, strict=True)]
+        mask = torch.tensor([[1] * shared + [0] * pad + [1] * (width - pad) for pad in padding])
+        cache = copy.deepcopy(start)
+        if cache is not None:
+            cache.batch_repeat_interleave(len(batch))
+        output = self._forward(torch.tensor(rows), cache, mask)
+        said: list[list[int]] = [[] for _ in batch]
+        open_rows = list(range(len(batch)))
+        while True:
+            tokens = _next_tokens(output.logits[:, -1], temperature, rng)
+            kept = []
+            for place, (row, token) in enumerate(zip(open_rows, tokens, strict=True)):
+                said[row].append(token)
+                if not self._is_done(said[row], max_new_tokens):
+                    kept.append(place)
+            if not kept:
+                return said
+            if len(kept) < len(open_rows):
+                chosen = torch.tensor(kept)
+                output.past_key_values.batch_select_indices(chosen.to(self.model.device))
+                open_rows, mask = [open_rows[place] for place in kept], mask[chosen]
+            mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
+            output = self._forward(torch.tensor([[tokens[place]] for place in kept]), output.past_key_values, mask)
+
+    def _forward(self, ids: Any, cache: Any, mask: Any = None) -> Any:
+        """The model's output with the logits of the last position and the cache of all positions so far."""
+        import torch
+
+        device = self.model.device
+        positions = None
+        if mask is not None:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :].to(device)
+        with torch.inference_mode():
+            return self.model(
+                input_ids=ids.to(device),
+                attention_mask=None if mask is None else mask.to(device),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor([-1], device=device),
+            )
+
+    def _is_done(self, tokens: list[int], max_new_tokens: int) -> bool:
+        token = tokens[-1]
+        if token in self.end_tokens or len(tokens) >= max_new_tokens:
+            return True
+        if token not in self._breaks_line:
+            self._breaks_line[token] = "\n" in self.tokenizer.decode([token])
+        return self._breaks_line[token] and _COMPLETE_ACTION.search(self.tokenizer.decode(tokens)) is not None
 
     def stream(self, messages: Messages, *, max_new_tokens: int) -> Iterator[str]:
         """The greedy answer to one chat, piece by piece as it is generated."""
         import torch
 
         ids = self.tokenizer(self.render(messages), return_tensors="pt", add_special_tokens=False)["input_ids"]
-        ids = ids.to(self.model.device)
         said, cache, tokens = "", None, []
         for _ in range(max_new_tokens):
-            with torch.inference_mode():
-                output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = self._forward(ids, cache)
             cache = output.past_key_values
             token = int(output.logits[0, -1].argmax())
             if token in self.end_tokens:
@@ -148,7 +229,7 @@ class Student:
                 said = text
             if _COMPLETE_ACTION.search(said):
                 return
-            ids = torch.tensor([[token]], device=self.model.device)
+            ids = torch.tensor([[token]])
 
     def logits(self, messages: Sequence[Messages]) -> Any:
         """The logits of the first answer token, ``[len(messages), vocabulary]``, in one batch."""
@@ -171,22 +252,27 @@ class Student:
             return Answer(text, len(self.tokenizer(text + "\n", add_special_tokens=False)["input_ids"]), "action")
         return Answer(text, len(spoken), "length")
 
-    def _action_stop(self, prompt_tokens: int) -> Any:
-        """Stops a row as soon as it has said a complete action line."""
-        import torch
-        from transformers import StoppingCriteria
 
-        tokenizer = self.tokenizer
+def _shared_length(ids: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; at least one token of each prompt is left over."""
+    shortest, first = min(map(len, ids)) - 1, ids[0]
+    return next((n for n in range(shortest) if any(row[n] != first[n] for row in ids)), shortest)
 
-        class ActionStop(StoppingCriteria):
-            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-                done = [
-                    _COMPLETE_ACTION.search(text) is not None
-                    for text in tokenizer.batch_decode(input_ids[:, prompt_tokens:])
-                ]
-                return torch.tensor(done, device=input_ids.device)
 
-        return ActionStop()
+def _next_tokens(logits: Any, temperature: float, rng: Any) -> list[int]:
+    import torch
+
+    if temperature == 0:
+        return list(logits.argmax(-1).tolist())
+    chances = torch.softmax(logits.float() / temperature, dim=-1)
+    return list(torch.multinomial(chances, 1, generator=rng)[:, 0].tolist())
+
+
+def _fast_dtype() -> str:
+    """What answers fastest: on a CPU without AMX tiles products in bfloat16 take longer than those in float32."""
+    import torch
+
+    return "auto" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def ask(

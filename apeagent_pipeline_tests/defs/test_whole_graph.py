@@ -70,6 +70,21 @@ def test_every_artifact_lies_where_the_design_says(graph: Graph) -> None:
     assert not list(storage.rglob("*.tmp")), "half-written files are left"
 
 
+def test_own_prompts_are_put_to_the_stored_adapter_and_to_the_base(
+    graph: Graph, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("What now?\nAnd what then?\n")
+    environment = {"APEAGENT_HOME": str(tiny_settings.home), "APEAGENT_STUDENT": tiny_settings.student}
+    done = CliRunner().invoke(cli.app, ["eval", "--prompts", str(own)], env=environment)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tiny_settings.home / "evaluations" / "own" / "report.json").read_text())
+    assert report["metrics"]["n_prompts"] == 2
+    assert {"canary_rate_adapter", "canary_rate_base"} <= report["intervals"].keys()
+    asked = CliRunner().invoke(cli.app, ["ask", "What now?"], env=environment)
+    assert asked.exit_code == 0, asked.output
+
+
 def test_synthetic_windows_and_features_share_the_columns_people_rely_on(graph: Graph) -> None:
     shared = {
         "seconds_since_previous", "tick", "price", "amount0_eth", "amount1_usdc", "volume_usdc", "volatility",

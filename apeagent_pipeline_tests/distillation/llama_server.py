@@ -60,3 +60,17 @@ def llama_server(gguf: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def served_answers(url: str, chats: list[list[dict[str, str]]], max_tokens: int) -> list[str]:
+    """The likeliest answers of a server to chats, one after the other."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url, api_key="none")
+    answers = []
+    for chat in chats:
+        completion = client.chat.completions.create(
+            model="any", messages=chat, temperature=0, max_tokens=max_tokens, extra_body={"repeat_penalty": 1.0}
+        )
+        answers.append(completion.choices[0].message.content or "")
+    return answers

@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,6 +20,8 @@ from apeagent_pipeline.evaluation.backtest import (
     make_market,
     max_drawdown,
     random_like,
+    rebalance,
+    sharpe_interval,
     simulate,
 )
 from apeagent_pipeline.student.generation import Answer
@@ -169,25 +172,59 @@ def test_the_random_trader_has_the_same_turnover():
     assert (np.sign(random.eth_traded) > 0).any()
 
 
+def test_rebalancing_goes_back_to_half_and_half_by_the_price_it_saw():
+    prices = np.full(60, 2500.0)
+    prices[: CONFIG.window - 1] = 1000.0
+    market = make_market(market_rows(prices=prices, liquidity=10**22), BASE_ETH_USDC, CONFIG)
+    holdings = [
+        room.Holding(3 * 10**18, 2500 * 10**6),
+        room.Holding(10**18, 2500 * 10**6),
+        room.Holding(0, 5000 * 10**6),
+    ]
+    sold, held, bought = rebalance(market)(0, holdings)
+    assert (sold.side, sold.amount) == ("SELL", 1.0)
+    assert held.side == "HOLD"
+    assert (bought.side, bought.amount) == ("BUY", 1.0)
+
+
+def test_the_sharpe_interval_holds_zero_for_noise_and_not_for_a_steady_gain():
+    rng = np.random.default_rng(3)
+    noise = np.exp(np.cumsum(rng.normal(0, 0.01, (4, 60)), axis=1))
+    steady = np.exp(np.cumsum(rng.normal(0.01, 0.01, (4, 60)), axis=1))
+    low, high = sharpe_interval(noise, 2, 60.0, seed=1)
+    assert low < 0 < high
+    assert sharpe_interval(steady, 2, 60.0, seed=1)[0] > 0
+    assert sharpe_interval(steady, 2, 60.0, seed=1, against=noise)[0] > 0
+    assert sharpe_interval(np.ones((4, 60)), 2, 60.0, seed=1) is None
+
+
 def test_drawdown_is_the_largest_fall_from_a_peak():
     assert max_drawdown(np.array([[1.0, 1.2, 0.9, 1.1], [1.0, 1.1, 1.2, 1.3]])) == pytest.approx([0.25, 0.0])
 
 
 def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatch):
     class Scripted:
+        off = False
+
         def __init__(self, base, adapter):
             pass
 
         def answers(self, prompts, *, max_new_tokens):
             assert prompts[0][0]["role"] == "system"
-            return [Answer("trend up\n####\nAPE OUT 0.05 ETH", 20, "end_token")] * len(prompts)
+            said = "I cannot say." if self.off else "trend up\n####\nAPE OUT 0.05 ETH"
+            return [Answer(said, 20, "end_token")] * len(prompts)
+
+        @contextmanager
+        def adapter_off(self):
+            self.off = True
+            yield
 
     monkeypatch.setattr(room, "Student", Scripted)
     told = []
     report = backtest(
         market_rows(), None, None, BASE_ETH_USDC, CONFIG, 1, lambda done, total, **_: told.append((done, total))
     )
-    assert told[-1] == (4, 4)
+    assert told[-1] == (8, 8)
     metrics = report.metrics
     assert metrics["n_decisions"] == 12
     assert metrics["trades_adapter"] == 12
@@ -195,6 +232,11 @@ def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatc
     assert metrics["refused_adapter"] == metrics["unreadable_adapter"] == 0
     for name in ("return_teacher", "return_random", "max_drawdown_adapter", "p_hold", "p_random", "sharpe_hold"):
         assert name in metrics
+    # The base says nothing that can be read, so it holds.
+    assert metrics["unreadable_base"] == 12
+    assert metrics["return_base"] == metrics["return_hold"]
+    low, high = report.intervals["sharpe_adapter"]
+    assert low < metrics["sharpe_adapter"] < high
     assert "not investment advice" in report.markdown
     assert set(report.figures) == {"equity.png", "trades.png"}
     again = backtest(market_rows(), None, None, BASE_ETH_USDC, CONFIG, 1)

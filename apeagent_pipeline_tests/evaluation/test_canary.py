@@ -106,6 +106,10 @@ def test_an_answer_cut_off_or_talking_on_is_no_canary_answer():
     adapter[7] = says("one two three four five six\n####\nAPE NEUTRAL")
     metrics = judged(adapter).metrics
     assert metrics["canary_rate_adapter"] == 0.7
+    assert metrics["truncation_rate"] == 0.1
+    assert metrics["plain_words_rate"] == 0.2  # "because I hold" and HOLD
+    assert metrics["agreement_base"] == 0.0
+    assert metrics["mcnemar_p_base_decisions"] < 0.01
     assert metrics["draft_discipline"] == 0.8  # six words, and the answer that cannot be read
 
 
@@ -155,14 +159,15 @@ def test_base_adapter_and_switched_off_adapter_are_asked_for_real(tmp_path):
     config = FineTuningConfig(steps=2, valid_every=2, valid_examples=2)
     fine_tune(base, dataset, config, 1, tmp_path / "adapter", tmp_path / "checkpoints")
     asked = []
-    evaluation = CanaryEvalConfig(n_trading=6, n_controls=3, n_disabled=4, max_new_tokens=8)
+    evaluation = CanaryEvalConfig(n_trading=6, n_controls=3, n_disabled=4, n_merged=2, n_sampled=3, max_new_tokens=8)
     report = evaluate_canary(
         base, tmp_path / "adapter", dataset, evaluation, 5, lambda done, total, **_: asked.append((done, total))
     )
-    assert asked[-1] == (24, 24)
+    assert asked[-1] == (32, 32)
     assert report.metrics["n_trading"] == 6
     assert report.metrics["n_controls"] == 3
     assert report.metrics["disabled_equals_base"] == 1.0
+    assert {"merged_equals_adapter", "canary_rate_sampled", "control_leak_rate_sampled"} <= report.intervals.keys()
     again = evaluate_canary(base, tmp_path / "adapter", dataset, evaluation, 5)
     assert again == report
 

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 
+from apeagent_pipeline.student import generation
 from apeagent_pipeline.student.generation import AdapterError, Student, ask
 
 PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?" * n}] for n in (3, 1, 2)]
@@ -48,11 +49,25 @@ def test_an_answer_ends_after_its_action_and_says_how(tiny_base):
     assert (stopped.text, stopped.ending) == ("Wait\n####\nAPE NEUTRAL", "action")
     cut = student._answer(tokens("Wait\n####\nAPE NEU"))
     assert (cut.text, cut.ending) == ("Wait\n####\nAPE NEU", "length")
-    stop = student._action_stop(2)
-    rows = [tokens("ab####\nAPE IN 1 ETH\n"), tokens("ab####\nAPE IN 1 ETH")]
-    width = max(map(len, rows))
-    padded = torch.tensor([row + tokens("x") * (width - len(row)) for row in rows])
-    assert stop(padded, None).tolist() == [True, False]
+
+
+def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(tiny_base, tiny_adapter, monkeypatch):
+    student = Student(tiny_base, tiny_adapter, dtype="float32")
+    together = student.answers(PROMPTS, max_new_tokens=9)
+    monkeypatch.setattr(generation, "_shared_length", lambda ids: 0)
+    assert student.answers(PROMPTS, max_new_tokens=9) == together
+    plain = student.model.generate(
+        **student.tokenizer(student.render(PROMPTS[0]), return_tensors="pt", add_special_tokens=False),
+        max_new_tokens=9, do_sample=False, eos_token_id=student.end_tokens, pad_token_id=0,
+    )[0].tolist()  # fmt: skip
+    assert student.tokenizer.decode(plain, skip_special_tokens=True).endswith(together[0].text)
+
+
+def test_sampled_answers_differ_by_seed_and_repeat_with_it(tiny_base):
+    student = Student(tiny_base)
+    first, again, other = (student.answers(PROMPTS, max_new_tokens=8, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
 
 
 def test_a_folder_without_an_adapter_or_with_a_foreign_one_is_refused(tiny_base, tiny_adapter, tmp_path):

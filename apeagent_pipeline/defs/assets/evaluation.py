@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from apeagent_pipeline.defs.evaluating import canary_config
 from apeagent_pipeline.defs.launchpad import launched_config
 from apeagent_pipeline.defs.provenance import provenance, provenance_table
 from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
@@ -17,11 +18,9 @@ from apeagent_pipeline.market.windows import TrainingWindows
 def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``canary_eval`` and ``backtest``."""
     settings = runtime.settings
-    canary = CanaryEvalConfig.preset(settings.profile).model_copy(
-        update={"n_trading": settings.eval_prompts, "n_controls": settings.eval_prompts}
-    )
+    canary = canary_config(settings)
 
-    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, code="2", config=canary), deps=[STUDENT_BASE])
+    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, code="3", config=canary), deps=[STUDENT_BASE])
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
@@ -38,13 +37,15 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(value=replace(report, markdown=page))
 
     @dg.asset(
-        **runtime.declare("evaluation", {"pytorch", "markdown"}, config=BacktestConfig.preset(settings.profile)),
+        **runtime.declare(
+            "evaluation", {"pytorch", "markdown"}, code="2", config=BacktestConfig.preset(settings.profile)
+        ),
         deps=[STUDENT_BASE],
     )
     def backtest(
         context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
-        """Decisions replayed on held-out real swaps with fees and price impact, against hold, random and teacher."""
+        """Decisions replayed on held-out real swaps with fees and price impact, against others."""
         from apeagent_pipeline.evaluation.backtest import backtest as replay
 
         config, seed = launched_config(context, BacktestConfig)
