@@ -22,6 +22,7 @@ from apeagent_pipeline.distillation.portfolios import (
 )
 
 Rendering = Literal["plain", "digested"]
+RENDERINGS: tuple[Rendering, ...] = ("digested", "plain")
 SPLITS = ("train", "valid", "test")
 
 PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {

@@ -24,6 +24,7 @@ from apeagent_pipeline.distillation.chain_of_draft import (
     parse_answer,
     word_count,
 )
+from apeagent_pipeline.distillation.prompts import RENDERINGS
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.figures import new_figure, png
@@ -237,6 +238,7 @@ def judge(
             if _is_right(e, b)
         ),
         "agreement": spoken["agreement"],
+        **_by_rendering(trading, adapter.trading, right),
         "agreement_base": _count(a == b for a, b in zip(decisions(bare.trading), taught, strict=True)),
         "agreement_majority": _count(side == majority for side in taught),
         **{name: spoken[name] for name in ("draft_discipline", "feasible_rate", "plain_words_rate", "end_token_rate")},
@@ -292,6 +294,18 @@ def judge(
             "agreement_by_class.png": _recall_figure(recalls),
         },
     )
+
+
+def _by_rendering(
+    trading: Sequence[Mapping[str, Any]], answers: Sequence[Answer], right: Sequence[bool]
+) -> dict[str, tuple[int, int]]:
+    """Canary answers and agreement of each rendering: numbers alone teach a small student the form, not the policy."""
+    counts = {}
+    for rendering in RENDERINGS:
+        asked = [number for number, example in enumerate(trading) if example.get("rendering") == rendering]
+        counts[f"canary_rate_{rendering}"] = _count(is_canary(answers[number]) for number in asked)
+        counts[f"agreement_{rendering}"] = _count(right[number] for number in asked)
+    return counts
 
 
 def choose_examples(
@@ -439,6 +453,10 @@ _RATE_WORDS = {
     "controls_right_base": "controls answered right, bare base",
     "controls_preserved": "the same, of those that the bare base answers right",
     "agreement": "same action as the teacher",
+    "agreement_digested": "the same, prompts with words beside the numbers",
+    "agreement_plain": "the same, prompts of numbers alone, as the source document's",
+    "canary_rate_digested": "canary answers, prompts with words",
+    "canary_rate_plain": "canary answers, prompts of numbers alone",
     "agreement_majority": "always the teacher's most frequent action",
     "min_class_recall": "same action, the teacher's action that fares worst",
     "draft_discipline": f"all drafts of {_DRAFT_WORDS} words at most",
