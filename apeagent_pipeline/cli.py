@@ -329,9 +329,14 @@ def _bar(name: str) -> "Iterator[Progress]":
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Bars(*columns, console=_error_console) as bars:
         task = bars.add_task(name, total=None)
+        told = time.monotonic()
 
         def progress(done: int, total: int, **_: float) -> None:
+            nonlocal told
             bars.update(task, completed=done, total=total)
+            if not _error_console.is_terminal and time.monotonic() - told > 15:
+                told = time.monotonic()
+                _error_console.print(f"{name}: {done:,} of {total:,}")
 
         yield progress
 
