@@ -21,8 +21,6 @@ from rich.table import Table
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
-from apeagent_pipeline.student.examples import ExamplesError
-from apeagent_pipeline.student.generation import AdapterError
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -51,7 +49,13 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (SettingsError, ChainError, TeacherError, ExamplesError, AdapterError) as error:
+    except (SettingsError, ChainError, TeacherError, ValueError) as error:
+        # Imported here and not above: they would cost every command numpy.
+        from apeagent_pipeline.student.examples import ExamplesError
+        from apeagent_pipeline.student.generation import AdapterError
+
+        if not isinstance(error, SettingsError | ChainError | TeacherError | ExamplesError | AdapterError):
+            raise
         _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -340,9 +344,14 @@ def _bar(name: str) -> "Iterator[Progress]":
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Bars(*columns, console=_error_console) as bars:
         task = bars.add_task(name, total=None)
+        told = time.monotonic()
 
         def progress(done: int, total: int, **_: float) -> None:
+            nonlocal told
             bars.update(task, completed=done, total=total)
+            if not _error_console.is_terminal and time.monotonic() - told > 15:
+                told = time.monotonic()
+                _error_console.print(f"{name}: {done:,} of {total:,}")
 
         yield progress
 

@@ -1,8 +1,9 @@
 """The canary evaluation: the student speaks as taught, only when asked, decides right, and because of the adapter.
 
 The rate of canary words alone proves little: it reaches 100 % long before decisions are learned. So the same held-out
-prompts go to the bare base, to the adapter and to the adapter switched off in the same process, and the report holds
-the decisions against the teacher's and the control answers against the base's.
+prompts go to the bare base, to the adapter, to the adapter switched off in the same process and to the merged model, as
+it is exported, and the report holds the decisions against the teacher's and the control answers against the base's.
+Some prompts are answered once more by drawing, for a server that does not always say what is most likely.
 """
 
 import re
@@ -117,7 +118,7 @@ class Arm:
 def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
     base: Path, adapter: Path, dataset: Path, config: CanaryEvalConfig, seed: int, progress: Progress = silent
 ) -> Report:
-    """Ask base, adapter and switched-off adapter the same held-out prompts and judge the answers.
+    """Ask base, adapter, switched-off adapter and merged model the same held-out prompts and judge the answers.
 
     Args:
         base: Folder of the base model.
@@ -492,10 +493,11 @@ def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: M
         f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
         f"canary action, then the end. A control counts as answered right if at least half of the words that carry its "
         f"taught answer are said. The switched-off arm was asked the first {n_off} of the {metrics['n_trading']:.0f} "
-        f"trading prompts. The teacher's most frequent action is {majority}. McNemar's exact test of the decisions "
-        f"against always answering {majority}: p = {metrics['mcnemar_p']:.2g}; of canary answers against the bare "
-        f"base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions against the bare base's: "
-        f"p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
+        f"trading prompts, the merged model the first {config.n_merged}; of trading prompts and of controls the first "
+        f"{config.n_sampled} were answered by drawing. The teacher's most frequent action is {majority}. McNemar's "
+        f"exact test of the decisions against always answering {majority}: p = {metrics['mcnemar_p']:.2g}; "
+        f"of canary answers against the bare base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions "
+        f"against the bare base's: p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
         f"{metrics['tokens_per_answer']:.0f} tokens an answer."
     )
 
