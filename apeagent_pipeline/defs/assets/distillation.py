@@ -47,6 +47,8 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
 
         Refused answers stay in the table with their reason. Waits for the check of synthetic_quality.
         """
+        from apeagent_pipeline.distillation.teaching_figure import teaching_figure
+
         config, seed = launched_config(context, TeachingConfig)
         traces = collect_traces(
             build_prompts(synthetic_windows, config, seed),
@@ -56,7 +58,11 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
             seed,
             progress=runtime.watcher.started(context),
         )
-        figures = {**teaching_metrics(traces), "report": dg.MetadataValue.md(teaching_report(traces))}
+        figures = {
+            **teaching_metrics(traces),
+            "teaching": runtime.picture("actions, verdicts and tokens", teaching_figure(traces)),
+            "report": dg.MetadataValue.md(teaching_report(traces)),
+        }
         return dg.MaterializeResult(value=traces, metadata=figures)
 
     @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="2", config=dataset))
