@@ -12,7 +12,7 @@ _PRICE, _BARS = "#4c566a", "#88a7c8"
 def day_figure(swaps: pl.DataFrame, pool: PoolSpec) -> bytes:
     """Price over the hours, swaps an hour, and how long the pool was silent between two swaps.
 
-    A day that lacks a stretch of blocks shows it three times: a straight line, a low bar, and a gap apart from the rest.
+    A day that lacks a stretch of blocks shows it three times: a straight line, a low bar, a gap apart from the rest.
 
     Args:
         swaps: RAW_SWAPS_SCHEMA of one UTC day, sorted.
