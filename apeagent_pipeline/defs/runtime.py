@@ -48,7 +48,7 @@ class Runtime:
 
     @property
     def teacher_identity(self) -> dict[str, str]:
-        """Which teacher answers; never its key."""
+        """Which teacher answers, told only as a digest: its address may carry a key."""
         settings = self.settings
         if settings.teacher == "rules":
             return {name: str(value) for name, value in RulesTeacher.identity.items()}

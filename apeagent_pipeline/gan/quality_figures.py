@@ -84,19 +84,21 @@ def _autocorrelations(real: np.ndarray, synthetic: np.ndarray) -> bytes:
 
 
 def training_figure(history: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Losses of both stages of training, as ``history.json`` has them, as a PNG."""
+    """What the critic and the likelihood said step by step: stage -> name -> values, as in ``history.json``."""
     panels = {
         "likelihood (nats a row)": ("likelihood", ("loss", "valid")),
         "Wasserstein distance": ("adversarial", ("critic",)),
         "gradient penalty": ("adversarial", ("gp",)),
+        "held-out scores": ("held_out", ("auc", "copied")),
     }
-    figure, axes = new_figure(1, len(panels), size=(10, 2.8))
+    figure, axes = new_figure(1, len(panels), size=(12, 2.8))
     for axis, (title, (stage, names)) in zip(axes.ravel(), panels.items(), strict=True):
         columns = history.get(stage, {})
         for name in names:
             if columns.get(name):
-                axis.plot(columns["step"], columns[name], label=name)
+                axis.plot(columns["step"], columns[name], "o-" if stage == "held_out" else "-", label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+        if len(names) > 1 and axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     return png(figure)

@@ -30,6 +30,8 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
         """
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
+            from apeagent_pipeline.chain.day_figure import day_figure
+
             swaps = runtime.source.read_day(date.fromisoformat(day), progress)
             pool = runtime.source.pool
             figures: dict[str, Any] = {
@@ -37,6 +39,7 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
                 "swaps": swaps.height,
                 "hooks": pool.has_hooks,
                 "dynamic_fee": pool.has_dynamic_fee,
+                "day": runtime.picture("swaps and price of the day", day_figure(swaps, pool)),
             }
             if swaps.height:
                 figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}

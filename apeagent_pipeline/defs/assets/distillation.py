@@ -12,7 +12,7 @@ from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.distillation.teaching_report import action_figure, teaching_metrics, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
-from apeagent_pipeline.settings import Settings
+from apeagent_pipeline.settings import Settings, mask_url
 
 _TEST_RESERVE = 1.3
 """Test prompts asked for each one evaluated: some answers are refused."""
@@ -35,7 +35,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         group_name="distillation",
         kinds={"python" if settings.teacher == "rules" else "openai"},
         owners=[OWNER],
-        description="Who answers: " + ", ".join(runtime.teacher_identity.values()),
+        description="Who answers: " + _teacher_in_words(settings),
     )
 
     @dg.asset(
@@ -49,6 +49,8 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
 
         Refused answers stay in the table with their reason. Waits for the check of synthetic_quality.
         """
+        from apeagent_pipeline.distillation.teaching_figure import teaching_figure
+
         config, seed = launched_config(context, TeachingConfig)
         traces = collect_traces(
             build_prompts(synthetic_windows, config, seed),
@@ -60,7 +62,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         )
         figures = {
             **teaching_metrics(traces),
-            "actions": runtime.picture("actions by trend", action_figure(traces)),
+            "teaching": runtime.picture("actions, verdicts and tokens", teaching_figure(traces)),
             "report": dg.MetadataValue.md(teaching_report(traces)),
         }
         return dg.MaterializeResult(value=traces, metadata=figures)
@@ -75,6 +77,12 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         return dg.MaterializeResult(value=built, metadata={**sizes, "card": dg.MetadataValue.md(built.card)})
 
     return [teacher_model, teacher_traces, distillation_dataset]
+
+
+def _teacher_in_words(settings: Settings) -> str:
+    if settings.teacher == "rules":
+        return "the embedded policy"
+    return f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
 
 
 def teaching_config(settings: Settings) -> TeachingConfig:

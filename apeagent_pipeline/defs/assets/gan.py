@@ -24,6 +24,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     )
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
         """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
+        from apeagent_pipeline.gan.quality_figures import training_figure
         from apeagent_pipeline.gan.training import train_gan
 
         config, seed = launched_config(context, GanConfig)
@@ -35,10 +36,8 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             checkpoint_dir=runtime.scratch("checkpoints/trained_gan"),
             log_dir=runtime.scratch("tensorboard/trained_gan"),
         )
-        from apeagent_pipeline.gan.quality_figures import training_figure
-
-        curves = runtime.picture("losses of both stages", training_figure(gan.history))
-        return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": curves})
+        training = runtime.picture("losses and scores", training_figure(gan.history))
+        return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": training})
 
     @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, code="2", config=SamplingConfig.preset(profile)))
     def synthetic_windows(
