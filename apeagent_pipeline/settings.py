@@ -180,8 +180,6 @@ def _shown(name: str, settings: Settings) -> str:
     value = getattr(settings, name)
     if name == "storage":
         return settings.storage_url
-    if name == "teacher_base_url":
-        return mask_login(value)
     if name == "rpc_urls":
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
     if name == "teacher_base_url":
@@ -191,16 +189,11 @@ def _shown(name: str, settings: Settings) -> str:
     return "" if value is None else str(value)
 
 
-def mask_login(url: str) -> str:
-    """A URL whose user name, password and query become ***; its path says which server it is and is kept."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    login = "***@" if host != parts.netloc else ""
-    return f"{parts.scheme}://{login}{host}{parts.path}" + ("?***" if parts.query else "")
-
-
 def mask_url(url: str) -> str:
-    """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***. What is no URL becomes *** whole."""
+    """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***.
+
+    What is no URL becomes *** whole.
+    """
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""

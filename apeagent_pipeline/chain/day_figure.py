@@ -35,7 +35,7 @@ def day_figure(swaps: pl.DataFrame, pool: PoolSpec) -> bytes:
     price_axis.set(title=f"price ({pool.token1.symbol} per {pool.token0.symbol})", xlabel="hour (UTC)", xlim=(0, 24))
     count_axis.hist(hours, bins=range(25), color=_BARS)
     count_axis.set(title=f"swaps an hour ({swaps.height:,} in all)", xlabel="hour (UTC)", xlim=(0, 24))
-    longest = f"{gaps.max():,} s" if gaps.len() else "none"
+    longest = f"{int(gaps.to_numpy().max()):,} s" if gaps.len() else "none"
     gap_axis.hist(gaps, bins=40, color=_BARS, log=gaps.len() > 0)
     gap_axis.set(title=f"gaps between swaps (longest: {longest})", xlabel="seconds")
     for axis in (price_axis, count_axis):

@@ -16,7 +16,7 @@ from apeagent_pipeline.defs.launchpad import code_version, config_schema
 from apeagent_pipeline.defs.storage import ArtifactStore, digest
 from apeagent_pipeline.defs.watching import Watcher
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.settings import Settings, mask_login
+from apeagent_pipeline.settings import Settings
 
 OWNER = "team:apeagent"
 SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
@@ -54,7 +54,7 @@ class Runtime:
             return {name: str(value) for name, value in RulesTeacher.identity.items()}
         return {
             "teacher": "openai",
-            "base_url": mask_login(settings.teacher_base_url),
+            "base_url": settings.teacher_base_url,
             "model": settings.teacher_model,
             "max_tokens": str(settings.teacher_max_tokens),
         }

@@ -6,10 +6,8 @@ from typing import Any
 import polars as pl
 
 from apeagent_pipeline.distillation.chain_of_draft import SIDES
-from apeagent_pipeline.distillation.market_states import TRENDS
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide
 from apeagent_pipeline.distillation.traces import refusal_counts
-from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.report import markdown_table
 
 
@@ -124,17 +122,3 @@ def teaching_report(traces: pl.DataFrame) -> str:
 def _shares(counts: dict[str, int]) -> list[list[str]]:
     everything = max(sum(counts.values()), 1)
     return [[name, str(count), f"{count / everything:.1%}"] for name, count in counts.items()]
-
-
-def action_figure(traces: pl.DataFrame) -> bytes:
-    """How often each action was learned from, by the trend that was asked about, as a PNG."""
-    accepted = traces.filter(pl.col("rejected_reason").is_null())
-    figure, axes = new_figure(size=(6.5, 2.6))
-    left = [0] * len(TRENDS)
-    for side in SIDES:
-        counts = [accepted.filter(pl.col("side") == side, pl.col("trend") == trend).height for trend in TRENDS]
-        axes[0, 0].barh(TRENDS, counts, left=left, label=side)
-        left = [sum(pair) for pair in zip(left, counts, strict=True)]
-    axes[0, 0].set(xlabel="accepted answers", ylabel="trend")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    return png(figure)

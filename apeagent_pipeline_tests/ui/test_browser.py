@@ -139,8 +139,7 @@ def test_days_are_backfilled_by_clicking_and_turn_green_with_what_lies_below(ui:
 
 def test_the_plot_of_a_day_opens(ui: Ui) -> None:
     ui.open("/assets/raw_swaps?view=partitions&partition=2025-01-22")
-    ui.page.get_by_role("cell", name="price_and_swaps").wait_for()
-    ui.page.get_by_role("row", name="price_and_swaps").get_by_text("[Show Markdown]").click()
+    ui.page.get_by_role("row", name="day [Show Markdown]").get_by_text("[Show Markdown]").click()
     picture = ui.page.locator("img[src^='data:image/png']").first
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 300

@@ -10,7 +10,6 @@ import polars as pl
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.defs.daily import DAILY, materialize_days
 from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
-from apeagent_pipeline.market.figures import day_figure, longest_gap
 from apeagent_pipeline.reporting.progress import Progress
 
 
@@ -43,8 +42,6 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
             }
             if swaps.height:
                 figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}
-                figures["price_and_swaps"] = runtime.picture("price and swaps an hour", day_figure(swaps, pool))
-                figures["longest_gap_seconds"] = longest_gap(swaps)
             rate = chain_rate(swaps).rate
             return swaps, figures if rate is None else {**figures, "chain_rate": rate}
 

@@ -10,7 +10,7 @@ from apeagent_pipeline.defs.runtime import OWNER, TEACHER, Runtime
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
-from apeagent_pipeline.distillation.teaching_report import action_figure, teaching_metrics, teaching_report
+from apeagent_pipeline.distillation.teaching_report import teaching_metrics, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
 from apeagent_pipeline.settings import Settings, mask_url
 
