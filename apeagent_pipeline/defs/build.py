@@ -14,6 +14,7 @@ from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
 from apeagent_pipeline.defs.checks import asset_checks
+from apeagent_pipeline.defs.freshness import swaps_freshness
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
@@ -51,9 +52,10 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
             *evaluation_assets(runtime),
         ]
     checks = asset_checks(runtime)
+    freshness_checks, freshness_sensors = swaps_freshness(settings)
     definitions = dg.Definitions(
         assets=declared,
-        asset_checks=checks,
+        asset_checks=[*checks, *freshness_checks],
         jobs=[
             dg.define_asset_job(
                 SYNC_JOB,
@@ -70,6 +72,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         sensors=[
             automation_sensor(),
             orphan_sweep(),
+            *freshness_sensors,
             *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
         ],
         resources={"io_manager": runtime.artifacts},

@@ -144,7 +144,7 @@ def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Roun
     refused = [
         f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description}"
         for check in result.get_asset_check_evaluations()
-        if not check.passed
+        if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
     ]
     broken = [event for event in result.all_events if event.is_step_failure]
     errors = refused + [
