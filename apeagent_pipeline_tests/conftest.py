@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.devnet import Devnet
 
 for variable in [name for name in os.environ if name.startswith("APEAGENT_") or name == "DAGSTER_HOME"]:
     del os.environ[variable]
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
 """Where `apeagent devnet` keeps Anvil and the contracts too, so that one download serves both."""

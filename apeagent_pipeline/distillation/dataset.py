@@ -81,7 +81,10 @@ class DatasetConfig(BaseModel):
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
     control_share: float = Field(0.2, description="Share of controls in train and valid", ge=0, lt=1)
-    balance_classes: bool = Field(True, description="Equal numbers of the three actions in train, where traces allow")
+    balance_classes: bool = Field(
+        False,
+        description="Equal numbers of the three actions in train; else every market and portfolio as often as asked",
+    )
     max_repeats: int = Field(2, description="How often an example of a rare action may stand in train", ge=1)
 
     @classmethod
@@ -204,17 +207,17 @@ def _choose(accepted: pl.DataFrame, split: str, n: int, traces: pl.DataFrame) ->
 
 
 def _choose_train(rows: pl.DataFrame, n: int, config: DatasetConfig, traces: pl.DataFrame) -> pl.DataFrame:
-    """The first traces of each action in equal numbers; a rare one is repeated, then the others fill the rest."""
-    if not config.balance_classes:
-        return _choose(rows, "train", n, traces)
+    """The first traces, if balanced those of each action in equal numbers: a rare one is repeated."""
     by_side = {side: rows.filter(side=side) for side in SIDES}
     absent = [side for side, members in by_side.items() if members.is_empty()]
     if absent:
         raise DatasetError(
             f"of {rows.height} accepted train traces none says {' or '.join(absent)}: the student would never learn "
             f"to say {' or '.join(CANARY[side] for side in absent)}. Ask for more train_prompts, on windows whose "
-            f"trends differ, or turn balance_classes off"
+            "trends differ"
         )
+    if not config.balance_classes:
+        return _choose(rows, "train", n, traces)
     takes = _fair_shares({side: members.height * config.max_repeats for side, members in by_side.items()}, n)
     if sum(takes.values()) < n:
         raise DatasetError(_too_few("train", rows.height, n, traces))

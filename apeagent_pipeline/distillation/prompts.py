@@ -118,7 +118,7 @@ class PromptsConfig(StateWords):
         2.0, description="No condition is used this close before the next split, in time spans of a median window", ge=0
     )
     seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
-    plain_share: float = Field(0.2, description="Share of prompts in the plain sentence", ge=0, le=1)
+    plain_share: float = Field(0.1, description="Share of prompts in the plain sentence", ge=0, le=1)
     held_out_share: float = Field(
         0.25, description="Share of digested test prompts in a wording train never saw", ge=0, le=1
     )

@@ -35,7 +35,7 @@ def traces(windows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> p
     return collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path_factory.mktemp("cache"), 42)
 
 
-SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.15)
+SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.15, balance_classes=True)
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +246,11 @@ def test_too_few_traces_are_told_with_numbers_and_remedy(
     assert "ask for about" in str(caught.value)
 
 
-def test_an_action_never_taught_stops_the_build(traces: pl.DataFrame) -> None:
+@pytest.mark.parametrize("balance_classes", [True, False])
+def test_an_action_never_taught_stops_the_build(traces: pl.DataFrame, balance_classes: bool) -> None:
+    config = SIZES.model_copy(update={"balance_classes": balance_classes})
     with pytest.raises(DatasetError, match="none says SELL: the student would never learn to say APE OUT"):
-        build_dataset(traces.filter(pl.col("side") != "SELL"), SIZES, 42)
+        build_dataset(traces.filter(pl.col("side") != "SELL"), config, 42)
 
 
 def test_splits_that_overlap_in_time_stop_the_build(traces: pl.DataFrame) -> None:
