@@ -137,10 +137,17 @@ def test_an_unknown_layer_name_is_refused_with_the_names_there_are(tiny_base, ti
         )
 
 
+def test_the_tutorials_recipe_adapts_queries_and_values_and_nothing_else(tiny_base, tiny_dataset, tmp_path):
+    trainer = make_trainer(tiny_base, tiny_dataset, FineTuningConfig.preset("tutorial"), 1, checkpoint_dir=tmp_path)
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[-4] for name in trained} == {"q_proj", "v_proj"}
+    assert {parameter.shape[0] for name, parameter in trainer.model.named_parameters() if "lora_A" in name} == {8}
+
+
 def test_the_full_profile_is_larger_and_an_unknown_one_is_refused():
     assert FineTuningConfig.preset("demo") == FineTuningConfig()
     assert FineTuningConfig.preset("full").last_blocks == 0
-    with pytest.raises(ValueError, match="demo or full"):
+    with pytest.raises(ValueError, match="demo, full or tutorial"):
         FineTuningConfig.preset("fast")
 
 
