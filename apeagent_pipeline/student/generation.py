@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.reporting.progress import Progress, silent
-from apeagent_pipeline.student.base_model import load_base
+from apeagent_pipeline.student.base_model import load_base, quiet
 
 Messages = list[dict[str, str]]
 Ending = Literal["end_token", "action", "length"]
@@ -83,7 +83,8 @@ class Student:
             if not (adapter / name).is_file():
                 raise AdapterError(f"{adapter}: no {name}. Expected the folder of a trained LoRA adapter.")
         try:
-            self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+            with quiet():
+                self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"{adapter}: not an adapter of this base model ({reason})") from error
