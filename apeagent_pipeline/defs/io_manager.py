@@ -91,6 +91,8 @@ class ArtifactIOManager(dg.IOManager):
                 work.mkdir(parents=True, exist_ok=True)
                 obj.save(work)
                 manifest = self.store.publish_folder(work, **made_from)
+                if f"{asset}.parquet" in manifest.files:
+                    context.add_output_metadata(table_metadata(self.store.scan(asset).collect()))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         step.set_data_version(context.asset_key, dg.DataVersion(manifest.data_version))

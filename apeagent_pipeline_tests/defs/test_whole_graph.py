@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from apeagent_pipeline import cli
 from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import Settings
@@ -95,6 +96,14 @@ def test_synthetic_windows_and_features_share_the_columns_people_rely_on(graph: 
     assert shared | {"window_id", "step", "condition_id"} == set(windows)
     assert shared | {"block_number", "log_index", "block_timestamp"} == set(features)
     assert {name: windows[name] for name in shared} == {name: features[name] for name in shared}
+
+
+def test_every_column_of_every_table_is_explained(graph: Graph) -> None:
+    daily = [("raw_swaps", DAYS[0]), ("swap_features", DAYS[0])]
+    tables = [*daily, *((asset, None) for asset in ("training_windows", "synthetic_windows", "teacher_traces"))]
+    for asset, day in tables:
+        columns = graph.runtime.store.scan(asset, day).collect_schema().names()
+        assert [name for name in columns if name not in COLUMNS] == [], asset
 
 
 def test_reports_have_the_metrics_people_rely_on(graph: Graph) -> None:
