@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from apeagent_pipeline.reporting.progress import Progress
@@ -49,7 +49,19 @@ class Workers:
         if together:
             from accelerate import PartialState
 
-            state = PartialState(cpu=not torch.cuda.is_available())
+            on_cpu = not torch.cuda.is_available()
+            # The agent's store outlives a restart: without names of its own each would find the addresses of the dead.
+            place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = distributed.PrefixStore(
+                f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", distributed.TCPStore(*place, is_master=False)
+            )
+            distributed.init_process_group(
+                "gloo" if on_cpu else "nccl",
+                store=store,
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+            )
+            state = PartialState(cpu=on_cpu)
             self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
         else:
             self.count, self.rank, self.device = 1, 0, device()
