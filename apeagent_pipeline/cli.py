@@ -366,10 +366,11 @@ def promotions() -> None:
     from rich.markdown import Markdown
 
     from apeagent_pipeline.defs.promotion import history_table
-    from apeagent_pipeline.defs.storage import ArtifactStore
+    from apeagent_pipeline.defs.runtime import Runtime
+    from apeagent_pipeline.defs.watching import LogWatcher
 
     settings = load_settings()
-    store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+    store = Runtime(settings, LogWatcher()).store
     Console().print(Markdown(history_table(store)))
 
 
@@ -384,10 +385,11 @@ def rollback() -> None:
 
     from apeagent_pipeline.defs.instance import open_instance
     from apeagent_pipeline.defs.promotion import PROMOTED, PromotionError, roll_back
-    from apeagent_pipeline.defs.storage import ArtifactStore
+    from apeagent_pipeline.defs.runtime import Runtime
+    from apeagent_pipeline.defs.watching import LogWatcher
 
     settings = load_settings()
-    store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+    store = Runtime(settings, LogWatcher()).store
     try:
         service = roll_back(store)
     except PromotionError as error:

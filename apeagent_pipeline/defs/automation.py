@@ -6,11 +6,9 @@ from datetime import date, timedelta
 import dagster as dg
 
 from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.orphans import fail_orphaned_runs
 from apeagent_pipeline.defs.runtime import Runtime
-
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-"""Tags of a run that makes many days."""
 
 LONGEST_CATCH_UP = 31
 """Days that one night reads at most."""

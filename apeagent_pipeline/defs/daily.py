@@ -12,6 +12,8 @@ from apeagent_pipeline.defs.storage import digest
 from apeagent_pipeline.reporting.progress import Progress
 
 DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+"""Tags of a run that makes many days."""
 _DATA_VERSION = "dagster/data_version"
 _FAILURES_IN_A_ROW = 3
 

@@ -226,7 +226,7 @@ def _trainer_class(decision_weight: float) -> type:
             losses = cross_entropy(
                 outputs.logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
             )
-            if model.training:  # the validation loss stays comparable between weights
+            if model.training and decision_weight != 1:  # the validation loss stays comparable between weights
                 weights = [_decision_weights(row, self.processing_class, decision_weight) for row in targets.tolist()]
                 losses = losses * torch.tensor(weights, device=losses.device).flatten()
             tokens = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
