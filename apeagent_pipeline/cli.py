@@ -396,7 +396,8 @@ def rollback() -> None:
         raise SettingsError(str(error)) from None
     with open_instance(settings) as instance:
         # So that the UI shows it, and the daemon knows what lies below.
-        tags = {"dagster/data_version": service.adapter}
+        manifest = store.manifest(PROMOTED)
+        tags = {"dagster/data_version": manifest.data_version if manifest else ""}
         instance.report_runless_asset_event(dg.AssetMaterialization(PROMOTED, description="rollback", tags=tags))
     Console().print(f"In service: {service.adapter}. Withdrawn: {', '.join(service.withdrawn)}", highlight=False)
 

@@ -126,11 +126,12 @@ def roll_back(store: ArtifactStore) -> Service:
     service = earlier.model_copy(update={"why": "rollback", "at": _now(), "withdrawn": sorted(given_up)})
     folder = store.cache / "rollback"
     _copy(_archived(store, earlier.adapter), folder)
-    _record(store, [*past, service], folder)
-    # With the inputs of before: nothing that was read has changed, so nothing makes the present one again.
+    # With the inputs of before: nothing that was read has changed, so nothing makes the present one again. And before
+    # the history: killed in between, the same command does the same again and does not go back one further.
     store.publish_folder(
         folder, asset=PROMOTED, code_version=manifest.code_version, config=manifest.config, inputs=manifest.inputs
     )
+    _record(store, [*past, service], folder)
     shutil.rmtree(folder)
     return service
 
