@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
+from apeagent_pipeline.student.generation import shared_length
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
@@ -46,7 +48,6 @@ class FineTuningConfig(BaseModel):
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of what decides: last draft, canary words, answers of controls"
     )
-    attention: str = Field("eager", pattern="^(eager|sdpa)$", description="eager is faster on a CPU, sdpa on a GPU")
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     valid_examples: int = Field(
         24, ge=1, description="Examples of the valid split that the validation loss is taken on"
@@ -66,7 +67,7 @@ class FineTuningConfig(BaseModel):
         if profile == "full":
             return cls(
                 rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8,
-                accumulation=2, max_tokens=1024, attention="sdpa", gradient_checkpointing=True, valid_examples=200,
+                accumulation=2, max_tokens=1024, gradient_checkpointing=True, valid_examples=200,
                 valid_every=50,
             )  # fmt: skip
         if profile == "tutorial":
@@ -138,7 +139,7 @@ def make_trainer(
     from datasets import Dataset
     from trl import SFTConfig
 
-    model, tokenizer = load_base(base, attention=config.attention)
+    model, tokenizer = load_base(base)
     train = _completions(dataset, "train", tokenizer, config.max_tokens)
     valid = _completions(dataset, "valid", tokenizer, config.max_tokens)[: config.valid_examples]
     transformers.set_seed(seed)
@@ -178,6 +179,7 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
+            data_collator=one_row,
         )
     trainer.remove_callback(transformers.PrinterCallback)
     for callback in _callbacks(config, checkpoint_dir, progress):
@@ -194,6 +196,38 @@ def training_figure(curve: dict[str, Any]) -> bytes:
     axis.set(xlabel="step", ylabel="loss of an answer token (nats)", yscale="log")
     axis.legend()
     return png(figure)
+
+
+def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch as one row of tokens: what all its prompts begin with, once, and then the rest of each example.
+
+    Each token attends to what it would attend to alone, at the position it would have alone, so the loss is that of a
+    padded batch, without the padding and without computing the system message again for every example.
+
+    Args:
+        examples: Dicts with ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them.
+
+    Returns:
+        ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
+        the token of a row attends to that of a column.
+    """
+    import torch
+
+    ids, labels = ([example[name] for example in examples] for name in ("input_ids", "labels"))
+    # The first token of each rest stands behind another example's last, so it must not be one that is learned.
+    first_learned = min(next((n for n, label in enumerate(row) if label != -100), len(row)) for row in labels)
+    shared = min(shared_length(ids), max(first_learned - 1, 0))
+    parts = [range(shared), *(range(shared, len(row)) for row in ids)]
+    owner = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
+    position = torch.cat([torch.tensor(part) for part in parts])
+    sees = (owner[:, None] == owner) | (owner == 0)
+    sees &= position[:, None] >= position
+    return {
+        "input_ids": torch.tensor([ids[0][:shared] + [token for row in ids for token in row[shared:]]]),
+        "labels": torch.tensor([labels[0][:shared] + [label for row in labels for label in row[shared:]]]),
+        "position_ids": position[None].long(),
+        "attention_mask": sees[None, None],
+    }
 
 
 def _trainer_class(decision_weight: float) -> type:
@@ -220,6 +254,7 @@ def _trainer_class(decision_weight: float) -> type:
             outputs = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
                 logits_to_keep=answered,
                 use_cache=False,
             )

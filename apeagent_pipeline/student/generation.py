@@ -48,19 +48,19 @@ class Answer:
 class Student:
     """A base model and, if one was attached, its LoRA adapter; loaded once and asked many times."""
 
-    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "") -> None:
+    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> None:
         """Load the base model of folder ``base``, and attach the adapter of folder ``adapter`` if given.
 
         Args:
             base: Folder of the base model.
             adapter: Folder of the adapter.
-            dtype: As of ``load_base``; empty: whichever answers fastest on this hardware.
+            dtype: As of ``load_base``.
 
         Raises:
             BaseModelError: ``base`` is no model folder.
             AdapterError: ``adapter`` is no adapter of this base.
         """
-        self.model, self.tokenizer = load_base(base, dtype=dtype or _fast_dtype())
+        self.model, self.tokenizer = load_base(base, dtype=dtype)
         self.has_adapter = False
         self._breaks_line: dict[int, bool] = {}  # token -> whether it holds a line break
         end_of_turn = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -131,7 +131,7 @@ class Student:
         if not prompts:
             return []
         ids = self.tokenizer([self.render(messages) for messages in prompts], add_special_tokens=False)["input_ids"]
-        shared = _shared_length(ids)
+        shared = shared_length(ids)
         start = self._forward(torch.tensor([ids[0][:shared]]), None) if shared else None
         rng = torch.Generator(self.model.device).manual_seed(seed)
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
@@ -254,7 +254,7 @@ class Student:
         return Answer(text, len(spoken), "length")
 
 
-def _shared_length(ids: Sequence[Sequence[int]]) -> int:
+def shared_length(ids: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; at least one token of each prompt is left over."""
     shortest, first = min(map(len, ids)) - 1, ids[0]
     return next((n for n in range(shortest) if any(row[n] != first[n] for row in ids)), shortest)
@@ -267,13 +267,6 @@ def _next_tokens(logits: Any, temperature: float, rng: Any) -> list[int]:
         return list(logits.argmax(-1).tolist())
     chances = torch.softmax(logits.float() / temperature, dim=-1)
     return list(torch.multinomial(chances, 1, generator=rng)[:, 0].tolist())
-
-
-def _fast_dtype() -> str:
-    """What answers fastest: on a CPU without AMX tiles products in bfloat16 take longer than those in float32."""
-    import torch
-
-    return "auto" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def ask(

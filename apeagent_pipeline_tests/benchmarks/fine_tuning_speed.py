@@ -29,7 +29,7 @@ def plain_trainer(base: Path, dataset: Path, lora: Any, config: FineTuningConfig
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = load_base(base, attention="sdpa")
+    model, tokenizer = load_base(base)
     rows = [
         {"prompt": prompt_of(example), "completion": [{"role": "assistant", "content": answer_of(example)}]}
         for example in read_examples(dataset, "train")

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
@@ -10,6 +11,7 @@ from apeagent_pipeline.student.fine_tuning import (
     _decision_weights,
     fine_tune,
     make_trainer,
+    one_row,
     training_figure,
 )
 from apeagent_pipeline_tests.student.conftest import write_dataset
@@ -32,32 +34,41 @@ def kill_at(step):
     return progress
 
 
-def test_only_the_answer_is_learned_never_the_prompt(tiny_base, tiny_dataset, tmp_path):
+def test_only_the_answers_are_learned_never_the_prompts(tiny_base, tiny_dataset, tmp_path):
     trainer = make_trainer(tiny_base, tiny_dataset, CONFIG, 1, checkpoint_dir=tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
-    labelled = batch["labels"] != -100
-    tokenizer = trainer.processing_class
-    for ids, mask in zip(batch["input_ids"], labelled, strict=True):
-        learned = tokenizer.decode(ids[mask])
-        assert learned.startswith("Price rising\n####\nAPE IN")
-        assert "<|im_end|>" in learned  # or the student would never stop
-        assert "What should I do?" not in learned
+    learned = trainer.processing_class.decode(batch["input_ids"][batch["labels"] != -100])
+    assert learned.count("Price rising\n####\nAPE IN") == CONFIG.batch_size
+    assert learned.count("<|im_end|>") == CONFIG.batch_size  # or the student would never stop
+    assert "What should I do?" not in learned
 
 
-def test_the_loss_is_that_of_trls_own_trainer(tiny_base, tiny_dataset, tmp_path):
+@pytest.mark.parametrize("chosen", [(0, 5, 9, 11), (3, 3, 3), (7,)], ids=["different", "the same thrice", "alone"])
+def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_dataset, tmp_path, chosen):
     from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    trainer = make_trainer(
-        tiny_base,
-        tiny_dataset,
-        CONFIG.model_copy(update={"dropout": 0.0, "decision_weight": 1.0}),
-        1,
-        checkpoint_dir=tmp_path,
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    ours = trainer.compute_loss(trainer.model, dict(batch))
-    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch))
-    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    for split in ("train", "valid"):
+        rows = [json.loads(line) for line in (tiny_dataset / f"{split}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["messages"][0]["content"] += " I ask again." * (number % 5)
+        (dataset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = CONFIG.model_copy(update={"dropout": 0.0, "decision_weight": 1.0})
+    trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
+    examples = [trainer.train_dataset[number] for number in chosen]
+    padded = DataCollatorForLanguageModeling(trainer.processing_class.pad_token_id)(examples)
+    weights = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    for weight in weights.values():  # one half of a fresh adapter is zero, and so would be the other's gradient
+        torch.nn.init.normal_(weight, std=0.1)
+    ours = trainer.compute_loss(trainer.model, one_row(examples))
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, padded)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    for our_part, their_part in zip(
+        *(torch.autograd.grad(x, list(weights.values())) for x in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(our_part, their_part, rtol=1e-3, atol=1e-6)
 
 
 def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_base):

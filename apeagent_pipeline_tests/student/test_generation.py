@@ -54,7 +54,7 @@ def test_an_answer_ends_after_its_action_and_says_how(tiny_base):
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(tiny_base, tiny_adapter, monkeypatch):
     student = Student(tiny_base, tiny_adapter, dtype="float32")
     together = student.answers(PROMPTS, max_new_tokens=9)
-    monkeypatch.setattr(generation, "_shared_length", lambda ids: 0)
+    monkeypatch.setattr(generation, "shared_length", lambda ids: 0)
     assert student.answers(PROMPTS, max_new_tokens=9) == together
     plain = student.model.generate(
         **student.tokenizer(student.render(PROMPTS[0]), return_tensors="pt", add_special_tokens=False),
