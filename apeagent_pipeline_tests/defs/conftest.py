@@ -1,5 +1,7 @@
 """The whole graph at tiny scale: the same code, sizes that a test can afford."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ TINY: dict[type[BaseModel], dict[str, Any]] = {
     QualityConfig: {"windows": 60, "folds": 2, "gru_epochs": 1, "largest_auc": 1.0, "largest_ks": 1.0},
     PromptsConfig: {"train_prompts": 60, "valid_prompts": 16},
     DatasetConfig: {"n_train": 24, "n_valid": 6},
-    FineTuningConfig: {"steps": 4, "last_blocks": 0, "valid_examples": 4, "valid_every": 2},
+    FineTuningConfig: {"steps": 4, "last_blocks": 0, "valid_examples": 4, "valid_every": 2, "checkpoint_seconds": 0},
     CanaryEvalConfig: {"n_disabled": 4, "max_new_tokens": 8, "min_canary_rate": 0.0, "min_agreement_gain": -1.0},
     BacktestConfig: {},
 }
@@ -36,10 +38,17 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_qwen2(tmp_path_factory.mktemp("student"))
 
 
-@pytest.fixture(scope="module")
-def tiny_settings(tmp_path_factory: pytest.TempPathFactory, tiny_student: Path) -> Any:
-    """Settings of a graph that runs in seconds, while the presets of the demo are replaced by tiny ones."""
+@contextmanager
+def tiny_presets() -> Iterator[None]:
+    """While it lasts, the presets of the demo are tiny ones."""
     with pytest.MonkeyPatch.context() as patch:
         for model, values in TINY.items():
             patch.setattr(model, "preset", classmethod(lambda cls, profile, values=values: cls(**values)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory, tiny_student: Path) -> Iterator[Settings]:
+    """Settings of a graph that runs in seconds."""
+    with tiny_presets():
         yield Settings(home=tmp_path_factory.mktemp("home"), student=str(tiny_student), eval_prompts=6)
