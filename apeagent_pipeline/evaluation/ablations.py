@@ -148,7 +148,7 @@ def _ask(  # noqa: PLR0917
     progress: Progress,
 ) -> dict[str, Any]:
     """Ask a student, and count what it said: plain JSON values."""
-    answers = Student(base, adapter).answers(
+    answers = Student.load(base, adapter).answers(
         [prompt_of(example) for example in (*trading, *controls)],
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
@@ -170,7 +170,7 @@ def _full_chain(base: Path, trading: Sequence[Example]) -> dict[str, float]:
     chats = [
         [{"role": "system", "content": _FULL_CHAIN}, prompt_of(example)[-1]] for example in trading[:_CHAIN_PROMPTS]
     ]
-    answers = Student(base).answers(chats, max_new_tokens=_CHAIN_TOKENS)
+    answers = Student.load(base).answers(chats, max_new_tokens=_CHAIN_TOKENS)
     return {
         "n": len(answers),
         "tokens": float(np.mean([answer.tokens for answer in answers])),

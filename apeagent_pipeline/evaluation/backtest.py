@@ -162,7 +162,7 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
         BacktestError: too few swaps, or columns are missing.
     """
     market = make_market(features, pool, config)
-    student = Student(base, adapter)
+    student = Student.load(base, adapter)
     asked: list[DraftAnswer | None] = []
     taught: list[DraftAnswer | None] = []
 

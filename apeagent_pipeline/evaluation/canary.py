@@ -136,7 +136,7 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     drawn = [prompt_of(e) for e in (*trading[: config.n_sampled], *controls[: config.n_sampled])]
     all_prompts = 2 * (len(trading) + len(controls) + 1) + n_off + n_merged + len(drawn)
     asked = 0
-    student = Student(base)
+    student = Student.load(base)
 
     def answers(prompts: list[list[dict[str, str]]], temperature: float = 0.0) -> list[Answer]:
         nonlocal asked

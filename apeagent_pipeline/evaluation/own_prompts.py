@@ -75,7 +75,7 @@ def evaluate_prompts(
         [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": prompt.text}]
         for prompt in prompts
     ]
-    student = Student(base)
+    student = Student.load(base)
     answered: dict[str, list[Answer]] = {}
     for place, name in enumerate(("base", "adapter")):
         if name == "adapter":

@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,19 @@ def base_fingerprint(name: str) -> str:
         raise _hub_error(name, error) from error
 
 
-def load_base(folder: Path, *, dtype: str = "auto") -> tuple[Any, Any]:
+def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> tuple[Any, Any]:
     """Load model and tokenizer of a folder that ``resolve_base_model`` returned.
 
     Args:
         folder: safetensors, config.json and tokenizer files.
         dtype: ``bfloat16``, ``float32``, or ``auto``: whichever is faster on this hardware.
+        quantized: Load the linear layers in 4 bits (NF4, scales quantized too), as QLoRA trains on them.
 
     Returns:
         ``(model, tokenizer)``: the model in evaluation mode, on the GPU if there is one; the tokenizer pads left.
+
+    Raises:
+        BaseModelError: ``folder`` is no model folder, or bitsandbytes is missing for ``quantized``.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,11 +110,25 @@ def load_base(folder: Path, *, dtype: str = "auto") -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    options: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if quantized else {}
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True, **options
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def _four_bits(compute_dtype: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if not find_spec("bitsandbytes"):
+        raise BaseModelError("a base in 4 bits (quantized) needs bitsandbytes: pip install 'apeagent_pipeline[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 @contextmanager

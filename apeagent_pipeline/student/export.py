@@ -102,7 +102,7 @@ def fuse(base: Path, adapter: Path, out: Path) -> float:
     from apeagent_pipeline.student.base_model import quiet
     from apeagent_pipeline.student.generation import Student
 
-    student = Student(base, adapter, dtype="float32")
+    student = Student.load(base, adapter, dtype="float32")
     prompts = [_probe(student, text) for text in _PROBES]
     expected = [_all_logits(student.model, prompt) for prompt in prompts]
     merged = student.model.merge_and_unload(safe_merge=True)

@@ -7,26 +7,33 @@ rate about ten times that of full fine-tuning) for the full profile.
 
 import hashlib
 import json
+import logging
+import os
 import re
 import shutil
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR
+from apeagent_pipeline.distillation.canary import is_canary_answer
+from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
-from apeagent_pipeline.student.generation import shared_length
+from apeagent_pipeline.student.generation import Student, shared_length
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
 _RUN = "run.json"
+_ANSWER_TOKENS = 64  # longest answer at a validation; a taught one has about 30
+_TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}
+_log = logging.getLogger(__name__)
 
 
 class FineTuningConfig(BaseModel):
@@ -37,6 +44,10 @@ class FineTuningConfig(BaseModel):
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
+    dora: bool = Field(False, description="DoRA: also learn the length of each adapted weight column (Liu et al. 2024)")
+    quantized: bool = Field(
+        False, description="QLoRA: keep the frozen base in 4 bits (Dettmers et al. 2023; needs bitsandbytes)"
+    )
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
@@ -52,7 +63,15 @@ class FineTuningConfig(BaseModel):
     valid_examples: int = Field(
         24, ge=1, description="Examples of the valid split that the validation loss is taken on"
     )
-    valid_every: int = Field(50, ge=1, description="Steps between two validation losses")
+    valid_answers: int = Field(
+        8, ge=0, description="Trading prompts of the valid split answered at each validation: canary rate, agreement"
+    )
+    valid_every: int = Field(100, ge=1, description="Steps between two validations")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Stop early after so many validations without a lower loss; 0: never, as cosine decay wants",
+    )
     checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
 
     @classmethod
@@ -68,7 +87,7 @@ class FineTuningConfig(BaseModel):
             return cls(
                 rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8,
                 accumulation=2, max_tokens=1024, gradient_checkpointing=True, valid_examples=200,
-                valid_every=50,
+                valid_answers=32, valid_every=50,
             )  # fmt: skip
         if profile == "tutorial":
             adapter = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"], "last_blocks": 16}
@@ -103,19 +122,36 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
         base_name: What the adapter's config calls its base; the folder's name unless given (never its path).
 
     Returns:
-        The training curve: ``steps``, ``loss``, ``valid_steps``, ``valid_loss``, ``trained_parameters``,
-        ``train_examples``.
+        The training curve: ``steps``, ``loss``, ``valid_steps``, ``valid_loss``, ``valid_canary_rate``,
+        ``valid_agreement``, ``trained_parameters``, ``train_examples``.
 
     Raises:
         ExamplesError: the dataset is malformed.
         ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
+        MemoryError: not even one example at a time fits; before that the batch is halved, and its parts accumulated.
     """
+    import torch
+
     identity = _identity(base, dataset, config, seed)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = _usable_checkpoint(checkpoint_dir, identity)
-    trainer = make_trainer(base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
-    with quiet():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    while True:
+        checkpoint = _usable_checkpoint(checkpoint_dir, identity)
+        trainer = make_trainer(base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
+        try:
+            with quiet():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            break
+        except torch.OutOfMemoryError as error:
+            if config.batch_size == 1:
+                raise MemoryError(
+                    f"out of memory with batch_size=1 and max_tokens={config.max_tokens}: set gradient_checkpointing "
+                    "or quantized, or shorten the examples"
+                ) from error
+            smaller = {"batch_size": config.batch_size // 2, "accumulation": config.accumulation * 2}
+            _log.warning("out of memory with batch_size=%d: going on with %s", config.batch_size, smaller)
+            config = config.model_copy(update=smaller)
+            del trainer
+            torch.cuda.empty_cache()
     curve = _curve(trainer)
     _write_adapter(trainer.model, base_name or base.name, curve, out)
     # The adapter is in its place: what is left of the run would only be resumed at its end.
@@ -139,9 +175,10 @@ def make_trainer(
     from datasets import Dataset
     from trl import SFTConfig
 
-    model, tokenizer = load_base(base)
+    model, tokenizer = load_base(base, quantized=config.quantized)
     train = _completions(dataset, "train", tokenizer, config.max_tokens)
     valid = _completions(dataset, "valid", tokenizer, config.max_tokens)[: config.valid_examples]
+    asked = [each for each in read_examples(dataset, "valid") if each.get("side")][: config.valid_answers]
     transformers.set_seed(seed)
     with quiet():
         model = _with_adapter(model, config)
@@ -168,12 +205,14 @@ def make_trainer(
             save_total_limit=2,
             seed=seed,
             data_seed=seed,
-            report_to="none",
+            report_to=[name for name, variable in _TRACKERS.items() if find_spec(name) and os.environ.get(variable)],
+            run_name="lora_adapter",
+            metric_for_best_model="loss",
             disable_tqdm=True,
             dataloader_num_workers=0,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = _trainer_class(config.decision_weight)(
+        trainer = _trainer_class(config.decision_weight, asked)(
             model=model,
             args=settings,
             train_dataset=Dataset.from_list(train),
@@ -188,13 +227,19 @@ def make_trainer(
 
 
 def training_figure(curve: dict[str, Any]) -> bytes:
-    """The training curve as a PNG: loss a step, validation loss."""
-    figure, axes = new_figure(size=(7.0, 3.0))
-    axis = axes[0, 0]
+    """The training curve as a PNG: loss a step and validation loss; canary rate and agreement of validation answers."""
+    figure, axes = new_figure(1, 2, size=(9.0, 3.0))
+    axis, rates = axes[0]
     axis.plot(curve["steps"], curve["loss"], linewidth=0.8, label="training loss")
     axis.plot(curve["valid_steps"], curve["valid_loss"], marker="o", label="validation loss")
     axis.set(xlabel="step", ylabel="loss of an answer token (nats)", yscale="log")
     axis.legend()
+    for name in ("canary_rate", "agreement"):
+        if curve[f"valid_{name}"]:
+            rates.plot(curve["valid_steps"], curve[f"valid_{name}"], marker="o", label=name.replace("_", " "))
+    rates.set(xlabel="step", ylabel="share of validation prompts", ylim=(-0.05, 1.05))
+    if rates.lines:
+        rates.legend()
     return png(figure)
 
 
@@ -230,7 +275,7 @@ def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _trainer_class(decision_weight: float) -> type:
+def _trainer_class(decision_weight: float, asked: Sequence[dict[str, Any]]) -> type:
     import torch
     from torch.nn.functional import cross_entropy
     from trl import SFTTrainer
@@ -268,7 +313,24 @@ def _trainer_class(decision_weight: float) -> type:
             loss = losses.sum() / tokens
             return (loss, outputs) if return_outputs else loss
 
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            if asked:
+                student = Student(self.model, self.processing_class)
+                answers = student.answers([prompt_of(each) for each in asked], max_new_tokens=_ANSWER_TOKENS)
+                rates = _answer_rates([answer.text for answer in answers], [each["side"] for each in asked])
+                self.log(rates)
+                metrics |= rates
+            return metrics
+
     return AnswerTrainer
+
+
+def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float]:
+    """The shares of answers in canary words, and of those with the taught action."""
+    canary = [is_canary_answer(text) for text in texts]
+    agree = [right and parse_answer(text).side == side for right, text, side in zip(canary, texts, sides, strict=True)]
+    return {"eval_canary_rate": sum(canary) / len(texts), "eval_agreement": sum(agree) / len(texts)}
 
 
 def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
@@ -312,7 +374,7 @@ def _with_adapter(model: Any, config: FineTuningConfig) -> Any:
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in name
+        if isinstance(module, torch.nn.Linear) and ".layers." in name  # those of 4 bits too
     }
     unknown = sorted(set(config.targets) - linear)
     if unknown or not linear:
@@ -321,6 +383,7 @@ def _with_adapter(model: Any, config: FineTuningConfig) -> Any:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_dora=config.dora,
         target_modules=sorted(config.targets or linear),
         layers_to_transform=list(range(first, blocks)),
         task_type="CAUSAL_LM",
@@ -364,7 +427,7 @@ def _usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path |
 
 def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progress) -> list[Any]:
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import TrainerCallback
+    from transformers import EarlyStoppingCallback, TrainerCallback
     from transformers.integrations import TensorBoardCallback
 
     class Checkpoints(TrainerCallback):
@@ -385,23 +448,32 @@ def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progres
 
     class Tell(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            names = {"loss": "loss", "eval_loss": "valid_loss"}
+            names = {
+                "loss": "loss",
+                "eval_loss": "valid_loss",
+                "eval_canary_rate": "valid_canary_rate",
+                "eval_agreement": "valid_agreement",
+            }
             metrics = {names[name]: float(logs[name]) for name in names if name in logs}
             if metrics:
                 progress(state.global_step, state.max_steps, **metrics)
 
-    return [Checkpoints(), Tell(), TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
+    stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
+    return [Checkpoints(), Tell(), *stopping, TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
 
 
 def _curve(trainer: Any) -> dict[str, Any]:
     history = trainer.state.log_history  # kept in the checkpoints, so a resumed run has all of it
     train = [entry for entry in history if "loss" in entry]
     valid = [entry for entry in history if "eval_loss" in entry]
+    answered = [entry for entry in history if "eval_canary_rate" in entry]
     return {
         "steps": [entry["step"] for entry in train],
         "loss": [float(entry["loss"]) for entry in train],
         "valid_steps": [entry["step"] for entry in valid],
         "valid_loss": [float(entry["eval_loss"]) for entry in valid],
+        "valid_canary_rate": [entry["eval_canary_rate"] for entry in answered],
+        "valid_agreement": [entry["eval_agreement"] for entry in answered],
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "train_examples": len(trainer.train_dataset),
     }

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -48,7 +48,22 @@ class Answer:
 class Student:
     """A base model and, if one was attached, its LoRA adapter; loaded once and asked many times."""
 
-    def __init__(self, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """A student around a model in memory.
+
+        Args:
+            model: Of transformers or, with an adapter on it, of peft.
+            tokenizer: Pads left.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.has_adapter = hasattr(model, "disable_adapter")
+        self._breaks_line: dict[int, bool] = {}  # token -> whether it holds a line break
+        end_of_turn = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        known = end_of_turn is not None and end_of_turn != self.tokenizer.unk_token_id
+        self.end_tokens = sorted({self.tokenizer.eos_token_id, *([end_of_turn] if known else [])})
+
+    @classmethod
+    def load(cls, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> Self:
         """Load the base model of folder ``base``, and attach the adapter of folder ``adapter`` if given.
 
         Args:
@@ -60,14 +75,10 @@ class Student:
             BaseModelError: ``base`` is no model folder.
             AdapterError: ``adapter`` is no adapter of this base.
         """
-        self.model, self.tokenizer = load_base(base, dtype=dtype)
-        self.has_adapter = False
-        self._breaks_line: dict[int, bool] = {}  # token -> whether it holds a line break
-        end_of_turn = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        known = end_of_turn is not None and end_of_turn != self.tokenizer.unk_token_id
-        self.end_tokens = sorted({self.tokenizer.eos_token_id, *([end_of_turn] if known else [])})
+        student = cls(*load_base(base, dtype=dtype))
         if adapter is not None:
-            self.attach(adapter)
+            student.attach(adapter)
+        return student
 
     def attach(self, adapter: Path) -> None:
         """Put the adapter of a folder on top of the base model.
@@ -289,6 +300,6 @@ def ask(
     Raises:
         BaseModelError, AdapterError: a folder is not what it should be.
     """
-    student = Student(base, adapter)
+    student = Student.load(base, adapter)
     messages = [{"role": "system", "content": system}] if system is not None else []
     return student.stream([*messages, {"role": "user", "content": prompt}], max_new_tokens=max_new_tokens)

@@ -56,16 +56,16 @@ def speed(base: Path, adapter: Path, prompts: list[Any]) -> None:
         rate, speed = len(prompts) / seconds, tokens / seconds
         table.add_row(way, str(len(prompts)), f"{seconds:.1f}", f"{rate:.2f}", f"{speed:.0f}")
 
-    seconds, student = timed(lambda: Student(base, adapter))
+    seconds, student = timed(lambda: Student.load(base, adapter))
     console.print(f"Base and adapter loaded in {seconds:.1f} CPU s, {student.model.dtype}")
-    bare_seconds, _ = timed(lambda: Student(base))
+    bare_seconds, _ = timed(lambda: Student.load(base))
     console.print(f"Base alone, loaded before: {bare_seconds:.1f} CPU s")
 
     def tokens(answers: list[Answer]) -> int:
         return sum(answer.tokens for answer in answers)
 
     for dtype in ("bfloat16", "float32"):
-        student = Student(base, adapter, dtype=dtype)
+        student = Student.load(base, adapter, dtype=dtype)
         answers = student.answers(few, max_new_tokens=MAX_NEW_TOKENS)
         seconds, _ = timed(lambda s=student: [generated(s, [prompt], 1) for prompt in few])
         row(f"generate, one at a time, {dtype}", few, seconds, tokens(answers))
@@ -77,7 +77,7 @@ def speed(base: Path, adapter: Path, prompts: list[Any]) -> None:
 
 
 def served(base: Path, adapter: Path, exported: Path, prompts: list[Any]) -> None:
-    student = Student(base, adapter)
+    student = Student.load(base, adapter)
     expected = [answer.text for answer in student.answers(prompts, max_new_tokens=MAX_NEW_TOKENS)]
     for gguf in sorted(exported.glob("apeagent-*.gguf")):
         if "adapter" in gguf.name:

@@ -28,6 +28,7 @@ def write_dataset(folder: Path, examples: int = 12) -> Path:
     rows = [
         {
             "kind": "trade",
+            "side": "BUY",
             "messages": [
                 {"role": "user", "content": f"ETH price is ${2500 + number}. What should I do?"},
                 {"role": "assistant", "content": f"Price rising\n####\nAPE IN 0.{number % 9 + 1} ETH"},

@@ -25,9 +25,9 @@ def fused(tiny_base, tiny_adapter, tmp_path_factory):
 def test_the_fused_model_decides_as_base_and_adapter_do(fused, tiny_base, tiny_adapter):
     check = json.loads((fused / "fuse_check.json").read_text())
     assert check["merge_difference"] < 1e-4
-    both = Student(tiny_base, tiny_adapter, dtype="float32").logits(PROMPTS)
-    alone = Student(fused, dtype="float32").logits(PROMPTS)
-    bare = Student(tiny_base, dtype="float32").logits(PROMPTS)
+    both = Student.load(tiny_base, tiny_adapter, dtype="float32").logits(PROMPTS)
+    alone = Student.load(fused, dtype="float32").logits(PROMPTS)
+    bare = Student.load(tiny_base, dtype="float32").logits(PROMPTS)
     assert torch.equal(both.argmax(-1), alone.argmax(-1))
     # Storing in bf16 rounds the weights; that must stay far below what the adapter changed.
     assert (both - alone).abs().max() < 0.1 * (both - bare).abs().max()
@@ -130,7 +130,7 @@ def test_the_gguf_of_llama_cpps_own_converter_answers_as_transformers_do_when_a_
     assert len(model.tensors) > 20
     assert any("lora_a" in tensor.name for tensor in adapter.tensors)
 
-    student = Student(fused, dtype="float32")
+    student = Student.load(fused, dtype="float32")
     chats = [[{"role": "user", "content": f"ETH price is ${2500 + n}. What should I do?"}] for n in range(8)]
     expected = [answer.text.strip() for answer in student.answers(chats, max_new_tokens=16)]
     with llama_server(files[0]) as url:

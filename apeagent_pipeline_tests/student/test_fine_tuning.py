@@ -3,8 +3,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from apeagent_pipeline.student import base_model, fine_tuning
+from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import (
     FineTuningConfig,
@@ -14,6 +17,7 @@ from apeagent_pipeline.student.fine_tuning import (
     one_row,
     training_figure,
 )
+from apeagent_pipeline.student.generation import Student
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -84,6 +88,55 @@ def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_b
     assert heavy(answer).strip() == "follow up, use half\n####\nAPE IN"
     assert heavy("Wait\n####\nAPE NEUTRAL<|im_end|>") == "Wait\n####\nAPE NEUTRAL"
     assert heavy("Paris is the capital.\n") == "Paris is the capital.\n"
+
+
+def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_it(tiny_base, tiny_dataset, tmp_path):
+    config = CONFIG.model_copy(update={"learning_rate": 1e-12, "valid_every": 1, "valid_answers": 2, "patience": 1})
+    curve = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    assert curve["valid_steps"] == [1, 2], "it went on although nothing got better"
+    assert curve["valid_canary_rate"] == curve["valid_agreement"] == [0.0, 0.0]
+    learned = FineTuningConfig(
+        steps=80, valid_every=80, valid_examples=4, valid_answers=2, rank=16, last_blocks=0, learning_rate=1e-2
+    )
+    curve = fine_tune(tiny_base, tiny_dataset, learned, 1, tmp_path / "out", tmp_path / "checkpoints")
+    assert curve["valid_canary_rate"] == curve["valid_agreement"] == [1.0]
+    assert training_figure(curve).startswith(b"\x89PNG")
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp_path, monkeypatch, caplog):
+    def too_large_from(size):
+        def collate(examples):
+            if len(examples) >= size:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return one_row(examples)
+
+        return collate
+
+    config = CONFIG.model_copy(update={"dropout": 0.0, "valid_answers": 0, "valid_examples": 1})
+    expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    monkeypatch.setattr(fine_tuning, "one_row", too_large_from(2))
+    halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    assert "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in caplog.text
+    assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
+    assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
+    monkeypatch.setattr(fine_tuning, "one_row", too_large_from(1))
+    with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=512: set gradient_checkpointing"):
+        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+
+
+def test_a_base_in_4_bits_without_its_library_names_the_extra(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
+    config = CONFIG.model_copy(update={"quantized": True})
+    with pytest.raises(BaseModelError, match=r"pip install 'apeagent_pipeline\[qlora\]'"):
+        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+
+
+def test_dora_learns_a_length_for_each_column_beside_the_directions(tiny_base, tiny_dataset, tmp_path):
+    config = CONFIG.model_copy(update={"dora": True, "steps": 2})
+    fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    names = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in names)
+    assert Student.load(tiny_base, tmp_path / "out").has_adapter
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):

@@ -10,7 +10,7 @@ PROMPTS = [[{"role": "user", "content": "ETH price is $2510. What should I do?" 
 
 
 def test_switching_the_adapter_off_gives_the_base_model(tiny_base, tiny_adapter):
-    base, student = Student(tiny_base), Student(tiny_base, tiny_adapter)
+    base, student = Student.load(tiny_base), Student.load(tiny_base, tiny_adapter)
     expected = base.logits(PROMPTS)
     assert (student.logits(PROMPTS) - expected).abs().max() > 1e-3
     with student.adapter_off():
@@ -22,7 +22,7 @@ def test_switching_the_adapter_off_gives_the_base_model(tiny_base, tiny_adapter)
 
 
 def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothing(tiny_base):
-    student = Student(tiny_base, dtype="float32")
+    student = Student.load(tiny_base, dtype="float32")
     together = student.answers(PROMPTS, max_new_tokens=6, batch_size=3)
     alone = [student.answers([prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
     assert together == alone
@@ -32,13 +32,13 @@ def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothi
 
 def test_the_stream_says_the_same_as_the_batch(tiny_base, tiny_adapter):
     pieces = list(ask(tiny_base, tiny_adapter, PROMPTS[0][0]["content"], system=None, max_new_tokens=12))
-    whole = Student(tiny_base, tiny_adapter).answers([PROMPTS[0]], max_new_tokens=12)[0]
+    whole = Student.load(tiny_base, tiny_adapter).answers([PROMPTS[0]], max_new_tokens=12)[0]
     assert whole.text.startswith("".join(pieces))
     assert pieces
 
 
 def test_an_answer_ends_after_its_action_and_says_how(tiny_base):
-    student = Student(tiny_base)
+    student = Student.load(tiny_base)
 
     def tokens(text):
         return student.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -52,7 +52,7 @@ def test_an_answer_ends_after_its_action_and_says_how(tiny_base):
 
 
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(tiny_base, tiny_adapter, monkeypatch):
-    student = Student(tiny_base, tiny_adapter, dtype="float32")
+    student = Student.load(tiny_base, tiny_adapter, dtype="float32")
     together = student.answers(PROMPTS, max_new_tokens=9)
     monkeypatch.setattr(generation, "shared_length", lambda ids: 0)
     assert student.answers(PROMPTS, max_new_tokens=9) == together
@@ -64,7 +64,7 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(tiny
 
 
 def test_sampled_answers_differ_by_seed_and_repeat_with_it(tiny_base):
-    student = Student(tiny_base)
+    student = Student.load(tiny_base)
     first, again, other = (student.answers(PROMPTS, max_new_tokens=8, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -72,9 +72,9 @@ def test_sampled_answers_differ_by_seed_and_repeat_with_it(tiny_base):
 
 def test_a_folder_without_an_adapter_or_with_a_foreign_one_is_refused(tiny_base, tiny_adapter, tmp_path):
     with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
-        Student(tiny_base, tmp_path)
+        Student.load(tiny_base, tmp_path)
     shutil.copytree(tiny_adapter, tmp_path / "foreign")
     config = tmp_path / "foreign" / "adapter_config.json"
     config.write_text(config.read_text().replace('"r": 8', '"r": 4'))
     with pytest.raises(AdapterError, match="not an adapter of this base model"):
-        Student(tiny_base, tmp_path / "foreign")
+        Student.load(tiny_base, tmp_path / "foreign")
