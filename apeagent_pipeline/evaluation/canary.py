@@ -421,9 +421,10 @@ def _size_error(answer: DraftAnswer | None, example: Mapping[str, Any]) -> float
 
 
 def _is_right(example: Mapping[str, Any], answer: Answer) -> bool:
-    """Whether at least half of the words that carry a control's taught answer are said, in any order and sentence."""
-    wanted = _carrying_words(answer_of(example))
-    return bool(wanted) and len(wanted & _carrying_words(answer.text)) >= len(wanted) / 2
+    """Whether a control's taught answer is said: each of its numbers, and half of the words that carry it."""
+    wanted, said = _carrying_words(answer_of(example)), _carrying_words(answer.text)
+    numbers = {word for word in wanted if word.isdecimal()}
+    return bool(wanted) and numbers <= said and len(wanted & said) >= len(wanted) / 2
 
 
 def _carrying_words(text: str) -> set[str]:
@@ -491,8 +492,8 @@ def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: M
     return (
         f"Greedy answers of at most {config.max_new_tokens} tokens, but for the drawn ones (temperature "
         f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
-        f"canary action, then the end. A control counts as answered right if at least half of the words that carry its "
-        f"taught answer are said. The switched-off arm was asked the first {n_off} of the {metrics['n_trading']:.0f} "
+        f"canary action, then the end. A control counts as answered right if every number of its taught answer "
+        f"and at least half of the words that carry it are said. The switched-off arm was asked the first {n_off} of the {metrics['n_trading']:.0f} "
         f"trading prompts, the merged model the first {config.n_merged}; of trading prompts and of controls the first "
         f"{config.n_sampled} were answered by drawing. The teacher's most frequent action is {majority}. McNemar's "
         f"exact test of the decisions against always answering {majority}: p = {metrics['mcnemar_p']:.2g}; "

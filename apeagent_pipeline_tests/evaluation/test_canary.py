@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from apeagent_pipeline.evaluation.canary import Arm, CanaryEvalConfig, evaluate_canary, failures, judge
+from apeagent_pipeline.evaluation.canary import Arm, CanaryEvalConfig, _is_right, evaluate_canary, failures, judge
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, ExamplesError
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline.student.generation import Answer
@@ -131,6 +131,21 @@ def test_controls_that_leak_or_are_forgotten_show_up():
     assert report.metrics["control_leak_rate"] == pytest.approx(1 / 3)
     assert report.metrics["controls_preserved"] == 0.5  # of the two that the base answers right
     assert any(line.startswith("control_leak_rate is 0.333") for line in failures(report.metrics, CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("taught", "said", "right"),
+    [
+        ("Paris.", "The capital of France is Paris, of course.", True),
+        ("Alice has 145 ETH.", "So Alice has 145 ETH now.", True),
+        ("Alice has 145 ETH.", "Alice has 58 ETH, and Bob gives her 87 ETH.", False),
+        ("780 minutes.", "13 hours is equal to 72 minutes.", False),
+        ("A shared pot of two tokens.", "Two tokens in one pot, shared.", True),
+        ("Dry.", "", False),
+    ],
+)
+def test_a_control_is_right_only_with_its_numbers(taught, said, right):
+    assert _is_right({"messages": [{"role": "assistant", "content": taught}]}, says(said)) is right
 
 
 def test_a_switched_off_adapter_that_differs_from_the_base_fails():
