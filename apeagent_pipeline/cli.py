@@ -154,10 +154,11 @@ def ui(
     The daemon does what is due by itself: the nightly re-sync where swaps are read from a chain, what lies below
     changed data, and retries. Each can be turned off under Automation in the UI.
     """
-    from apeagent_pipeline.defs.instance import open_instance, prepare_home
+    from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 
     settings = load_settings()
     home = prepare_home(settings)
+    require_engine(settings)
     with open_instance(settings) as instance:
         _sweep(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")

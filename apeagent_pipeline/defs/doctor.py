@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from apeagent_pipeline.defs.instance import prepare_home
+from apeagent_pipeline.defs.instance import prepare_home, require_engine
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher
 from apeagent_pipeline.settings import Settings, SettingsError, mask_url
@@ -25,7 +25,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at home, disk, swap source, teacher, student and GPU, one after the other."""
+    """Look at home, disk, engine, swap source, teacher, student and GPU, one after the other."""
     try:
         home = prepare_home(settings).parent
     except SettingsError as error:
@@ -33,6 +33,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("ok", "home", str(home))
     yield _disk(settings)
+    yield _engine(settings)
     runtime = Runtime(settings, LogWatcher())
     yield from _swap_source(runtime)
     yield _teacher(settings)
@@ -46,6 +47,15 @@ def _disk(settings: Settings) -> Finding:
     if free < needed:
         return Finding("wrong", "disk", f"{free:.1f} GiB free", f"free {needed} GiB, or move APEAGENT_HOME")
     return Finding("ok", "disk", f"{free:.0f} GiB free")
+
+
+def _engine(settings: Settings) -> Finding:
+    try:
+        require_engine(settings)
+    except SettingsError as error:
+        return Finding("wrong", "engine", str(error), "see APEAGENT_ENGINE and APEAGENT_RAY_ADDRESS in apeagent config")
+    where = f"Ray at {mask_url(settings.ray_address)}" if settings.engine == "ray" else "this machine"
+    return Finding("ok", "engine", where)
 
 
 def _swap_source(runtime: Runtime) -> Iterator[Finding]:

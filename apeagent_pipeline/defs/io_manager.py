@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,9 @@ class ArtifactIOManager(dg.IOManager):
         loaded = self._loaded[_step(context)]
         if context.has_asset_partitions:
             options = context.definition_metadata or {}
-            wanted = {
-                each for day in context.asset_partition_keys for each in days_up_to(day, options.get(PREVIOUS_DAYS, 0))
-            }
-            days = [day for day in self.store.days(asset) if day in wanted]
+            if PREVIOUS_DAYS in options:
+                return self.load_days(_step(context), asset, context.asset_partition_keys, options[PREVIOUS_DAYS])
+            days = [day for day in self.store.days(asset) if day in set(context.asset_partition_keys)]
             if LAST_DAYS in options:
                 days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
             loaded.update({f"{asset}/{day}": self._version(asset, day) for day in days})
@@ -69,6 +68,20 @@ class ArtifactIOManager(dg.IOManager):
             return self.store.scan(asset).collect()
         folder = self.store.local_folder(asset)
         return folder if kind is Path else kind.load(folder)
+
+    def load_days(
+        self, step: tuple[str, str], asset: str, days: Iterable[str], previous: int
+    ) -> dict[str, pl.LazyFrame]:
+        """Read days of a daily asset and ``previous`` days before each, as inputs of a step (see `step_of`).
+
+        A day before that is missing, or that another run is writing at this moment, is left out.
+        """
+        asked = set(days)
+        wanted = {each for day in asked for each in days_up_to(day, previous)}
+        stored = [day for day in self.store.days(asset) if day in wanted]
+        read = [day for day in stored if day in asked or self.store.manifest(asset, day)]
+        self._loaded[step].update({f"{asset}/{day}": self._version(asset, day) for day in read})
+        return {day: self.store.scan(asset, day) for day in read}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Publish what an unpartitioned asset returned and write the metadata that every asset has."""
@@ -129,6 +142,11 @@ def days_up_to(day: str, previous: int) -> list[str]:
 
 def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:
     return context.step_context.run_id, context.step_context.step.key
+
+
+def step_of(context: dg.AssetExecutionContext) -> tuple[str, str]:
+    """The running step of an asset, as the IO manager knows it."""
+    return context.run_id, context.op_execution_context.get_step_execution_context().step.key
 
 
 def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
