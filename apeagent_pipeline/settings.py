@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     profile: Profile = Field("demo", description="demo: small, CPU, minutes; full: the source document's sizes")
     home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
     storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
+    postgres_url: SecretStr | None = Field(
+        None, description="postgresql://USER:PASSWORD@HOST:PORT/NAME for Dagster's history; none: SQLite below home"
+    )
     engine: Literal["local", "ray"] = Field(
         "local", description="Where the runs of UI and daemon work: on this machine, or on a Ray cluster"
     )
@@ -119,10 +122,21 @@ class Settings(BaseSettings):
             prices[found[1]] = (found[2], found[3])
         return prices
 
-    @field_validator("swaps_archive", "teacher_api_key", "alert_webhook", mode="before")
+    @field_validator("swaps_archive", "teacher_api_key", "alert_webhook", "postgres_url", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("postgres_url")
+    @classmethod
+    def _name_the_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        scheme, _, address = value.get_secret_value().partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not address:
+            raise ValueError("expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        # Without a driver SQLAlchemy would take psycopg 3; dagster-postgres brings psycopg2.
+        return SecretStr(f"postgresql+psycopg2://{address}")
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +229,8 @@ def _shown(name: str, settings: Settings) -> str:
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
     if name in {"teacher_base_url", "ray_address"}:
         return mask_url(value)
+    if name == "postgres_url" and value:
+        return mask_url(value.get_secret_value())
     if name == "teacher_prices":
         return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)
