@@ -50,11 +50,16 @@ run_launcher:
 
 def dagster_yaml(*, in_postgres: bool, on_ray: bool = False) -> str:
     """What ``dagster.yaml`` says unless it is edited; secrets stand there by the names of their variables."""
-    launcher = _RUNS_ON_RAY if on_ray else ""
-    if not in_postgres:
-        return _DAGSTER_YAML + launcher
-    more_runs = _DAGSTER_YAML.replace("runs: 4        # SQLite stands this; use Postgres for more", "runs: 20")
-    return more_runs + _STORAGE_IN_POSTGRES + launcher
+    text = _DAGSTER_YAML
+    if in_postgres:
+        text = text.replace("runs: 4        # SQLite stands this; use Postgres for more", "runs: 20")
+        text += _STORAGE_IN_POSTGRES
+    if on_ray:
+        text = text.replace(
+            "start_timeout_seconds: 300", "start_timeout_seconds: 3600     # for a place in the cluster"
+        )
+        text += _RUNS_ON_RAY
+    return text
 
 
 def prepare_home(settings: Settings) -> Path:

@@ -18,11 +18,14 @@ import pytest
 
 from apeagent_pipeline.chain.days import FIRST_DAY, days_between
 from apeagent_pipeline.defs.build import build_graph
+from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.instance import open_instance, require_engine
 from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.defs.updating import update
-from apeagent_pipeline.settings import LAUNCHED_WITH, Settings, SettingsError, load_settings
+from apeagent_pipeline.settings import Settings
 
+DAYS = int(os.environ.get("RAY_TEST_DAYS", "14"))
+POSTGRES_URL = os.environ.get("RAY_TEST_POSTGRES_URL")
 DAILY_ASSETS = ("raw_swaps", "swap_features")
 BACKFILL = """mutation($backfill: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $backfill) { __typename ... on PythonError { message } }
@@ -36,9 +39,9 @@ class Node:
         self.mark = {"TEST_NODE": f"{name} of {os.getpid()}"}  # inherited by everything that runs there
         limits = ("--num-cpus=1", "--num-gpus=0", f"--memory={4 << 30}", f"--object-store-memory={100 << 20}")
         ports = ("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}")
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats"]
         self.process = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats", *options, *limits]
-            + [*ports],
+            [*command, *options, *limits, *ports],
             env=environment | self.mark,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -55,7 +58,9 @@ class Node:
     def runs(self) -> set[str]:
         """Ids of the runs that work here."""
         commands = [" ".join(process.cmdline()) for process in self.processes() if process.is_running()]
-        return {found[1] for line in commands if (found := re.search(r'execute_run .*"run_id": "([0-9a-f-]{36})"', line))}
+        return {
+            found[1] for line in commands if (found := re.search(r'execute_run .*run_id": "([0-9a-f-]{36})"', line))
+        }
 
     def kill(self) -> None:
         """As if the machine lost its power: Ray's processes and those of the runs, all at once."""
@@ -109,13 +114,9 @@ def backfill(environment: dict[str, str], days: list[str]) -> None:
     """What "Materialize" does in the UI."""
     selection = [{"path": [asset]} for asset in DAILY_ASSETS]
     variables = json.dumps({"backfill": {"assetSelection": selection, "partitionNames": days}})
+    command = [Path(sys.executable).with_name("dagster-graphql"), "-m", "apeagent_pipeline.definitions"]
     told = subprocess.run(
-        [Path(sys.executable).with_name("dagster-graphql"), "-m", "apeagent_pipeline.definitions"]
-        + ["-t", BACKFILL, "-v", variables],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [*command, "-t", BACKFILL, "-v", variables], env=environment, capture_output=True, text=True, check=True
     )
     assert "LaunchBackfillSuccess" in told.stdout, told.stdout + told.stderr
 
@@ -129,15 +130,14 @@ def data_versions(storage: str, folder: Path) -> dict[str, str | None]:
 @pytest.mark.slow
 def test_days_spread_over_two_nodes_are_those_of_one_machine_even_when_a_node_dies(tmp_path: Path) -> None:
     pytest.importorskip("dagster_ray", reason="needs a Ray cluster: pip install -c .ci/constraints.txt -e '.[ray]'")
-    count = int(os.environ.get("RAY_TEST_DAYS", "14"))
-    days = [str(day) for day in days_between(FIRST_DAY, FIRST_DAY + timedelta(days=count - 1))]
-    begun = time.monotonic()
+    days = [str(day) for day in days_between(FIRST_DAY, FIRST_DAY + timedelta(days=DAYS - 1))]
     local = Settings(home=tmp_path / "local")
     with open_instance(local) as instance:
+        begun = time.monotonic()
         rounds = update(build_graph(local), instance, days, only=set(DAILY_ASSETS))
+        print(f"{DAYS} days in one run on one machine: {time.monotonic() - begun:.0f} s")
     assert [each.success for each in rounds] == [True]
     expected = data_versions(local.storage_url, tmp_path)
-    alone = time.monotonic() - begun
 
     home = tmp_path / "home"
     chosen = {
@@ -147,42 +147,105 @@ def test_days_spread_over_two_nodes_are_those_of_one_machine_even_when_a_node_di
         "APEAGENT_RETRAINING": "manual",
         "DAGSTER_HOME": str(home / "dagster"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONSAFEPATH": "1",
+        **({"APEAGENT_POSTGRES_URL": POSTGRES_URL} if POSTGRES_URL else {}),
     }
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **chosen, "PATH": path, "PYTHONSAFEPATH": "1"}
-    settings = Settings(home=home, engine="ray", ray_address=chosen["APEAGENT_RAY_ADDRESS"])
+    environment = {**os.environ, **chosen}
+    settings = Settings(home=home, engine="ray", ray_address=chosen["APEAGENT_RAY_ADDRESS"], postgres_url=POSTGRES_URL)
+    store = ArtifactStore(settings.storage_url, tmp_path)
     with (
         cluster(environment, Path(f"/tmp/ray-{os.getpid()}")) as nodes,  # the paths of sockets have to be short
         open_instance(settings) as instance,
+        (tmp_path / "daemon.log").open("wb") as log,
     ):
-        require_engine(settings)
-        daemon = subprocess.Popen(
-            [Path(sys.executable).with_name("dagster-daemon"), "run", "-m", "apeagent_pipeline.definitions"],
-            env=environment,
-            stdout=(tmp_path / "daemon.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        command = [Path(sys.executable).with_name("dagster-daemon"), "run", "-m", "apeagent_pipeline.definitions"]
+        daemon = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             begun = time.monotonic()
             backfill(environment, days)
-            wait_for(lambda: all(node.runs() for node in nodes), 120)
-            killed = time.monotonic()
+            (asked,) = instance.get_backfills()
+            wait_for(lambda: all(node.runs() for node in nodes), 180)
             (lost,) = nodes[1].runs()
-            # In the middle: some of the run's days are published, not all of them.
-            start = dg.DagsterInstance.get_run_by_id(instance, lost).tags["dagster/asset_partition_range_start"]
-            of_lost = {str(date.fromisoformat(start) + timedelta(days=number)) for number in range(7)}
-            store = ArtifactStore(settings.storage_url, tmp_path)
-            if os.environ.get("RAY_TEST_KILL", "1") == "1":
-                wait_for(lambda: 2 <= len(of_lost & set(store.days("raw_swaps"))), 60)
-                killed = time.monotonic()
-                nodes[1].kill()
-            wait_for(lambda: [each.status.value for each in instance.get_backfills()] == ["COMPLETED_SUCCESS"], 240)
-            wait_for(lambda: all(run.is_finished for run in instance.get_runs()), 60)
+            lost_days = days_of(instance, lost)
+            # In the middle: some of its days are there, others are not.
+            wait_for(lambda: 2 <= len(lost_days & set(store.days("raw_swaps"))), 120)
+            assert not lost_days <= set(store.days("swap_features"))
+            nodes[1].kill()
+            killed = time.monotonic()
+            wait_for(lambda: instance.get_backfill(asked.backfill_id).status.value != "REQUESTED", 400)  # type: ignore[union-attr]
+            print(
+                f"{DAYS} days on two nodes: {time.monotonic() - begun:.0f} s from asking to the backfill's end, "
+                f"{time.monotonic() - killed:.0f} s of them after a node was killed"
+            )
+            assert instance.get_backfill(asked.backfill_id).status.value == "COMPLETED_SUCCESS"  # type: ignore[union-attr]
+            assert data_versions(settings.storage_url, tmp_path) == expected
         finally:
             daemon.terminate()
             daemon.wait()
-    wall = time.monotonic() - begun
-    print(f"{count} days: alone {alone:.0f} s, on the cluster {wall:.0f} s, of which {wall - (killed - begun):.0f} s after the kill")
-    runs = {run.run_id: run for run in instance.get_runs()}
-    print(*((r.status.value, r.tags.get("dagster/asset_partition_range_start"), r.tags.get("dagster/parent_run_id")) for r in runs.values()), sep="\n")
-    assert data_versions(settings.storage_url, tmp_path) == expected
+    (retry,) = [run for run in instance.get_runs() if run.parent_run_id == lost]
+    assert days_of(instance, retry.run_id) == lost_days
+    assert {run.status.value for run in instance.get_runs() if run.run_id in (lost, retry.run_id)} == {
+        "FAILURE",
+        "SUCCESS",
+    }
+
+
+def days_of(instance: dg.DagsterInstance, run_id: str) -> set[str]:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    first, last = (date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
+    return {str(day) for day in days_between(first, last)}
+
+
+def test_a_run_asks_for_the_most_that_one_of_its_assets_needs() -> None:
+    ray_launcher = pytest.importorskip("apeagent_pipeline.defs.ray_launcher", reason="needs Ray")
+    declared = ['{"num_cpus": 1, "num_gpus": 0, "memory": 4}', '{"num_cpus": 1, "num_gpus": 1, "memory": 2}']
+    assert json.loads(ray_launcher.largest(declared)) == {"num_cpus": 1, "num_gpus": 1, "memory": 4}
+
+
+def test_a_gpu_is_asked_for_by_the_full_profile_alone(tmp_path: Path) -> None:
+    def gpus(profile: str) -> set[str]:
+        graph = build_graph(Settings(home=tmp_path, profile=profile))
+        return {
+            asset.key.to_user_string()
+            for asset in graph.assets
+            if json.loads(asset.op.tags["dagster-ray/config"])["num_gpus"]
+        }
+
+    assert gpus("demo") == set()
+    assert {"trained_gan", "lora_adapter", "canary_eval"} <= gpus("full")
+    assert not {"raw_swaps", "swap_features", "teacher_traces"} & gpus("full")
+
+
+def test_a_cluster_that_does_not_answer_is_told_with_its_address_and_the_remedy(tmp_path: Path) -> None:
+    pytest.importorskip("dagster_ray", reason="needs Ray")
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        SettingsError, match=f"APEAGENT_RAY_ADDRESS={address}: no Ray cluster answers.*ray start --head"
+    ):
+        require_engine(Settings(home=tmp_path, engine="ray", ray_address=address))
+
+
+def test_missing_packages_are_told_with_the_command_that_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apeagent_pipeline.defs.instance.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install -c .ci/constraints.txt -e '.\[ray\]'"):
+        require_engine(Settings(home=tmp_path, engine="ray"))
+
+
+def test_a_node_with_other_settings_refuses_the_run_and_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Settings(home=tmp_path, storage="s3://bucket/swaps", teacher_api_key="of-nobodys-business")
+    monkeypatch.setenv(LAUNCHED_WITH, json.dumps(settings_to_share(there)))
+    assert "of-nobodys-business" not in os.environ[LAUNCHED_WITH]
+    monkeypatch.setenv("APEAGENT_STORAGE", "s3://bucket/other")
+    monkeypatch.setenv("APEAGENT_TEACHER_API_KEY", "of-nobodys-business")
+    with pytest.raises(
+        SettingsError, match="APEAGENT_STORAGE is 's3://bucket/other' here and 's3://bucket/swaps' there"
+    ):
+        load_settings()
+    monkeypatch.setenv("APEAGENT_STORAGE", "s3://bucket/swaps")
+    assert load_settings().storage == "s3://bucket/swaps"
