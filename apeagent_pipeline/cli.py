@@ -99,9 +99,10 @@ def sync(
     rounds, graph, days = _update(settings, first, last, only=set(names))
     assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
     missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
+    stored = {asset: graph.runtime.store.manifests(asset, days) for asset in names}
     table = Table("day", "swaps", "features", "", title=f"{len(days) - len(missing)} of {len(days)} days are complete")
     for day in days:
-        manifests = [graph.runtime.store.manifest(asset, day) for asset in names]
+        manifests = [stored[asset].get(day) for asset in names]
         state = "[red]✗ not complete" if day in missing else "[green]✓"
         table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
     Console().print(table)
@@ -614,7 +615,7 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
     from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 
     store = graph.runtime.store
-    report = json.loads((store.folder("canary_eval") / "report.json").read_text())
+    report = json.loads((store.local_folder("canary_eval") / "report.json").read_text())
     metrics, intervals = report["metrics"], report["intervals"]
     table = Table("measure", "value", "95 % interval", title="Canary evaluation")
     for name, value in metrics.items():

@@ -12,7 +12,7 @@ import polars as pl
 
 from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.launchpad import code_version
-from apeagent_pipeline.defs.storage import ArtifactStore, Manifest, StorageError
+from apeagent_pipeline.defs.storage import ArtifactStore, Manifest
 from apeagent_pipeline.defs.watching import Watcher
 from apeagent_pipeline.reporting.report import Report
 
@@ -60,13 +60,15 @@ class ArtifactIOManager(dg.IOManager):
             days = [day for day in self.store.days(asset) if day in set(context.asset_partition_keys)]
             if LAST_DAYS in options:
                 days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
-            loaded.update({f"{asset}/{day}": self._version(asset, day) for day in days})
-            return {day: self.store.scan(asset, day) for day in days}
-        loaded[asset] = self._version(asset, None)
+            manifests = self.store.whole_days(asset, days)
+            loaded.update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
+            return self.store.tables(manifests)
+        manifest = self.store.whole(asset)
+        loaded[asset] = manifest.data_version
         kind = context.dagster_type.typing_type
         if kind is pl.DataFrame:
-            return self.store.scan(asset).collect()
-        folder = self.store.local_folder(asset)
+            return self.store.table(manifest).collect()
+        folder = self.store.local(manifest)
         return folder if kind is Path else kind.load(folder)
 
     def load_days(
@@ -105,7 +107,7 @@ class ArtifactIOManager(dg.IOManager):
                 obj.save(work)
                 manifest = self.store.publish_folder(work, **made_from)
                 if f"{asset}.parquet" in manifest.files:
-                    context.add_output_metadata(table_metadata(self.store.scan(asset).collect()))
+                    context.add_output_metadata(table_metadata(self.store.table(manifest).collect()))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         step.set_data_version(context.asset_key, dg.DataVersion(manifest.data_version))
@@ -124,15 +126,6 @@ class ArtifactIOManager(dg.IOManager):
                 **{name: self.externals[name]() for name in upstream if name in self.externals},
             },
         }
-
-    def _version(self, asset: str, day: str | None) -> str:
-        manifest = self.store.manifest(asset, day)
-        if manifest is None:
-            where = f"{asset} {day}" if day else asset
-            raise StorageError(
-                f"{where} is missing or incomplete in {self.store.folder(asset)}: materialize {where} first"
-            )
-        return manifest.data_version
 
 
 def days_up_to(day: str, previous: int) -> list[str]:

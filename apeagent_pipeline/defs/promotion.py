@@ -46,9 +46,10 @@ class PromotionError(RuntimeError):
 
 def history(store: ArtifactStore) -> list[Service]:
     """Every time an adapter went into service, the newest last; empty before the first."""
-    if store.manifest(_ARCHIVE) is None:
+    manifest = store.manifest(_ARCHIVE)
+    if manifest is None:
         return []
-    return [Service.model_validate(each) for each in json.loads((store.folder(_ARCHIVE) / _HISTORY).read_text())]
+    return [Service.model_validate(each) for each in json.loads((store.local(manifest) / _HISTORY).read_text())]
 
 
 def reasons_against(new: Mapping[str, Any], old: Mapping[str, float]) -> list[str]:
