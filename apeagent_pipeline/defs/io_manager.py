@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,13 @@ class ArtifactIOManager(dg.IOManager):
         loaded = self._loaded[_step(context)]
         if context.has_asset_partitions:
             options = context.definition_metadata or {}
-            if PREVIOUS_DAYS in options:
-                return self.load_days(_step(context), asset, context.asset_partition_keys, options[PREVIOUS_DAYS])
-            days = [day for day in self.store.days(asset) if day in set(context.asset_partition_keys)]
+            wanted = {
+                each for day in context.asset_partition_keys for each in days_up_to(day, options.get(PREVIOUS_DAYS, 0))
+            }
+            days = [day for day in self.store.days(asset) if day in wanted]
             if LAST_DAYS in options:
                 days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
-            manifests = self.store.whole_days(asset, days)
-            loaded.update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
-            return self.store.tables(manifests)
+            return self.load_days(_step(context), asset, days)
         manifest = self.store.whole(asset)
         loaded[asset] = manifest.data_version
         kind = context.dagster_type.typing_type
@@ -71,19 +70,11 @@ class ArtifactIOManager(dg.IOManager):
         folder = self.store.local(manifest)
         return folder if kind is Path else kind.load(folder)
 
-    def load_days(
-        self, step: tuple[str, str], asset: str, days: Iterable[str], previous: int
-    ) -> dict[str, pl.LazyFrame]:
-        """Read days of a daily asset and ``previous`` days before each, as inputs of a step (see `step_of`).
-
-        A day before that is missing, or that another run is writing at this moment, is left out.
-        """
-        asked = set(days)
-        wanted = {each for day in asked for each in days_up_to(day, previous)}
-        stored = [day for day in self.store.days(asset) if day in wanted]
-        read = [day for day in stored if day in asked or self.store.manifest(asset, day)]
-        self._loaded[step].update({f"{asset}/{day}": self._version(asset, day) for day in read})
-        return {day: self.store.scan(asset, day) for day in read}
+    def load_days(self, step: tuple[str, str], asset: str, days: list[str]) -> dict[str, pl.LazyFrame]:
+        """Read stored days of a daily asset, and remember their data versions as inputs of a step (see `step_of`)."""
+        manifests = self.store.whole_days(asset, days)
+        self._loaded[step].update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
+        return self.store.tables(manifests)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Publish what an unpartitioned asset returned and write the metadata that every asset has."""

@@ -22,7 +22,7 @@ from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.instance import open_instance, require_engine
 from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.defs.updating import update
-from apeagent_pipeline.settings import Settings
+from apeagent_pipeline.settings import LAUNCHED_WITH, Settings, SettingsError, load_settings, settings_to_share
 
 DAYS = int(os.environ.get("RAY_TEST_DAYS", "14"))
 POSTGRES_URL = os.environ.get("RAY_TEST_POSTGRES_URL")
@@ -169,7 +169,7 @@ def test_days_spread_over_two_nodes_are_those_of_one_machine_even_when_a_node_di
             (lost,) = nodes[1].runs()
             lost_days = days_of(instance, lost)
             # In the middle: some of its days are there, others are not.
-            wait_for(lambda: 2 <= len(lost_days & set(store.days("raw_swaps"))), 120)
+            wait_for(lambda: len(lost_days & set(store.days("raw_swaps"))) >= 2, 120)
             assert not lost_days <= set(store.days("swap_features"))
             nodes[1].kill()
             killed = time.monotonic()

@@ -55,9 +55,11 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             # other rows of it. Both runs look after they have published, so one of them finds it.
             first, last = context.partition_keys[0], context.partition_keys[-1]
             border = [first, str(date.fromisoformat(last) + timedelta(days=_DAYS_SEEN_BEFORE))]
-            stale = stale_artifacts([context.assets_def], runtime, border)
+            stored = runtime.store.days("raw_swaps")
+            stale = stale_artifacts([context.assets_def], runtime, [day for day in border if day in stored])
             days = [each.day for each in stale if each.day and each.changed_inputs]
-            raw_swaps.update(runtime.artifacts.load_days(step_of(context), "raw_swaps", days, _DAYS_SEEN_BEFORE))
+            read = {each for day in days for each in days_up_to(day, _DAYS_SEEN_BEFORE)}.intersection(stored)
+            raw_swaps.update(runtime.artifacts.load_days(step_of(context), "raw_swaps", sorted(read)))
             return days
 
         yield from materialize_days(context, runtime.artifacts, compute, inputs_of, overtaken)
