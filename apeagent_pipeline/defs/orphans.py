@@ -12,6 +12,8 @@ import psutil
 from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.storage.runs import SqliteRunStorage
 
+from apeagent_pipeline.defs.runtime import RAY_RESOURCES
+
 HOST_TAG = "apeagent/host"
 """Tag with the machine on which a run's process lives: in Postgres lie the runs of other machines as well."""
 
@@ -32,6 +34,8 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     orphans = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
         run = record.dagster_run
+        if RAY_RESOURCES in run.tags:
+            continue  # a job of a Ray cluster: the run monitoring asks the cluster
         # Without a tag, it is of this machine where the history is a file of this machine.
         here = platform.node() if isinstance(instance.run_storage, SqliteRunStorage) else None
         if run.tags.get(HOST_TAG, here) != platform.node():
