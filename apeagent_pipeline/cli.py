@@ -49,12 +49,15 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (SettingsError, ChainError, TeacherError, ValueError) as error:
+    except (SettingsError, ChainError, TeacherError, ValueError, RuntimeError) as error:
         # Imported here and not above: they would cost every command numpy.
+        from apeagent_pipeline.defs.files import StorageError
         from apeagent_pipeline.student.examples import ExamplesError
         from apeagent_pipeline.student.generation import AdapterError
 
-        if not isinstance(error, SettingsError | ChainError | TeacherError | ExamplesError | AdapterError):
+        if not isinstance(
+            error, SettingsError | ChainError | TeacherError | StorageError | ExamplesError | AdapterError
+        ):
             raise
         _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -226,7 +229,7 @@ def config() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check what a run needs: swap source, teacher, student, disk and GPU; say what to mend.
+    """Check what a run needs: history, storage, swap source, teacher, student, disk and GPU; say what to mend.
 
     Exits 1 if a run would fail.
     """

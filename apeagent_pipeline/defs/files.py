@@ -170,14 +170,19 @@ class RemoteFiles:
 
     @contextmanager
     def _told(self) -> Iterator[Any]:
-        """The file system; what goes wrong is told with the place and what to look at."""
+        """The file system; what goes wrong is told with the place and what to look at.
+
+        Raises:
+            SettingsError: There is no such bucket, or access is refused.
+            StorageError: Anything else went wrong, after retries.
+        """
         fs = self._root.fs
         try:
             yield fs
         except FileNotFoundError as error:
-            raise StorageError(f"APEAGENT_STORAGE={self.url}: {error}. Does the bucket exist?") from error
+            raise SettingsError(f"APEAGENT_STORAGE={self.url}: {error}. Does the bucket exist?") from error
         except PermissionError as error:
-            raise StorageError(
+            raise SettingsError(
                 f"APEAGENT_STORAGE={self.url}: {error}. Check the credentials (for S3: AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do"
             ) from error

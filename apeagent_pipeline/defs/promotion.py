@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from apeagent_pipeline.defs.provenance import Origin
-from apeagent_pipeline.defs.storage import ArtifactStore, StorageError
+from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.reporting.report import markdown_table
 
 PROMOTED = "promoted_adapter"
@@ -143,12 +143,12 @@ def in_service(store: ArtifactStore) -> Path:
     Raises:
         PromotionError: if there is none.
     """
-    try:
-        return store.local_folder(PROMOTED)
-    except StorageError:
+    manifest = store.manifest(PROMOTED)
+    if manifest is None:
         trained = store.manifest("lora_adapter") is not None
         why = "the trained one has not passed its canary evaluation" if trained else "none was trained"
-        raise PromotionError(f"No adapter is in service: {why}. Run `apeagent demo`") from None
+        raise PromotionError(f"No adapter is in service: {why}. Run `apeagent demo`")
+    return store.local(manifest)
 
 
 def history_table(store: ArtifactStore) -> str:

@@ -12,7 +12,8 @@ To publish one,
    has published meanwhile, and then copies that one's files. If it is killed just here, the copies stay those of the
    version before, each file whole, until the artifact is published again.
 
-A version is removed when its successor is a day old: nobody who began to read it should still be at it. What remains
+A version is removed, and with it the copies under names that no other version has, when its successor is a day old:
+nobody who began to read it should still be at it. What remains
 possible is a reader that takes longer than a day between looking and reading (it fails), or a writer that takes longer
 than a day to upload while others publish (its artifact counts as missing and is made again).
 
@@ -26,6 +27,7 @@ import json
 import re
 import shutil
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -99,6 +101,19 @@ class ArtifactStore:
         self.root = UPath(root)
         self.cache = cache
 
+    def prove_writable(self) -> None:
+        """Write, find and remove a file.
+
+        Raises:
+            StorageError: Something of that cannot be done.
+        """
+        folder = f".probe-{uuid.uuid4().hex}"
+        self._files.write({f"{folder}/probe": b""})
+        found = self._files.find(folder)
+        self._files.remove([f"{folder}/{name}" for name in found])
+        if not found:
+            raise StorageError(f"{self.root}: what was written is not found again")
+
     def folder(self, asset: str) -> UPath:
         """Where people find an asset's files."""
         return self.root / asset
@@ -128,6 +143,8 @@ class ArtifactStore:
         names = {_manifest_name(asset, each): each for each in wanted}
         read = self._files.read([name for name in names if name.partition("/")[2] in listed])
         found = {each: _parsed(read.get(name)) for name, each in names.items()}
+        if not all(each is None or _is_whole(each, listed) for each in found.values()):
+            listed = self._files.find(asset)  # one may have been published since
         return {each: made if made and _is_whole(made, listed) else None for each, made in found.items()}
 
     def manifest(self, asset: str, partition: str | None = None) -> Manifest | None:
@@ -255,8 +272,6 @@ class ArtifactStore:
             if present is None or present.folder == shown.folder:
                 break
             shown = present
-        dropped = (previous.files.keys() if previous else set()) - shown.files.keys()
-        self._files.remove([_in(asset, name) for name in dropped])
         self._remove_outdated(asset, versions, {each.folder for each in (manifest, shown, previous) if each})
         return manifest
 
@@ -265,11 +280,20 @@ class ArtifactStore:
         self._files.copy({_in(place, name): _in(manifest.asset, name) for name in names})
 
     def _remove_outdated(self, asset: str, versions: str, spared: set[str]) -> None:
-        """Remove what nobody reads any more; also what writers left that were killed."""
-        listed = self._files.find(f"{asset}/{versions}")
-        names = {name.partition("/")[0] for name in listed if not _DAY.match(name)}
-        outdated = {name for name in _outdated(names) if f"{versions}/{name}" not in spared}
-        self._files.remove([f"{asset}/{versions}/{name}" for name in listed if name.partition("/")[0] in outdated])
+        """Remove what nobody reads any more, with the copies under names that no other version has.
+
+        Also what writers left that were killed.
+        """
+        files: dict[str, set[str]] = defaultdict(set)
+        for listed in self._files.find(f"{asset}/{versions}"):
+            name, _, file = listed.partition("/")
+            if not _DAY.fullmatch(name):
+                files[name].add(file)
+        outdated = {name for name in _outdated(files) if f"{versions}/{name}" not in spared}
+        kept = set().union(*(files[name] for name in files.keys() - outdated))
+        for name in outdated:
+            copies = [_in(asset, file) for file in files[name] - kept]
+            self._files.remove([f"{asset}/{versions}/{name}/{file}" for file in files[name]] + copies)
 
     def _present(self, asset: str, partition: str | None) -> Manifest | None:
         """What the manifest says now, whole or not."""
