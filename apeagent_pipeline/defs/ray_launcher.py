@@ -28,6 +28,8 @@ class AssetsRunLauncher(RayRunLauncher):
     ``apeagent config`` shows is sent along, for a node that is set differently to say so instead of working.
     """
 
+    runtime_env: dict[str, Any] | None
+
     @classmethod
     def config_type(cls) -> Any:
         """All of `RayRunLauncher`'s options, none of them needed."""

@@ -19,7 +19,7 @@ import pytest
 from apeagent_pipeline.chain.days import FIRST_DAY, days_between
 from apeagent_pipeline.defs.build import build_graph
 from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
-from apeagent_pipeline.defs.instance import open_instance, require_engine
+from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import LAUNCHED_WITH, Settings, SettingsError, load_settings, settings_to_share
@@ -199,9 +199,11 @@ def days_of(instance: dg.DagsterInstance, run_id: str) -> set[str]:
 
 
 def test_a_run_asks_for_the_most_that_one_of_its_assets_needs() -> None:
-    ray_launcher = pytest.importorskip("apeagent_pipeline.defs.ray_launcher", reason="needs Ray")
+    pytest.importorskip("dagster_ray", reason="needs Ray")
+    from apeagent_pipeline.defs.ray_launcher import largest
+
     declared = ['{"num_cpus": 1, "num_gpus": 0, "memory": 4}', '{"num_cpus": 1, "num_gpus": 1, "memory": 2}']
-    assert json.loads(ray_launcher.largest(declared)) == {"num_cpus": 1, "num_gpus": 1, "memory": 4}
+    assert json.loads(largest(declared)) == {"num_cpus": 1, "num_gpus": 1, "memory": 4}
 
 
 def test_a_gpu_is_asked_for_by_the_full_profile_alone(tmp_path: Path) -> None:
@@ -218,8 +220,10 @@ def test_a_gpu_is_asked_for_by_the_full_profile_alone(tmp_path: Path) -> None:
     assert not {"raw_swaps", "swap_features", "teacher_traces"} & gpus("full")
 
 
-def test_a_cluster_that_does_not_answer_is_told_with_its_address_and_the_remedy(tmp_path: Path) -> None:
-    pytest.importorskip("dagster_ray", reason="needs Ray")
+def test_a_cluster_that_does_not_answer_is_told_with_its_address_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apeagent_pipeline.defs.instance.find_spec", lambda name: name)
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(
         SettingsError, match=f"APEAGENT_RAY_ADDRESS={address}: no Ray cluster answers.*ray start --head"
@@ -249,3 +253,13 @@ def test_a_node_with_other_settings_refuses_the_run_and_names_them(
         load_settings()
     monkeypatch.setenv("APEAGENT_STORAGE", "s3://bucket/swaps")
     assert load_settings().storage == "s3://bucket/swaps"
+
+
+def test_the_launcher_follows_the_setting_until_the_file_is_edited_and_then_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "dagster" / "dagster.yaml"
+    for engine, launched in (("local", False), ("ray", True), ("local", False)):
+        prepare_home(Settings(home=tmp_path, engine=engine))
+        assert ("AssetsRunLauncher" in file.read_text()) is launched
+    file.write_text(file.read_text() + "# mine\n")
+    with pytest.raises(SettingsError, match=r"APEAGENT_ENGINE=ray, but .*dagster.yaml was edited.*add to it"):
+        prepare_home(Settings(home=tmp_path, engine="ray"))
