@@ -8,7 +8,7 @@ from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.staleness import stale_artifacts
 from apeagent_pipeline.settings import Settings
 
-DAYS = ["2025-01-21", "2025-01-22", "2025-01-23"]
+DAYS = ["2025-01-21", "2025-01-22"]
 
 
 def make(graph: Graph, instance: dg.DagsterInstance, day: str) -> None:
