@@ -49,12 +49,15 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (SettingsError, ChainError, TeacherError, ValueError) as error:
+    except (SettingsError, ChainError, TeacherError, ValueError, RuntimeError) as error:
         # Imported here and not above: they would cost every command numpy.
+        from apeagent_pipeline.defs.files import StorageError
         from apeagent_pipeline.student.examples import ExamplesError
         from apeagent_pipeline.student.generation import AdapterError
 
-        if not isinstance(error, SettingsError | ChainError | TeacherError | ExamplesError | AdapterError):
+        if not isinstance(
+            error, SettingsError | ChainError | TeacherError | StorageError | ExamplesError | AdapterError
+        ):
             raise
         _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -99,9 +102,10 @@ def sync(
     rounds, graph, days = _update(settings, first, last, only=set(names))
     assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
     missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
+    stored = {asset: graph.runtime.store.manifests(asset, days) for asset in names}
     table = Table("day", "swaps", "features", "", title=f"{len(days) - len(missing)} of {len(days)} days are complete")
     for day in days:
-        manifests = [graph.runtime.store.manifest(asset, day) for asset in names]
+        manifests = [stored[asset].get(day) for asset in names]
         state = "[red]✗ not complete" if day in missing else "[green]✓"
         table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
     Console().print(table)
@@ -154,10 +158,11 @@ def ui(
     The daemon does what is due by itself: the nightly re-sync where swaps are read from a chain, what lies below
     changed data, and retries. Each can be turned off under Automation in the UI.
     """
-    from apeagent_pipeline.defs.instance import open_instance, prepare_home
+    from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 
     settings = load_settings()
     home = prepare_home(settings)
+    require_engine(settings)
     with open_instance(settings) as instance:
         _sweep(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
@@ -224,7 +229,7 @@ def config() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check what a run needs: swap source, teacher, student, disk and GPU; say what to mend.
+    """Check what a run needs: history, storage, swap source, teacher, student, disk and GPU; say what to mend.
 
     Exits 1 if a run would fail.
     """
@@ -613,7 +618,7 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
     from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 
     store = graph.runtime.store
-    report = json.loads((store.folder("canary_eval") / "report.json").read_text())
+    report = json.loads((store.local_folder("canary_eval") / "report.json").read_text())
     metrics, intervals = report["metrics"], report["intervals"]
     table = Table("measure", "value", "95 % interval", title="Canary evaluation")
     for name, value in metrics.items():

@@ -5,7 +5,9 @@ shows them all with their source and with secrets masked.
 """
 
 import datetime as dt
+import json
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
+LAUNCHED_WITH = "APEAGENT_LAUNCHED_WITH"
+"""Variable in which a run on another machine is told the settings of the one that launched it, secrets masked."""
 
 Profile = Literal["demo", "full"]
 _FULL = {
@@ -40,6 +44,13 @@ class Settings(BaseSettings):
     profile: Profile = Field("demo", description="demo: small, CPU, minutes; full: the source document's sizes")
     home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
     storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
+    postgres_url: SecretStr | None = Field(
+        None, description="postgresql://USER:PASSWORD@HOST:PORT/NAME for Dagster's history; none: SQLite below home"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where the runs of UI and daemon work: on this machine, or on a Ray cluster"
+    )
+    ray_address: str = Field("http://127.0.0.1:8265", description="For engine=ray: the cluster's dashboard and job API")
     rpc_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Comma-separated JSON-RPC endpoints of the chain; none: the embedded chain"
     )
@@ -111,10 +122,21 @@ class Settings(BaseSettings):
             prices[found[1]] = (found[2], found[3])
         return prices
 
-    @field_validator("swaps_archive", "teacher_api_key", "alert_webhook", mode="before")
+    @field_validator("swaps_archive", "teacher_api_key", "alert_webhook", "postgres_url", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("postgres_url")
+    @classmethod
+    def _name_the_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        scheme, _, address = value.get_secret_value().partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not address:
+            raise ValueError("expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        # Without a driver SQLAlchemy would take psycopg 3; dagster-postgres brings psycopg2.
+        return SecretStr(f"postgresql+psycopg2://{address}")
 
     @model_validator(mode="before")
     @classmethod
@@ -133,10 +155,13 @@ def load_settings() -> Settings:
     """Read the environment and ``.env``.
 
     Raises:
-        SettingsError: naming each wrong variable, its value (unless secret) and what is allowed.
+        SettingsError: naming each wrong variable, its value (unless secret) and what is allowed; or the run was
+            launched by a machine with other settings.
     """
     try:
-        return Settings()
+        settings = Settings()
+        _compare(settings, json.loads(os.environ.get(LAUNCHED_WITH, "{}")))
+        return settings
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -146,6 +171,26 @@ def load_settings() -> Settings:
             lines.append(f"{name}={value}: {problem['msg']}")
         # "from None": pydantic's own text would repeat the values, secrets included.
         raise SettingsError("; ".join(lines) + ". Run `apeagent config` to see every setting.") from None
+
+
+def settings_to_share(settings: Settings) -> dict[str, str]:
+    """What all machines of a cluster must have in common, secrets masked."""
+    own = {"home", "engine", "ray_address"}
+    return {PREFIX + name.upper(): _shown(name, settings) for name in Settings.model_fields if name not in own}
+
+
+def _compare(settings: Settings, launched_with: dict[str, str]) -> None:
+    here = settings_to_share(settings)
+    wrong = [
+        f"{name} is {here.get(name)!r} here and {value!r} there"
+        for name, value in launched_with.items()
+        if here.get(name) != value
+    ]
+    if wrong:
+        raise SettingsError(
+            f"This machine ({platform.node()}) has other settings than the one that launched the run: "
+            f"{'; '.join(wrong)}. Give all of them the same {PREFIX}* variables and start Ray there again."
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +227,10 @@ def _shown(name: str, settings: Settings) -> str:
         return settings.storage_url
     if name == "rpc_urls":
         return ", ".join(mask_url(url.get_secret_value()) for url in value)
-    if name == "teacher_base_url":
+    if name in {"teacher_base_url", "ray_address"}:
         return mask_url(value)
+    if name == "postgres_url" and value:
+        return mask_url(value.get_secret_value())
     if name == "teacher_prices":
         return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)

@@ -15,6 +15,8 @@ from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
 from apeagent_pipeline.defs.checks import asset_checks
 from apeagent_pipeline.defs.freshness import swaps_freshness
+from apeagent_pipeline.defs.io_manager import ArtifactIOManager
+from apeagent_pipeline.defs.orphans import tag_host
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
@@ -75,7 +77,19 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
             *freshness_sensors,
             *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
         ],
-        resources={"io_manager": runtime.artifacts},
+        resources={"io_manager": _artifacts(runtime)},
         executor=dg.in_process_executor,
     )
     return Graph(runtime, [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)], checks, definitions)
+
+
+def _artifacts(runtime: Runtime) -> dg.ResourceDefinition:
+    """The IO manager; the first thing that a run's process opens, so it says here where it lives."""
+
+    @dg.io_manager
+    def artifacts(context: dg.InitResourceContext) -> ArtifactIOManager:
+        if context.instance and context.run_id:
+            tag_host(context.instance, context.run_id)
+        return runtime.artifacts
+
+    return artifacts

@@ -76,8 +76,8 @@ def each_swap_once(store: ArtifactStore) -> Verdict:
     wrong = []
     rows = 0
     keys = []
-    for day in store.days("raw_swaps"):
-        table = store.scan("raw_swaps", day).select("block_number", "log_index", "block_timestamp").collect()
+    for day, swaps in store.scan_days("raw_swaps").items():
+        table = swaps.select("block_number", "log_index", "block_timestamp").collect()
         rows += table.height
         strays = table.filter(pl.col("block_timestamp").dt.strftime("%Y-%m-%d") != day).height
         if strays:
@@ -96,7 +96,7 @@ def no_swap_missing(store: ArtifactStore, source: SwapSource) -> Verdict:
     a swap pays.
     """
     demanded = source.name != "archive" and not source.pool.has_hooks
-    rates = {day: chain_rate(store.scan("raw_swaps", day).collect()) for day in store.days("raw_swaps")}
+    rates = {day: chain_rate(swaps.collect()) for day, swaps in store.scan_days("raw_swaps").items()}
     wrong = [
         f"{day}: only {found.rate:.0%} of its swaps follow from the swap before, so some are missing; "
         f"materialize the day again from another endpoint"
@@ -111,17 +111,18 @@ def no_swap_missing(store: ArtifactStore, source: SwapSource) -> Verdict:
 def no_broken_features(store: ArtifactStore) -> Verdict:
     """Over all stored days: every float is finite (null only where nothing came before)."""
     wrong = []
-    for day in store.days("swap_features"):
-        broken = _not_finite(store.scan("swap_features", day).collect())
+    for day, features in store.scan_days("swap_features").items():
+        broken = _not_finite(features.collect())
         wrong += [f"{day}: {count} broken values in {column}" for column, count in broken.items()]
     return wrong, {}
 
 
 def splits_do_not_leak(store: ArtifactStore) -> Verdict:
     """Between rows of two splits lie at least a window's rows of neither; the holdout comes after everything else."""
-    scaler = json.loads((store.folder("training_windows") / SCALER_FILE).read_text())
+    windows = store.whole("training_windows")
+    scaler = json.loads((store.local(windows) / SCALER_FILE).read_text())
     needed = scaler["context"] + scaler["length"]
-    splits = store.scan("training_windows").select(run=pl.col("split").rle()).unnest("run").collect()
+    splits = store.table(windows).select(run=pl.col("split").rle()).unnest("run").collect()
     wrong = [f"no rows in {split}" for split in SPLITS if split not in splits["value"]]
     runs = [(name, length) for length, name in splits.iter_rows()]
     for (before, rows_before), (after, rows_after) in itertools.pairwise(runs):
@@ -175,7 +176,7 @@ def _report(
     store: ArtifactStore, asset: str, failures: Callable[[dict[str, float], Any], list[str]], config: Any
 ) -> Verdict:
 
-    metrics = json.loads((store.folder(asset) / "report.json").read_text())["metrics"]
+    metrics = json.loads((store.local_folder(asset) / "report.json").read_text())["metrics"]
     return failures(metrics, config), {}
 
 

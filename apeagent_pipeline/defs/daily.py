@@ -7,15 +7,22 @@ import dagster as dg
 import polars as pl
 
 from apeagent_pipeline.chain.days import FIRST_DAY
-from apeagent_pipeline.defs.io_manager import ArtifactIOManager, artifact_metadata, table_metadata
+from apeagent_pipeline.defs.io_manager import ArtifactIOManager, artifact_metadata, step_of, table_metadata
 from apeagent_pipeline.defs.storage import digest
 from apeagent_pipeline.reporting.progress import Progress
 
 DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 """Tags of a run that makes many days."""
+_DAYS_OF_A_RUN = 7
+"""On a cluster: starting a run takes as long as some days, and a run is what a lost machine costs."""
 _DATA_VERSION = "dagster/data_version"
 _FAILURES_IN_A_ROW = 3
+
+
+def backfill_policy(engine: str) -> dg.BackfillPolicy:
+    """All days in one run on one machine; on a cluster a run for every week, so that its machines share them."""
+    return dg.BackfillPolicy.single_run() if engine == "local" else dg.BackfillPolicy.multi_run(_DAYS_OF_A_RUN)
 
 
 def materialize_days(
@@ -23,6 +30,7 @@ def materialize_days(
     artifacts: ArtifactIOManager,
     compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any]]],
     inputs_of: Callable[[str], list[str]],
+    overtaken: Callable[[], list[str]] = list,
 ) -> Iterator[dg.MaterializeResult]:
     """Compute and publish every day of this run, one after the other.
 
@@ -35,18 +43,19 @@ def materialize_days(
         artifacts: Where the tables go.
         compute: Day and progress within it -> (table, metadata to show beside the usual).
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
+        overtaken: Asked when all days are published: which days, of this run or not, have to be made (again) now.
     """
-    step = (context.run_id, context.op_execution_context.get_step_execution_context().step.key)
     spec = context.assets_def.get_asset_spec(context.asset_key)
-    made_from = artifacts.made_from(spec, context.op_execution_context.op_config or {}, step)
     progress = artifacts.watcher.started(context)
-    days = list(context.partition_keys)
+    asked = list(context.partition_keys)
     versions: dict[str, str] = {}
     metadata: dict[str, dict[str, Any]] = {}
-    external = {name: version for name, version in made_from["inputs"].items() if "/" not in name}
-    failures: dict[str, Exception] = {}
-    in_a_row = 0
-    try:
+
+    def make(days: list[str]) -> None:
+        made_from = artifacts.made_from(spec, context.op_execution_context.op_config or {}, step_of(context))
+        external = {name: version for name, version in made_from["inputs"].items() if "/" not in name}
+        failures: dict[str, Exception] = {}
+        in_a_row = done = 0
         for number, day in enumerate(days):
             if in_a_row == _FAILURES_IN_A_ROW:
                 break
@@ -58,6 +67,7 @@ def materialize_days(
                 context.log.error(f"{day}: {error}")
                 continue
             in_a_row = 0
+            done += 1
             inputs = {name: made_from["inputs"][name] for name in inputs_of(day) if name in made_from["inputs"]}
             manifest = artifacts.store.publish_table(
                 table, **{**made_from, "partition": day, "inputs": {**external, **inputs}}
@@ -70,14 +80,20 @@ def materialize_days(
             }
             artifacts.watcher.stored(context.asset_key.to_user_string(), day, table.height)
         if failures:
-            raise _failure(failures, done=len(versions), of=len(days))
+            raise _failure(failures, done=done, of=len(days))
+
+    try:
+        make(asked)
+        while days := overtaken():
+            make(days)
     except Exception:
         _record(context, spec, versions, metadata)
         raise
-    if len(days) == 1:
-        yield dg.MaterializeResult(metadata=metadata[days[0]], data_version=dg.DataVersion(versions[days[0]]))
-        return
-    yield dg.MaterializeResult(data_version=dg.DataVersion(digest(versions)))
+    of_asked = {day: versions[day] for day in asked}
+    if len(asked) == 1:
+        yield dg.MaterializeResult(metadata=metadata[asked[0]], data_version=dg.DataVersion(versions.pop(asked[0])))
+    else:
+        yield dg.MaterializeResult(data_version=dg.DataVersion(digest(of_asked)))
     # Dagster stamps one version on the whole range; the events after it give each day its own.
     _record(context, spec, versions, metadata)
 
@@ -103,6 +119,8 @@ def _failure(failures: dict[str, Exception], done: int, of: int) -> Exception:
 def _record(
     context: dg.AssetExecutionContext, spec: dg.AssetSpec, versions: dict[str, str], metadata: dict[str, Any]
 ) -> None:
+    if not versions:
+        return
     stamps = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=spec.key, asset_partitions=list(versions)), limit=len(versions)
     )

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from apeagent_pipeline.defs.instance import prepare_home
+from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.storage import StorageError
 from apeagent_pipeline.defs.watching import LogWatcher
 from apeagent_pipeline.settings import Settings, SettingsError, mask_url
 
@@ -25,7 +26,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at home, disk, swap source, teacher, student and GPU, one after the other."""
+    """Look at home, disk, history, storage, engine, swap source, teacher, student and GPU, one after the other."""
     try:
         home = prepare_home(settings).parent
     except SettingsError as error:
@@ -33,7 +34,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("ok", "home", str(home))
     yield _disk(settings)
-    runtime = Runtime(settings, LogWatcher())
+    yield _history(settings)
+    try:
+        runtime = Runtime(settings, LogWatcher())
+        runtime.store.prove_writable()
+    except (SettingsError, StorageError, OSError) as error:
+        yield Finding("wrong", "storage", str(error), "see APEAGENT_STORAGE in apeagent config")
+        return
+    yield Finding("ok", "storage", settings.storage_url)
+    yield _engine(settings)
     yield from _swap_source(runtime)
     yield _teacher(settings)
     yield _student(runtime)
@@ -46,6 +55,25 @@ def _disk(settings: Settings) -> Finding:
     if free < needed:
         return Finding("wrong", "disk", f"{free:.1f} GiB free", f"free {needed} GiB, or move APEAGENT_HOME")
     return Finding("ok", "disk", f"{free:.0f} GiB free")
+
+
+def _history(settings: Settings) -> Finding:
+    try:
+        with open_instance(settings) as instance:
+            runs = instance.get_runs_count()
+    except SettingsError as error:
+        return Finding("wrong", "history", str(error), "see APEAGENT_POSTGRES_URL in apeagent config")
+    place = mask_url(settings.postgres_url.get_secret_value()) if settings.postgres_url else "SQLite below home"
+    return Finding("ok", "history", f"{runs:,} runs, {place}")
+
+
+def _engine(settings: Settings) -> Finding:
+    try:
+        require_engine(settings)
+    except SettingsError as error:
+        return Finding("wrong", "engine", str(error), "see APEAGENT_ENGINE and APEAGENT_RAY_ADDRESS in apeagent config")
+    where = f"Ray at {mask_url(settings.ray_address)}" if settings.engine == "ray" else "this machine"
+    return Finding("ok", "engine", where)
 
 
 def _swap_source(runtime: Runtime) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.launchpad import code_version
-from apeagent_pipeline.defs.storage import ArtifactStore, Manifest, StorageError
+from apeagent_pipeline.defs.storage import ArtifactStore, Manifest
 from apeagent_pipeline.defs.watching import Watcher
 from apeagent_pipeline.reporting.report import Report
 
@@ -61,14 +61,20 @@ class ArtifactIOManager(dg.IOManager):
             days = [day for day in self.store.days(asset) if day in wanted]
             if LAST_DAYS in options:
                 days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
-            loaded.update({f"{asset}/{day}": self._version(asset, day) for day in days})
-            return {day: self.store.scan(asset, day) for day in days}
-        loaded[asset] = self._version(asset, None)
+            return self.load_days(_step(context), asset, days)
+        manifest = self.store.whole(asset)
+        loaded[asset] = manifest.data_version
         kind = context.dagster_type.typing_type
         if kind is pl.DataFrame:
-            return self.store.scan(asset).collect()
-        folder = self.store.local_folder(asset)
+            return self.store.table(manifest).collect()
+        folder = self.store.local(manifest)
         return folder if kind is Path else kind.load(folder)
+
+    def load_days(self, step: tuple[str, str], asset: str, days: list[str]) -> dict[str, pl.LazyFrame]:
+        """Read stored days of a daily asset, and remember their data versions as inputs of a step (see `step_of`)."""
+        manifests = self.store.whole_days(asset, days)
+        self._loaded[step].update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
+        return self.store.tables(manifests)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Publish what an unpartitioned asset returned and write the metadata that every asset has."""
@@ -92,7 +98,7 @@ class ArtifactIOManager(dg.IOManager):
                 obj.save(work)
                 manifest = self.store.publish_folder(work, **made_from)
                 if f"{asset}.parquet" in manifest.files:
-                    context.add_output_metadata(table_metadata(self.store.scan(asset).collect()))
+                    context.add_output_metadata(table_metadata(self.store.table(manifest).collect()))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         step.set_data_version(context.asset_key, dg.DataVersion(manifest.data_version))
@@ -112,15 +118,6 @@ class ArtifactIOManager(dg.IOManager):
             },
         }
 
-    def _version(self, asset: str, day: str | None) -> str:
-        manifest = self.store.manifest(asset, day)
-        if manifest is None:
-            where = f"{asset} {day}" if day else asset
-            raise StorageError(
-                f"{where} is missing or incomplete in {self.store.folder(asset)}: materialize {where} first"
-            )
-        return manifest.data_version
-
 
 def days_up_to(day: str, previous: int) -> list[str]:
     """``previous`` days before a day, and the day itself."""
@@ -129,6 +126,11 @@ def days_up_to(day: str, previous: int) -> list[str]:
 
 def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:
     return context.step_context.run_id, context.step_context.step.key
+
+
+def step_of(context: dg.AssetExecutionContext) -> tuple[str, str]:
+    """The running step of an asset, as the IO manager knows it."""
+    return context.run_id, context.op_execution_context.get_step_execution_context().step.key
 
 
 def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:

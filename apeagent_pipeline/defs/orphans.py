@@ -12,10 +12,17 @@ import psutil
 from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.storage.runs import SqliteRunStorage
 
+from apeagent_pipeline.defs.runtime import RAY_RESOURCES
+
 HOST_TAG = "apeagent/host"
-"""Tag with the machine on which a run of the command line lives."""
+"""Tag with the machine on which a run's process lives: in Postgres lie the runs of other machines as well."""
 
 _ALIVE = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+
+
+def tag_host(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Say that this process, on this machine, executes a run."""
+    instance.add_run_tags(run_id, {HOST_TAG: platform.node()})
 
 
 def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -27,7 +34,9 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     orphans = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_ALIVE)):
         run = record.dagster_run
-        # A run launched from the UI has no tag; it is of this machine where the history is a file of this machine.
+        if RAY_RESOURCES in run.tags:
+            continue  # a job of a Ray cluster: the run monitoring asks the cluster
+        # Without a tag, it is of this machine where the history is a file of this machine.
         here = platform.node() if isinstance(instance.run_storage, SqliteRunStorage) else None
         if run.tags.get(HOST_TAG, here) != platform.node():
             continue

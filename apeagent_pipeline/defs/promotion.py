@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from apeagent_pipeline.defs.provenance import Origin
-from apeagent_pipeline.defs.storage import ArtifactStore, StorageError
+from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.reporting.report import markdown_table
 
 PROMOTED = "promoted_adapter"
@@ -46,9 +46,10 @@ class PromotionError(RuntimeError):
 
 def history(store: ArtifactStore) -> list[Service]:
     """Every time an adapter went into service, the newest last; empty before the first."""
-    if store.manifest(_ARCHIVE) is None:
+    manifest = store.manifest(_ARCHIVE)
+    if manifest is None:
         return []
-    return [Service.model_validate(each) for each in json.loads((store.folder(_ARCHIVE) / _HISTORY).read_text())]
+    return [Service.model_validate(each) for each in json.loads((store.local(manifest) / _HISTORY).read_text())]
 
 
 def reasons_against(new: Mapping[str, Any], old: Mapping[str, float]) -> list[str]:
@@ -142,12 +143,12 @@ def in_service(store: ArtifactStore) -> Path:
     Raises:
         PromotionError: if there is none.
     """
-    try:
-        return store.local_folder(PROMOTED)
-    except StorageError:
+    manifest = store.manifest(PROMOTED)
+    if manifest is None:
         trained = store.manifest("lora_adapter") is not None
         why = "the trained one has not passed its canary evaluation" if trained else "none was trained"
-        raise PromotionError(f"No adapter is in service: {why}. Run `apeagent demo`") from None
+        raise PromotionError(f"No adapter is in service: {why}. Run `apeagent demo`")
+    return store.local(manifest)
 
 
 def history_table(store: ArtifactStore) -> str:

@@ -4,7 +4,8 @@ Each manifest names the inputs that were read and their data versions. An input 
 ends the way there: what the stored one was made from says nothing about the one that was read.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -15,6 +16,8 @@ from apeagent_pipeline.reporting.report import markdown_table
 
 _Key = tuple[str, str | None]
 """Name and data version: what a manifest says of an input."""
+_Stored = Callable[[str], Mapping[str | None, Manifest | None]]
+"""Asset -> its manifests, as `ArtifactStore.manifests` gives them."""
 State = Literal["stored", "replaced", "missing", "external"]
 _MARKS = {"stored": "", "replaced": "since replaced", "missing": "missing or incomplete", "external": "external"}
 
@@ -75,12 +78,13 @@ def provenance(store: ArtifactStore, name: str, externals: Collection[str]) -> l
         The artifact asked for comes first. The inputs in a manifest, a name and a data version each, find the others.
         An input that was read in two versions stands there twice.
     """
-    manifest = _manifest(store, name)
+    stored = cache(store.manifests)
+    manifest = _manifest(stored, name)
     asked: list[_Key] = [(name, manifest.data_version if manifest else None)]
     found: dict[_Key, Origin] = {}
     for key in asked:  # grows while it is walked
         if key not in found:
-            found[key] = _origin(store, *key, externals)
+            found[key] = _origin(store, stored, *key, externals)
             asked += _inputs(found[key])
     return list(found.values())
 
@@ -118,19 +122,21 @@ def provenance_table(origins: list[Origin]) -> str:
     return markdown_table(["artifact", "data version", "what"], rows)
 
 
-def _manifest(store: ArtifactStore, name: str) -> Manifest | None:
+def _manifest(stored: _Stored, name: str) -> Manifest | None:
     asset, _, day = name.partition("/")
-    return store.manifest(asset, day or None)
+    return stored(asset).get(day or None)
 
 
 def _inputs(origin: Origin) -> list[_Key]:
     return sorted(origin.manifest.inputs.items()) if origin.manifest else []
 
 
-def _origin(store: ArtifactStore, name: str, data_version: str | None, externals: Collection[str]) -> Origin:
+def _origin(
+    store: ArtifactStore, stored: _Stored, name: str, data_version: str | None, externals: Collection[str]
+) -> Origin:
     if name in externals:
         return Origin(name=name, data_version=data_version, state="external")
-    manifest = _manifest(store, name)
+    manifest = _manifest(stored, name)
     if manifest is None:
         return Origin(name=name, data_version=data_version, state="missing")
     if manifest.data_version != data_version:
@@ -141,18 +147,18 @@ def _origin(store: ArtifactStore, name: str, data_version: str | None, externals
         state="stored",
         manifest=manifest,
         blocks=_blocks(store, manifest) if manifest.asset == "raw_swaps" else None,
-        teachers=_teachers(store) if manifest.asset == "teacher_traces" else [],
+        teachers=_teachers(store, manifest) if manifest.asset == "teacher_traces" else [],
     )
 
 
 def _blocks(store: ArtifactStore, manifest: Manifest) -> Blocks | None:
-    ends = store.scan(manifest.asset, manifest.partition).select("block_number", "block_hash")
+    ends = store.table(manifest).select("block_number", "block_hash")
     rows = pl.concat([ends.head(1), ends.tail(1)]).collect().rows()  # a day's swaps are in the order of the chain
     return Blocks(first=rows[0][0], first_hash=rows[0][1], last=rows[1][0], last_hash=rows[1][1]) if rows else None
 
 
-def _teachers(store: ArtifactStore) -> list[str]:
-    return store.scan("teacher_traces").select(pl.col("teacher").unique().sort()).collect()["teacher"].to_list()
+def _teachers(store: ArtifactStore, manifest: Manifest) -> list[str]:
+    return store.table(manifest).select(pl.col("teacher").unique().sort()).collect()["teacher"].to_list()
 
 
 def _line(together: list[Origin], depth: int, repeated: bool) -> Line:

@@ -19,6 +19,8 @@ from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.settings import Settings
 
 OWNER = "team:apeagent"
+RAY_RESOURCES = "dagster-ray/config"
+"""dagster-ray's own tag for what a step needs; without Ray it changes nothing."""
 SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
 
 
@@ -92,6 +94,8 @@ class Runtime:
         code: str = "1",
         config: BaseModel | None = None,
         pool: str | None = None,
+        memory_gib: int = 1,
+        gpu: bool = False,
         made: Literal["on_change", "on_policy", "on_request"] = "on_change",
     ) -> dict[str, Any]:
         """The arguments that every ``@dg.asset`` has.
@@ -102,6 +106,8 @@ class Runtime:
             code: Version of the asset's code; raise it when the same inputs give other content.
             config: Preset of the profile, shown in the Launchpad; none: the asset has no options.
             pool: Concurrency pool.
+            memory_gib: Memory that a Ray node must have free; every asset also takes one of its CPUs.
+            gpu: Whether the full profile needs a GPU for it.
             made: Whether it follows its inputs by itself, as the setting ``retraining`` says, or not at all.
         """
         defaults = {} if config is None else {**config.model_dump(), "seed": self.settings.seed}
@@ -111,6 +117,7 @@ class Runtime:
             "owners": [OWNER],
             "code_version": code_version(code, defaults),
             "pool": pool,
+            "op_tags": {RAY_RESOURCES: self._resources(memory_gib, gpu)},
             "automation_condition": {
                 "on_change": on_change(),
                 "on_policy": retraining(self.settings.retraining),
@@ -118,3 +125,7 @@ class Runtime:
             }[made],
             **({} if config is None else {"config_schema": config_schema(config, self.settings.seed)}),
         }
+
+    def _resources(self, memory_gib: int, gpu: bool) -> dict[str, int]:
+        gpus = int(gpu and self.settings.profile == "full")
+        return {"num_cpus": 1, "num_gpus": gpus, "memory": memory_gib << 30}

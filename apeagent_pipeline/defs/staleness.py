@@ -6,12 +6,16 @@ versions of everything its asset reads. This is read from the manifests alone, s
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import dagster as dg
 
 from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.storage import Manifest
+
+_Stored = Callable[[str], Mapping[str | None, Manifest | None]]
+"""Asset -> its manifests, as `ArtifactStore.manifests` gives them."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +47,33 @@ def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, day
         days: The days that daily assets should have.
     """
     external = {name: ask() for name, ask in _asked(assets, runtime).items()}
+    stored = cache(runtime.store.manifests)  # looked at once, for a look is a request where the store is far away
     found: list[Stale] = []
     for asset in in_order(assets):
         name = asset.key.to_user_string()
         for day in days if asset.partitions_def else [None]:
-            reason, changed = _judge(asset, day, runtime, external)
+            reason, changed = _judge(asset, day, stored, external)
             if reason:
                 found.append(Stale(name, day, reason, changed))
     return found
 
 
 def _judge(
-    asset: dg.AssetsDefinition, day: str | None, runtime: Runtime, external: Mapping[str, str]
+    asset: dg.AssetsDefinition, day: str | None, stored: _Stored, external: Mapping[str, str]
 ) -> tuple[str, tuple[str, ...]]:
     """Why an artifact is out of date (empty: it is not), and which inputs changed since it was made."""
-    manifest = runtime.store.manifest(asset.key.to_user_string(), day)
+    manifest = stored(asset.key.to_user_string()).get(day)
     if manifest is None:
         return "missing", ()
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
         return "code or settings changed", ()
-    now, then = _inputs(asset, manifest, runtime, external), manifest.inputs
+    now, then = _inputs(asset, manifest, stored, external), manifest.inputs
     changed = tuple(sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)))
     return (f"{', '.join(changed[:3])} changed", changed) if changed else ("", ())
 
 
 def _inputs(
-    asset: dg.AssetsDefinition, made: Manifest, runtime: Runtime, external: Mapping[str, str]
+    asset: dg.AssetsDefinition, made: Manifest, stored: _Stored, external: Mapping[str, str]
 ) -> dict[str, str | None]:
     """Every input that making an artifact again would record, with its present data version."""
     names: list[tuple[str, str | None]] = []
@@ -81,13 +86,13 @@ def _inputs(
             continue  # only the order matters
         elif LAST_DAYS in input_def.metadata:
             count = made.config[input_def.metadata[LAST_DAYS]]
-            names += [(key, day) for day in runtime.store.days(key)[-count:]]
+            names += [(key, day) for day in sorted(filter(None, stored(key)))[-count:]]
         elif made.partition:
             read = days_up_to(made.partition, input_def.metadata.get(PREVIOUS_DAYS, 0))
-            names += [(key, day) for day in runtime.store.days(key) if day in read]
+            names += [(key, day) for day in read if day in stored(key)]
         else:
             names.append((key, None))
-    manifests = {(key, day): runtime.store.manifest(key, day) for key, day in names}
+    manifests = {(key, day): stored(key).get(day) for key, day in names}
     return versions | {
         artifact_name(key, day): manifest.data_version if manifest else None
         for (key, day), manifest in manifests.items()

@@ -1,6 +1,5 @@
 """Bringing the whole graph up to date in this process: what ``apeagent demo`` does."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -9,7 +8,6 @@ import dagster as dg
 
 from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
-from apeagent_pipeline.defs.orphans import HOST_TAG
 from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
 
 _CHECK_ERROR = "DagsterAssetCheckFailedError"
@@ -132,7 +130,7 @@ def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Roun
     result = graph.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(name) for name in dict.fromkeys(each.asset for each in stale)],
-        tags={HOST_TAG: platform.node()} | ({RANGE_START: days[0], RANGE_END: days[-1]} if days else {}),
+        tags={RANGE_START: days[0], RANGE_END: days[-1]} if days else {},
         run_config=_QUIET,
         raise_on_error=False,
     )

@@ -12,19 +12,7 @@ from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.defs.checks import no_swap_missing, splits_do_not_leak
-
-
-class OneDay:
-    """A store that holds one day."""
-
-    def __init__(self, swaps: pl.DataFrame) -> None:
-        self.swaps = swaps
-
-    def days(self, asset: str) -> list[str]:
-        return [str(FIRST_DAY)]
-
-    def scan(self, asset: str, day: str) -> pl.LazyFrame:
-        return self.swaps.lazy()
+from apeagent_pipeline.defs.storage import ArtifactStore, parquet_bytes
 
 
 @pytest.mark.parametrize(
@@ -37,12 +25,15 @@ class OneDay:
         (10, "rpc", True, True),
     ],
 )
-def test_a_day_that_lacks_every_tenth_swap_is_noticed(dropped: int, source: str, hooks: bool, passes: bool) -> None:
+def test_a_day_that_lacks_every_tenth_swap_is_noticed(
+    dropped: int, source: str, hooks: bool, passes: bool, tmp_path: Path
+) -> None:
     whole = EmbeddedSource(BASE_ETH_USDC, seed=42).read_day(FIRST_DAY)
     swaps = whole.filter(pl.int_range(pl.len()) % dropped != dropped - 1)
     pool = BASE_ETH_USDC.model_copy(update={"hooks": "0x" + "1" * 40} if hooks else {})
-    store, origin = cast("Any", OneDay(swaps)), cast("Any", SimpleNamespace(name=source, pool=pool))
-    wrong, figures = no_swap_missing(store, origin)
+    store = ArtifactStore(str(tmp_path), tmp_path / "cache")
+    store.publish_table(swaps, asset="raw_swaps", partition=str(FIRST_DAY), code_version="1")
+    wrong, figures = no_swap_missing(store, cast("Any", SimpleNamespace(name=source, pool=pool)))
     assert (not wrong) is passes
     assert figures["judged_pairs"] > 500
     assert (figures["chain_rate"] > 0.95) is (swaps.height == whole.height)
@@ -69,7 +60,9 @@ def test_a_day_that_lacks_every_tenth_swap_is_noticed(dropped: int, source: str,
 def test_a_train_window_that_touches_what_it_is_judged_by_is_noticed(
     runs: list[tuple[str, int]], wrong: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "scaler.json").write_text(json.dumps({"context": 20, "length": 24, "rows": {}}))
     table = pl.DataFrame({"split": [name for name, length in runs for _ in range(length)]})
-    store = SimpleNamespace(folder=lambda _: tmp_path, scan=lambda _: table.lazy())
-    assert splits_do_not_leak(cast("Any", store))[0] == wrong
+    scaler = json.dumps({"context": 20, "length": 24, "rows": {}})
+    store = ArtifactStore(str(tmp_path), tmp_path / "cache")
+    files = {"training_windows.parquet": parquet_bytes(table), "scaler.json": scaler.encode()}
+    store.publish_bytes(files, asset="training_windows", code_version="1")
+    assert splits_do_not_leak(store)[0] == wrong

@@ -117,7 +117,7 @@ def test_there_is_nothing_to_go_back_to_before_a_second_promotion(candidates: Ca
 def test_the_archive_does_not_grow_without_bound(candidates: Candidates) -> None:
     for number in range(KEPT + 3):
         candidates.apply(f"adapter{number}", report(0.7))
-    archive = candidates.folder / "storage" / "promotions"
+    archive = candidates.store.local_folder("promotions")
     kept = {folder.name for folder in archive.iterdir() if folder.is_dir() and any(folder.iterdir())}
     assert kept == {f"adapter{number}" for number in range(3, KEPT + 3)}
     assert len(json.loads((archive / "history.json").read_text())) == KEPT + 3

@@ -8,18 +8,19 @@ import dagster as dg
 import polars as pl
 
 from apeagent_pipeline.chain.completeness import chain_rate
-from apeagent_pipeline.defs.daily import DAILY, materialize_days
+from apeagent_pipeline.defs.daily import DAILY, backfill_policy, materialize_days
 from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
 from apeagent_pipeline.reporting.progress import Progress
 
 
 def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``swap_source`` (external) and ``raw_swaps``."""
+    settings = runtime.settings
 
     @dg.asset(
-        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc", made="on_request"),
+        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc" if settings.rpc_urls else None, made="on_request"),
         partitions_def=DAILY,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=backfill_policy(settings.engine),
         deps=[SWAP_SOURCE],
     )
     def raw_swaps(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:

@@ -20,7 +20,10 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     settings = runtime.settings
     canary = canary_config(settings)
 
-    @dg.asset(**runtime.declare("evaluation", {"pytorch", "markdown"}, code="3", config=canary), deps=[STUDENT_BASE])
+    @dg.asset(
+        **runtime.declare("evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True, code="3", config=canary),
+        deps=[STUDENT_BASE],
+    )
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
@@ -38,7 +41,12 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         **runtime.declare(
-            "evaluation", {"pytorch", "markdown"}, code="2", config=BacktestConfig.preset(settings.profile)
+            "evaluation",
+            {"pytorch", "markdown"},
+            memory_gib=4,
+            gpu=True,
+            code="2",
+            config=BacktestConfig.preset(settings.profile),
         ),
         deps=[STUDENT_BASE],
     )

@@ -19,7 +19,14 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         **runtime.declare(
-            "gan", {"pytorch"}, code="2", config=GanConfig.preset(profile), pool="training", made="on_policy"
+            "gan",
+            {"pytorch"},
+            code="2",
+            config=GanConfig.preset(profile),
+            pool="training",
+            memory_gib=4,
+            gpu=True,
+            made="on_policy",
         )
     )
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
@@ -39,7 +46,11 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         training = runtime.picture("losses and scores", training_figure(gan.history))
         return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": training})
 
-    @dg.asset(**runtime.declare("gan", {"pytorch", "parquet"}, code="2", config=SamplingConfig.preset(profile)))
+    @dg.asset(
+        **runtime.declare(
+            "gan", {"pytorch", "parquet"}, memory_gib=4, gpu=True, code="2", config=SamplingConfig.preset(profile)
+        )
+    )
     def synthetic_windows(
         context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
@@ -58,7 +69,11 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         )
         return dg.MaterializeResult(value=windows)
 
-    @dg.asset(**runtime.declare("gan", {"python", "markdown"}, code="2", config=QualityConfig.preset(profile)))
+    @dg.asset(
+        **runtime.declare(
+            "gan", {"python", "markdown"}, memory_gib=4, gpu=True, code="2", config=QualityConfig.preset(profile)
+        )
+    )
     def synthetic_quality(
         context: dg.AssetExecutionContext,
         synthetic_windows: pl.DataFrame,

@@ -1,15 +1,17 @@
 """From swaps to what a model can learn from."""
 
 from collections.abc import Iterator
+from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.daily import DAILY, materialize_days
-from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to
+from apeagent_pipeline.defs.daily import DAILY, backfill_policy, materialize_days
+from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to, step_of
 from apeagent_pipeline.defs.launchpad import launched_config
 from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.staleness import stale_artifacts
 from apeagent_pipeline.market.features import swap_features as features_of
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
 from apeagent_pipeline.reporting.progress import Progress
@@ -24,7 +26,7 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     @dg.asset(
         **runtime.declare("market", {"polars", "parquet"}),
         partitions_def=DAILY,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=backfill_policy(runtime.settings.engine),
         ins={"raw_swaps": dg.AssetIn(metadata={PREVIOUS_DAYS: _DAYS_SEEN_BEFORE})},
     )
     def swap_features(
@@ -32,7 +34,7 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """One row a swap: price, sizes, tick change, seconds since the previous swap, volatility, volume average.
 
-        The first rows of a day see the last rows of the day before.
+        The first rows of a day see the last rows of the day before, so the day after is made again if it saw others.
         """
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -48,7 +50,19 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         def inputs_of(day: str) -> list[str]:
             return [f"raw_swaps/{read}" for read in days_up_to(day, _DAYS_SEEN_BEFORE)]
 
-        yield from materialize_days(context, runtime.artifacts, compute, inputs_of)
+        def overtaken() -> list[str]:
+            # Another run may have made the day before the first one meanwhile, or the day after the last one from
+            # other rows of it. Both runs look after they have published, so one of them finds it.
+            first, last = context.partition_keys[0], context.partition_keys[-1]
+            border = [first, str(date.fromisoformat(last) + timedelta(days=_DAYS_SEEN_BEFORE))]
+            stored = runtime.store.days("raw_swaps")
+            stale = stale_artifacts([context.assets_def], runtime, [day for day in border if day in stored])
+            days = [each.day for each in stale if each.day and each.changed_inputs]
+            read = {each for day in days for each in days_up_to(day, _DAYS_SEEN_BEFORE)}.intersection(stored)
+            raw_swaps.update(runtime.artifacts.load_days(step_of(context), "raw_swaps", sorted(read)))
+            return days
+
+        yield from materialize_days(context, runtime.artifacts, compute, inputs_of, overtaken)
 
     @dg.asset(
         **runtime.declare("market", {"polars", "parquet"}, code="3", config=windows_preset),

@@ -31,6 +31,8 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             {"pytorch", "huggingface"},
             config=FineTuningConfig.preset(profile),
             pool="training",
+            memory_gib=4,
+            gpu=True,
             made="on_policy",
         ),
         deps=[STUDENT_BASE],
@@ -94,7 +96,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             },
         )
 
-    @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}), deps=[STUDENT_BASE])
+    @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE])
     def fused_model(context: dg.AssetExecutionContext, promoted_adapter: Path) -> dg.MaterializeResult:
         """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
         from apeagent_pipeline.student.export import fuse
@@ -104,7 +106,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         difference = fuse(runtime.student_base(), promoted_adapter, out)
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
-    @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, config=ExportConfig.preset(profile)))
+    @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, memory_gib=4, config=ExportConfig.preset(profile)))
     def ollama_model(
         context: dg.AssetExecutionContext, fused_model: Path, promoted_adapter: Path
     ) -> dg.MaterializeResult:

@@ -1,0 +1,102 @@
+"""Where the history of runs lies: below home, or in a real Postgres."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from apeagent_pipeline.defs.instance import open_instance, prepare_home
+from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
+from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, free_port, postgres_server
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def same_environment_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``open_instance`` sets these for the processes that it starts."""
+    for name in ("DAGSTER_HOME", "APEAGENT_POSTGRES_URL"):
+        monkeypatch.setenv(name, "")
+
+
+def in_postgres(home: Path, url: str) -> Settings:
+    return Settings(home=home, postgres_url=url)  # type: ignore[arg-type]
+
+
+@dg.asset
+def quick() -> None: ...
+
+
+def test_with_one_url_the_whole_history_is_in_postgres_and_the_password_in_no_file(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    with open_instance(in_postgres(tmp_path, postgres_url)) as instance:
+        for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+            assert "Postgres" in type(storage).__name__
+        run_id = dg.materialize([quick], instance=instance).run_id
+    with open_instance(in_postgres(tmp_path, postgres_url)) as again:
+        assert again.get_run_by_id(run_id)
+        assert PASSWORD not in again.info_str()
+        assert QUOTED_PASSWORD not in again.info_str()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".db"]
+    assert not [path for path in files if QUOTED_PASSWORD.encode() in path.read_bytes()]
+
+
+def test_postgres_can_be_switched_on_and_off_later(tmp_path: Path, postgres_url: str) -> None:
+    for settings, kind in (
+        (Settings(home=tmp_path), "Sqlite"),
+        (in_postgres(tmp_path, postgres_url), "Postgres"),
+        (Settings(home=tmp_path), "Sqlite"),
+    ):
+        with open_instance(settings) as instance:
+            assert kind in type(instance.run_storage).__name__
+
+
+def test_an_edited_dagster_yaml_is_left_alone_and_told_what_it_lacks(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = prepare_home(Settings(home=tmp_path)) / "dagster.yaml"
+    edited = path.read_text().replace("max_concurrent_runs: 4", "max_concurrent_runs: 2")
+    path.write_text(edited)
+    prepare_home(Settings(home=tmp_path))
+    with pytest.raises(SettingsError, match="env: APEAGENT_POSTGRES_URL") as told:
+        open_instance(in_postgres(tmp_path, postgres_url))
+    assert path.read_text() == edited
+    path.write_text(edited + str(told.value).split("add to it\n")[1])
+    with open_instance(in_postgres(tmp_path, postgres_url)) as instance:
+        assert "Postgres" in type(instance.run_storage).__name__
+    monkeypatch.delenv("APEAGENT_POSTGRES_URL")
+    with pytest.raises(SettingsError, match="APEAGENT_POSTGRES_URL is not set"):
+        open_instance(Settings(home=tmp_path))
+
+
+def test_what_is_wrong_with_the_url_is_told_without_the_password(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = postgres_url.replace(f":{postgres_url.rsplit(':', 1)[1]}", f":{free_port()}/postgres")
+    for url, told in (
+        (nobody, "Connection refused"),
+        (postgres_url.replace(QUOTED_PASSWORD, "wrong"), "password authentication failed"),
+        (postgres_url.replace("/postgres", "/none"), 'database "none" does not exist'),
+    ):
+        with pytest.raises(SettingsError, match=told) as error:
+            open_instance(in_postgres(tmp_path, url))
+        assert "127.0.0.1" in str(error.value)
+        assert QUOTED_PASSWORD not in str(error.value)
+    monkeypatch.setenv("APEAGENT_POSTGRES_URL", "mysql://ape:secret@127.0.0.1/ape")
+    with pytest.raises(SettingsError, match="expected postgresql://USER:PASSWORD@HOST:PORT/NAME") as error:
+        load_settings()
+    assert "secret" not in str(error.value)
+
+
+def test_the_url_is_shown_without_user_and_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APEAGENT_POSTGRES_URL", "postgresql://ape:secret@db.example:5432/ape")
+    shown = next(row.value for row in show_settings(load_settings()) if row.variable == "APEAGENT_POSTGRES_URL")
+    assert shown == "postgresql+psycopg2://db.example:5432/***"
