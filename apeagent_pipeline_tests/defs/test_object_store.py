@@ -282,7 +282,7 @@ def test_the_graph_makes_the_same_data_in_s3_as_on_disk_also_through_a_network_t
     monkeypatch.setitem(proxy_retries(), "max_attempts", 6)
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 5)
     forget_connections()
-    proxy.cut, proxy.chance = False, 0.05
+    proxy.cut, proxy.chance = False, 0.02
     in_s3, succeeded = made(bucket, tmp_path / "two")
     assert succeeded
     assert proxy.drops > 0
