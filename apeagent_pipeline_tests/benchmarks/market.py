@@ -1,8 +1,8 @@
 """What features and windows of a million swaps cost, beside a plain pandas implementation of both.
 
-Run it with ``python -m apeagent_pipeline_tests.benchmarks.market`` (``--swaps 10_000_000`` for ten times as many). Both
-read the same daily Parquet files of raw swaps and write Parquet, a file of features a day and one of windows, as the
-assets do, each in a process of its own.
+Run it with ``python -m apeagent_pipeline_tests.benchmarks.market``. Both read the same daily Parquet files of raw swaps
+and write Parquet, a file of features a day and one of windows, as the assets do, each in a process of its own. With
+``--growth`` this package alone makes them of one and of ten million swaps, beside reading the same files.
 """
 
 import argparse
@@ -147,6 +147,16 @@ def with_pandas(folder: Path, output: Path) -> Cost:
     return _cost(features, windows)
 
 
+def scan(folder: Path) -> Cost:
+    """Read every column of the raw swaps, a day at a time: no program that needs the values is faster."""
+
+    def read() -> None:
+        for path in sorted((folder / RAW).iterdir()):
+            pl.scan_parquet(path).collect()
+
+    return _cost(read, lambda: None)
+
+
 def _cost(features: Callable[[], None], windows: Callable[[], None]) -> Cost:
     seconds = []
     for part in (features, windows):
@@ -184,9 +194,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--swaps", type=int, default=ASKED_SWAPS, help=f"on {DAYS} days")
-    parser.add_argument("--only-ours", action="store_true", help="leave pandas out")
+    parser.add_argument("--growth", action="store_true", help="one and ten million swaps, without pandas")
     arguments = parser.parse_args()
-    ways = {OURS: with_this_package} if arguments.only_ours else {OURS: with_this_package, PANDAS: with_pandas}
+    if arguments.growth:
+        growth()
+        return
+    ways = {OURS: with_this_package, PANDAS: with_pandas}
     title = (
         f"{arguments.swaps:,} swaps of {DAYS} days: wall seconds (CPU seconds), reading and writing Parquet included"
     )
@@ -201,11 +214,35 @@ def main() -> None:
             parts = [f"{wall:.2f} ({cpu:.2f})" for wall, cpu in (cost.features, cost.windows, cost.whole)]
             shown.add_row(way, *parts, f"{cost.peak:.0f}")
         console.print(shown)
-        if PANDAS in costs:
-            difference = alone(greatest_difference, folder / OURS, folder / PANDAS)
-            console.print(f"Greatest difference between the two: {difference:.1e} of a column's deviation")
+        difference = alone(greatest_difference, folder / OURS, folder / PANDAS)
+        console.print(f"Greatest difference between the two: {difference:.1e} of a column's deviation")
     if arguments.swaps == ASKED_SWAPS:
         judge(costs[OURS])
+    tell_load()
+
+
+def growth() -> None:
+    """Rows a second and peak memory of one and ten million swaps, each in a fresh process."""
+    shown = Table("swaps", "what", "CPU seconds", "rows a CPU second", "peak MiB", title=f"{DAYS} days")
+    for swaps in (ASKED_SWAPS, 10 * ASKED_SWAPS):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            alone(write_raw_swaps, folder, swaps)
+            (folder / OURS / FEATURES).mkdir(parents=True)
+            read, made = alone(scan, folder), alone(with_this_package, folder, folder / OURS)
+        for what, cpu, peak in (
+            ("reading the files", read.whole[1], read.peak),
+            ("features", made.features[1], None),
+            ("windows", made.windows[1], made.peak),
+        ):
+            peaks = "" if peak is None else f"{peak:,.0f}"
+            shown.add_row(f"{swaps:,}", what, f"{cpu:.2f}", f"{swaps / cpu:,.0f}", peaks)
+    console.print(shown)
+    tell_load()
+
+
+def tell_load() -> None:
+    """How busy the machine was: others take from what is measured."""
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     console.print(f"{os.cpu_count()} cores; load average at the end {load}")
 

@@ -65,7 +65,7 @@ def postgres_server() -> Iterator[str]:
     )
     data, log = str(folder / "data"), str(folder / "log")
     try:
-        run("initdb", "-D", data, "-A", "scram-sha-256", "-U", USER, f"--pwfile={password}", "-N", "--locale=C")
+        run("initdb", "-D", data, "-A", "md5", "-U", USER, f"--pwfile={password}", "-N", "--locale=C")
         run("pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start")
         try:
             yield f"postgresql://{USER}:{QUOTED_PASSWORD}@127.0.0.1:{port}/postgres"

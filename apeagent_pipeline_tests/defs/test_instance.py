@@ -1,13 +1,17 @@
 """Where the history of runs lies: below home, or in a real Postgres."""
 
+import multiprocessing
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy import make_url
 
 from apeagent_pipeline.defs.instance import open_instance, prepare_home
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
+from apeagent_pipeline_tests.defs.dropping_proxy import dropping_proxy
 from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, free_port, postgres_server
 
 
@@ -100,3 +104,66 @@ def test_the_url_is_shown_without_user_and_password(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("APEAGENT_POSTGRES_URL", "postgresql://ape:secret@db.example:5432/ape")
     shown = next(row.value for row in show_settings(load_settings()) if row.variable == "APEAGENT_POSTGRES_URL")
     assert shown == "postgresql+psycopg2://db.example:5432/***"
+
+
+DAILY = dg.DailyPartitionsDefinition(start_date="2025-01-21")
+TWENTY_DAYS = [f"2025-02-{day:02d}" for day in range(1, 21)]
+
+
+@dg.asset(partitions_def=DAILY)
+def daily(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    return dg.MaterializeResult(data_version=dg.DataVersion(context.partition_key))
+
+
+class Outage(dg.Config):
+    """How long Postgres cannot be reached, in seconds; 0: for good."""
+
+    seconds: float
+
+
+def make(home: Path, url: str, day: str) -> None:
+    with open_instance(in_postgres(home, url)) as instance:
+        assert dg.materialize([daily], partition_key=day, instance=instance).success
+
+
+def test_twenty_days_at_once_each_in_a_process_of_its_own_are_all_recorded(tmp_path: Path, postgres_url: str) -> None:
+    with open_instance(in_postgres(tmp_path, postgres_url)) as instance:  # the first makes the tables
+        fork = multiprocessing.get_context("fork")  # without importing Dagster twenty times
+        runs = [fork.Process(target=make, args=(tmp_path, postgres_url, day)) for day in TWENTY_DAYS]
+        for run in runs:
+            run.start()
+        for run in runs:
+            run.join()
+        assert [run.exitcode for run in runs] == [0] * len(TWENTY_DAYS)
+        assert instance.get_materialized_partitions(daily.key) == set(TWENTY_DAYS)
+
+
+def test_a_short_outage_of_postgres_is_waited_for_and_a_long_one_told_clearly(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    server = make_url(postgres_url)
+    assert server.port
+    with dropping_proxy(server.port) as proxy:
+        settings = in_postgres(tmp_path, postgres_url.replace(f":{server.port}/", f":{proxy.port}/"))
+
+        def back() -> None:
+            proxy.cut = False
+
+        @dg.asset
+        def cut_off(config: Outage) -> None:
+            proxy.cut_all()
+            if config.seconds:
+                threading.Timer(config.seconds, back).start()
+
+        def run(seconds: float) -> bool:
+            outage = dg.RunConfig({"cut_off": Outage(seconds=seconds)})
+            with open_instance(settings) as instance:
+                return dg.materialize([cut_off], instance=instance, run_config=outage).success
+
+        assert run(0.5)
+        with pytest.raises(Exception, match="DB connection") as told:
+            run(0)
+        assert QUOTED_PASSWORD not in str(told.value)
+        assert PASSWORD not in str(told.value)
+        back()
+        assert run(0.5)

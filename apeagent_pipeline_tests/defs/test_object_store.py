@@ -115,7 +115,7 @@ def write_and_read(root: str, cache: Path, letters: str, rounds: int) -> None:
 
 
 def test_writers_of_one_artifact_that_compete_never_mix(store: ArtifactStore, root: str, tmp_path: Path) -> None:
-    rounds = 5 if root.startswith("s3") else 100
+    rounds = 5 if root.startswith("s3") else 40
     failures: list[BaseException] = []
 
     def work(letters: str) -> None:
@@ -282,7 +282,7 @@ def test_the_graph_makes_the_same_data_in_s3_as_on_disk_also_through_a_network_t
     monkeypatch.setitem(proxy_retries(), "max_attempts", 6)
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 5)
     forget_connections()
-    proxy.cut, proxy.chance = False, 0.05
+    proxy.cut, proxy.chance = False, 0.02
     in_s3, succeeded = made(bucket, tmp_path / "two")
     assert succeeded
     assert proxy.drops > 0
@@ -323,7 +323,8 @@ def test_what_is_wrong_with_the_store_is_told_with_the_remedy_and_without_a_secr
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "s3fs", None)
         patch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
-        assert "pip install 'apeagent_pipeline[s3]'" in told(bucket)
+        with pytest.raises(SettingsError, match=r"pip install 'apeagent_pipeline\[s3\]'"):
+            ArtifactStore(bucket, tmp_path / "cache").manifest("gan")
 
 
 def test_the_doctor_looks_at_the_store(bucket: str, tmp_path: Path) -> None:

@@ -107,3 +107,11 @@ def test_the_manifest_says_what_an_artifact_was_made_from(store: ArtifactStore) 
 
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_an_artifact_stored_before_there_were_versions_is_still_read(store: ArtifactStore) -> None:
+    published = store.publish_bytes({"a.bin": b"1"}, asset="gan", **MADE_FROM)
+    before = published.model_copy(update={"folder": ""})
+    (store.root / "gan" / "manifest.json").write_text(before.model_dump_json(exclude={"folder"}))
+    assert store.manifest("gan") == before
+    assert (store.local_folder("gan") / "a.bin").read_bytes() == b"1"
