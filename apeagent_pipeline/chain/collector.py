@@ -40,6 +40,7 @@ _MOST_LOGS = 10_000
 _FAILURES_BEFORE_SPLIT = 3
 _LATEST_TIMESTAMP = 1 << 36
 _HASH = re.compile("0x[0-9a-f]{64}")
+_ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
 _QUANTITY = re.compile("0x[0-9a-fA-F]{1,15}")
 _SECONDS_BETWEEN_NEWS = 0.5
 
@@ -687,6 +688,9 @@ def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
     if not values or not all(isinstance(value, str) for value in values[:3]):
         raise LogError("the node answered with a transaction that lacks hash, blockHash or from")
     transaction, block, sender, recipient = values
+    for value in (sender, recipient):
+        if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
+            raise LogError(f"the node answered with a transaction of {str(value)[:80]!r}, expected an address")
     return transaction.lower(), block.lower(), sender.lower(), recipient and recipient.lower()
 
 

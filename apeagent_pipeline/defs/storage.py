@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_ASSET = re.compile("[A-Za-z0-9_]+")
 
 
 class StorageError(RuntimeError):
@@ -38,6 +39,16 @@ class StoredFile(BaseModel):
     sha256: str
 
 
+def _below_the_folder(name: str) -> str:
+    # A manifest may come from a bucket that others write to; its names are read, written and removed.
+    if not all(part.strip(".") for part in name.split("/")) or any(c in "\\:" or not c.isprintable() for c in name):
+        raise ValueError(f"{name!r} is not the name of a file below the artifact's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_below_the_folder)]
+
+
 class Manifest(BaseModel):
     """What an artifact consists of and what it was made from."""
 
@@ -49,7 +60,7 @@ class Manifest(BaseModel):
     code_version: str = Field(description="Version of the asset's code, and a hash of its configuration")
     config: dict[str, Any] = {}
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
-    files: dict[str, StoredFile]
+    files: dict[FileName, StoredFile]
     rows: int | None = None
     package_version: str = version("apeagent_pipeline")
     created_at: str = ""
@@ -85,22 +96,30 @@ class ArtifactStore:
         return self.root.protocol in ("", "file")
 
     def folder(self, asset: str) -> UPath:
-        """Where an asset's files lie."""
+        """Where an asset's files lie.
+
+        Raises:
+            StorageError: That is not the name of an asset.
+        """
+        if not _ASSET.fullmatch(asset):
+            raise StorageError(
+                f"{asset!r} is not an asset: expected a name such as raw_swaps, with a day after a slash"
+            )
         return self.root / asset
 
     def path(self, asset: str, partition: str | None = None) -> UPath:
         """What to show people: the day's table, or the asset's folder."""
-        return self.folder(asset) / f"{partition}.parquet" if partition else self.folder(asset)
+        return self.folder(asset) / f"{_day(partition)}.parquet" if partition else self.folder(asset)
 
     def _manifest_path(self, asset: str, partition: str | None) -> UPath:
-        return self.folder(asset) / (f"{partition}.manifest.json" if partition else "manifest.json")
+        return self.folder(asset) / (f"{_day(partition)}.manifest.json" if partition else "manifest.json")
 
     def manifest(self, asset: str, partition: str | None = None) -> Manifest | None:
         """The manifest of a whole artifact, or None if it is missing, torn or was deleted in part."""
         try:
             manifest = Manifest.model_validate_json(self._manifest_path(asset, partition).read_text())
             sizes = {name: (self.folder(asset) / name).stat().st_size for name in manifest.files}
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError, ValidationError):
             return None
         return manifest if all(sizes[name] == file.size for name, file in manifest.files.items()) else None
 
@@ -117,7 +136,7 @@ class ArtifactStore:
         Raises:
             StorageError: There is no such table.
         """
-        path = self.folder(asset) / f"{partition or asset}.parquet"
+        path = self.path(asset, partition) if partition else self.folder(asset) / f"{asset}.parquet"
         if not path.exists():
             raise StorageError(f"{path} does not exist: materialize {asset} {partition or ''} first".rstrip())
         return pl.scan_parquet(str(path)) if self._is_local else pl.scan_parquet(io.BytesIO(path.read_bytes()))
@@ -203,6 +222,12 @@ class ArtifactStore:
         finally:
             for path in aside.values():
                 path.unlink(missing_ok=True)
+
+
+def _day(partition: str) -> str:
+    if not _DAY.fullmatch(partition):
+        raise StorageError(f"{partition!r} is not a day: expected a partition such as 2025-01-21")
+    return partition
 
 
 def _remove_what_the_dead_left(target: Path) -> None:
