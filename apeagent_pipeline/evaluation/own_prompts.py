@@ -8,7 +8,7 @@ from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import SIDES, STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, decisions, is_canary
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
-from apeagent_pipeline.reporting.foreign_text import code_block
+from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 from apeagent_pipeline.student.generation import Answer, Student
@@ -106,8 +106,7 @@ def evaluate_prompts(
         metrics["mcnemar_p_base"] = mcnemar(right["adapter"], right["base"])
     rows = [[name, f"{k}/{n}", "{:.1%} to {:.1%}".format(*clopper_pearson(k, n))] for name, (k, n) in counts.items()]
     said = "\n\n".join(
-        code_block(prompt.text)
-        + "\n\n"
+        f"> {markdown_line(prompt.text)}\n\n"
         + "\n\n".join(f"{name}:\n\n{code_block(answered[name][i].text)}" for name in answered)
         for i, prompt in enumerate(prompts)
     )

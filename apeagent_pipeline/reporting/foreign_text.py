@@ -2,7 +2,7 @@
 
 import re
 
-_MARKS = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&:])")
+_MARKS = re.compile(r"([\\`*_\[\]<>~&])")
 
 
 def printable(text: str) -> str:
@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """The text in one line of Markdown that shows it as it is: no link, picture, HTML or table cell comes of it."""
+    """The text in one line of Markdown that shows it as it is: no link, picture or HTML comes of it."""
     return _MARKS.sub(r"\\\1", " ".join(printable(text).split()))
 
 

@@ -103,12 +103,19 @@ def load_base(folder: Path, *, dtype: str = "auto", attention: str = "sdpa") -> 
     _checked_folder(folder)
     if dtype == "auto":
         dtype = "bfloat16" if _computes_in_bfloat16() else "float32"
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", local_files_only=True, trust_remote_code=False
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
