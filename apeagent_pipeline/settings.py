@@ -189,6 +189,15 @@ def _shown(name: str, settings: Settings) -> str:
     return "" if value is None else str(value)
 
 
+def is_web_address(url: str) -> bool:
+    """Whether something can be asked there: ``http`` or ``https``, a host, and a port that can be one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        return False
+
+
 def mask_url(url: str) -> str:
     """Scheme and host of an endpoint; path, query and user name, where keys are kept, become ***.
 

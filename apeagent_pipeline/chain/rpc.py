@@ -131,7 +131,7 @@ class MaskedHTTPProvider:
                 stream=True,
             )
             body = self._read(response)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             problem = type(error).__name__
         if problem:
             # Raised outside the handler: the original, which carries the URL, must not travel along as a context.

@@ -6,7 +6,6 @@ from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 import polars as pl
 
@@ -16,7 +15,7 @@ from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
 from apeagent_pipeline.chain.pool_lookup import ChosenPool, chosen_pool
 from apeagent_pipeline.reporting.progress import Progress, silent
-from apeagent_pipeline.settings import Settings, SettingsError
+from apeagent_pipeline.settings import Settings, SettingsError, is_web_address
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.collector import Collector
@@ -229,8 +228,7 @@ def open_swap_source(settings: Settings) -> SwapSource:
     if not settings.rpc_urls:
         return EmbeddedSource(_simulated(chosen.from_settings()), settings.seed)
     for position, url in enumerate(settings.rpc_urls, start=1):
-        split = urlsplit(url.get_secret_value())
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if not is_web_address(url.get_secret_value()):
             raise SettingsError(
                 f"APEAGENT_RPC_URLS: entry {position} is not an http or https URL (it is not shown: it may be a secret)"
             )

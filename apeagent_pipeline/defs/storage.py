@@ -26,6 +26,7 @@ from upath import UPath
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _ASSET = re.compile("[A-Za-z0-9_]+")
+_FILE = re.compile(r"(?:[\w.@+ -]{1,200}/){0,8}[\w.@+ -]{1,200}", re.ASCII)
 
 
 class StorageError(RuntimeError):
@@ -41,7 +42,7 @@ class StoredFile(BaseModel):
 
 def _below_the_folder(name: str) -> str:
     # A manifest may come from a bucket that others write to; its names are read, written and removed.
-    if not all(part.strip(".") for part in name.split("/")) or any(c in "\\:" or not c.isprintable() for c in name):
+    if not _FILE.fullmatch(name) or any(not part.strip(".") for part in name.split("/")):
         raise ValueError(f"{name!r} is not the name of a file below the artifact's folder")
     return name
 
@@ -56,7 +57,9 @@ class Manifest(BaseModel):
 
     asset: str
     partition: str | None = None
-    data_version: str = Field(description="Hash of the content; equal content has an equal version")
+    data_version: str = Field(
+        pattern="^[A-Za-z0-9]+$", description="Hash of the content; equal content has an equal version"
+    )
     code_version: str = Field(description="Version of the asset's code, and a hash of its configuration")
     config: dict[str, Any] = {}
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
@@ -145,7 +148,7 @@ class ArtifactStore:
         """The asset's folder as a local path; a remote one is copied to the cache once per data version.
 
         Raises:
-            StorageError: There is no whole artifact.
+            StorageError: There is no whole artifact, or a remote file has not the hash in its manifest.
         """
         manifest = self.manifest(asset)
         if manifest is None:
@@ -155,10 +158,18 @@ class ArtifactStore:
         copy = self.cache / asset / manifest.data_version
         if not copy.exists():
             aside = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-            for name in manifest.files:
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                (aside / name).write_bytes((self.folder(asset) / name).read_bytes())
-            aside.replace(copy)
+            try:
+                for name, stored in manifest.files.items():
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / name).write_bytes((self.folder(asset) / name).read_bytes())
+                    if _describe(aside / name) != stored:
+                        raise StorageError(
+                            f"{self.folder(asset) / name} is not the file that its manifest describes: materialize "
+                            f"{asset} again"
+                        )
+                aside.replace(copy)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         return copy
 
     def publish_table(self, table: pl.DataFrame, **made_from: Any) -> Manifest:

@@ -115,9 +115,7 @@ def run_together(count: int, work: Callable[..., None], arguments: tuple[Any, ..
 
 
 @record
-def _worker(  # noqa: PLR0917 - what torch's agent sends to each process
-    work: Callable[..., None], arguments: tuple[Any, ...], folder: str, address: Any, key: bytes
-) -> None:
+def _worker(work: Callable[..., None], arguments: tuple[Any, ...], folder: str, address: Any, key: bytes) -> None:
     _join(folder)
     if int(os.environ["RANK"]):
         work(*arguments, lambda done, total, **metrics: None)

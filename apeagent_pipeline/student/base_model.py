@@ -96,27 +96,29 @@ def load_base(folder: Path, *, dtype: str = "auto", attention: str = "sdpa") -> 
 
     Returns:
         ``(model, tokenizer)``: the model in evaluation mode, on the GPU if there is one; the tokenizer pads left.
+
+    Raises:
+        BaseModelError: the folder is no model, its weights are broken, or it wants code of its own to be run.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _checked_folder(folder)
     if dtype == "auto":
         dtype = "bfloat16" if _computes_in_bfloat16() else "float32"
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, padding_side="left", local_files_only=True, trust_remote_code=False
-    )
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BaseModelError(f"{folder}: the model cannot be loaded ({reason})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

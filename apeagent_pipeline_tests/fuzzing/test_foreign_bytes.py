@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import httpx2
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
@@ -144,6 +145,7 @@ def test_logs_of_a_node(logs: Any) -> None:
 )
 @example(200, "X", "", DEEP, False)
 @example(200, "X", "", b"1" * 5000, False)
+@example(301, "Location", "\x80", b"", False)
 def test_http_answers_of_a_node(
     server: ScriptedServer, status: int, header: str, value: str, body: bytes, batch: bool
 ) -> None:
@@ -425,6 +427,7 @@ MARK = "never-shown"
 
 
 @given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), VALUES, max_size=4))
+@example({"rpc_urls": "http://["})
 def test_values_of_settings(values: dict[str, str]) -> None:
     environment = {
         f"APEAGENT_{name.upper()}": value + (MARK if name in SECRET_SETTINGS else "") for name, value in values.items()
@@ -450,3 +453,4 @@ def test_addresses_of_a_teacher(url: str, model: str) -> None:
         OpenAITeacher(url, model, "k")
     except TeacherError:
         return
+    httpx2.URL(url)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
 from apeagent_pipeline.reporting.foreign_text import printable
+from apeagent_pipeline.settings import is_web_address
 
 if TYPE_CHECKING:
     from httpx2 import AsyncByteStream, Response
@@ -78,9 +79,10 @@ class OpenAITeacher:
         Raises:
             TeacherError: if the address or the model is empty or no web address.
         """
-        if not base_url.startswith(("http://", "https://")):
+        if not is_web_address(base_url):
             raise TeacherError(
-                "the teacher's address must begin with http:// or https://; set APEAGENT_TEACHER_BASE_URL"
+                "the teacher's address must begin with http:// or https:// and name a host; set "
+                "APEAGENT_TEACHER_BASE_URL"
             )
         if not model:
             raise TeacherError("the teacher's model is empty; set APEAGENT_TEACHER_MODEL, such as qwen/qwq-32b")
@@ -221,8 +223,9 @@ class _Asking:
             except (APITimeoutError, TimeoutError):
                 why = f"no answer within {self.config.timeout_s:g} s"
             except APIConnectionError as error:
-                cause = error.__cause__
-                why = str(cause) if isinstance(cause, _UnboundedError) else f"no connection ({type(cause).__name__})"
+                why = f"no connection ({type(error.__cause__).__name__})"
+            except _UnboundedError as error:
+                why = str(error)
             except APIStatusError as error:
                 # The server's own words may repeat parts of the key, so mostly the status alone is told.
                 if error.status_code in _HOPELESS:
