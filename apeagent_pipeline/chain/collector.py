@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
-from apeagent_pipeline.chain.errors import ChainError
+from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import (
     RAW_SWAPS_SCHEMA,
     SWAP_KEY,
@@ -50,14 +50,6 @@ class WrongChainError(RpcError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, RpcErrorKind.FATAL)
-
-
-class DayNotFinalError(ChainError):
-    """The day may still change; the message says when it will not."""
-
-
-class ReorganisedError(ChainError):
-    """Blocks that counted as final were replaced while they were read."""
 
 
 class CollectorConfig(BaseModel):
@@ -185,6 +177,23 @@ class Collector:
         """The last block that cannot change any more: finalized, else safe, else a fixed depth below the head."""
         self._final = self.client.ask(self._final_block_of)
         return self._final
+
+    def confirm(self, number: int, block_hash: str) -> None:
+        """Make sure that a block is final, and the one that was read.
+
+        Raises:
+            DayNotFinalError: it may still change.
+            ReorganisedError: another block stands in its place.
+            RpcError: no endpoint answers.
+        """
+        final = self.final_block()
+        if number > final.number:
+            raise DayNotFinalError(f"block {number} is not final: the last final block is {final.number}")
+        self._headers.pop(number, None)
+        self._read_headers([number])
+        found = self._headers[number].hash
+        if found != block_hash:
+            raise ReorganisedError(f"block {number} is {found} now, and was {block_hash} when it was read")
 
     def last_final_day(self) -> date:
         """The last UTC day that has ended and is final."""

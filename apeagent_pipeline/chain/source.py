@@ -37,6 +37,14 @@ class SwapSource(Protocol):
         """Whose swaps these are."""
         ...
 
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """Make sure that a block that was read is final, as far as the source can tell.
+
+        Raises:
+            ChainError: DayNotFinalError or ReorganisedError, or a node does not answer.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """What the data depends on: equal fingerprints give equal days. Holds no URL and no path."""
         ...
@@ -66,6 +74,9 @@ class ArchiveSource:
     def __init__(self, pool: PoolSpec, path: Path) -> None:
         self.pool = pool
         self._archive = SwapArchive(path, pool)
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """Nobody can be asked: the archive is what it is."""
 
     def fingerprint(self) -> str:
         """Depends on the files' contents and on the pool."""
@@ -109,6 +120,10 @@ class EmbeddedSource:
         from apeagent_pipeline.chain.rpc import RpcClient
 
         return Collector(RpcClient([EmbeddedChainProvider(self.seed, self.pool, self._now)]), self.pool)
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """As the collector says."""
+        self._collector.confirm(block_number, block_hash)
 
     def fingerprint(self) -> str:
         """Depends on the simulation's version, the seed and the pool."""
@@ -178,6 +193,14 @@ class RpcSource:
         )
         parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
         return Collector(self._client, self.pool, config, parts)
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """As the collector says.
+
+        Raises:
+            ChainError: as `SwapSource.confirm`.
+        """
+        self._collector.confirm(block_number, block_hash)
 
     def fingerprint(self) -> str:
         """Depends on chain, PoolManager and pool: a final day is the same on every node."""
