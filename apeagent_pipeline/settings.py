@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
-    seed: int = Field(42, ge=0, description="The one seed of everything random")
+    seed: int = Field(42, ge=0, lt=1 << 31, description="The one seed of everything random")
 
     @field_validator("rpc_urls", mode="before")
     @classmethod

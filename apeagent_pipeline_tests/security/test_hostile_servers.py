@@ -1,5 +1,6 @@
 """A node and a teacher that mean harm: what they send is bounded, stays where it is, and is never obeyed."""
 
+import logging
 import resource
 import sys
 import time
@@ -102,6 +103,18 @@ def test_a_teachers_lies_about_tokens_and_money_spend_no_budget(serve: Serve) ->
     answer = answer_of_teacher(serve(document(lie)))
     assert (answer.prompt_tokens, answer.completion_tokens, answer.cost_usd) == (None, None, None)
     assert answer.text == completion()["choices"][0]["message"]["content"]
+
+
+def test_what_is_asked_and_answered_stands_in_no_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("openai", "httpx2", "httpcore2"):
+        caplog.set_level(logging.INFO, logger=name)
+    server = serve(document(completion("my-own-answer\n####\nHOLD")))
+    teacher = OpenAITeacher(server.url, "m", KEY, OpenAITeacherConfig(retries=0, concurrency=1))
+    (answer,) = teacher.answer([{"prompt_id": "1", "prompt": "my-own-question"}], seed=1)
+    assert answer.finish_reason == "stop"
+    assert "200 OK" in caplog.text, "nothing was logged: the test shows nothing"
+    assert "my-own" not in caplog.text
 
 
 def test_a_command_shows_foreign_words_and_does_not_obey_them(
