@@ -6,7 +6,6 @@ provider; what leaves this module names an endpoint by its position in APEAGENT_
 
 import base64
 import itertools
-import json
 import logging
 import math
 import random
@@ -21,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import requests
 import urllib3
 from pydantic import SecretStr
+from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
@@ -137,8 +137,10 @@ class MaskedHTTPProvider:
             # Raised outside the handler: the original, which carries the URL, must not travel along as a context.
             raise self._no_answer(f"no answer ({problem})")
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
+            # Not json.loads: web3 sets Python's recursion limit to 100,000, and there a hundred thousand brackets end
+            # the process. This reader has a limit of its own.
+            answer = from_json(body)
+        except ValueError:
             answer = None
         if response.status_code >= HTTPStatus.MULTIPLE_CHOICES and not (isinstance(answer, dict) and "error" in answer):
             raise self._http_error(response, body)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Teacher, TeacherAnswer, TeacherError
@@ -51,8 +52,8 @@ class AnswerCache:
             if not line.endswith(b"\n"):
                 break
             try:
+                entry = from_json(line)
                 answer = _ANSWER.validate_json(line, strict=True)
-                entry = json.loads(line)
                 self._begins[bytes.fromhex(entry["key"])] = begin
                 if str(entry.get("at", "")).startswith(today):
                     self.answered_today.append(answer)

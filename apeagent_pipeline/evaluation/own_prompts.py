@@ -1,8 +1,9 @@
 """A user's own prompts, put to the bare base and to the adapter."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import SIDES, STUDENT_SYSTEM_PROMPT
@@ -122,14 +123,12 @@ def evaluate_prompts(
 def _read_line(path: Path, number: int, line: str) -> OwnPrompt:
     where = f"{path} line {number}"
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = from_json(line)
+    except ValueError as error:
         raise PromptsFileError(f"{where}: no JSON object ({str(error)[:80]}): {line[:60]!r}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise PromptsFileError(f'{where}: expected an object with "prompt", a text; found {line[:60]!r}')
     kind, side = row.get("kind", "trading"), row.get("side")
-    if any("\ud800" <= c <= "\udfff" for c in row["prompt"]):
-        raise PromptsFileError(f"{where}: the prompt holds half a surrogate pair, which is no text: {line[:60]!r}")
     if kind not in KINDS:
         raise PromptsFileError(f"{where}: kind {str(kind)[:60]!r}; expected one of {', '.join(KINDS)}")
     if side is not None and (side not in SIDES or kind == "control"):

@@ -81,9 +81,13 @@ def redirect(to: str) -> Answer:
 
 def document(value: Any, status: int = 200) -> Answer:
     """A JSON document."""
+    return raw(json.dumps(value).encode(), status)
+
+
+def raw(body: bytes, status: int = 200) -> Answer:
+    """Any bytes."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        body = json.dumps(value).encode()
         _begin(handler, status, Content_Length=str(len(body)))
         handler.wfile.write(body)
 

@@ -4,7 +4,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from apeagent_pipeline.chain import rpc
+from apeagent_pipeline.chain.collector import _transaction
+from apeagent_pipeline.chain.events import LogError
 from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.cli import main
@@ -25,6 +27,7 @@ from apeagent_pipeline_tests.security.hostile_server import (
     document,
     dripping,
     endless,
+    raw,
     redirect,
     starting,
 )
@@ -95,6 +98,55 @@ def test_what_a_server_says_of_an_error_is_no_terminal_command_and_not_the_key(s
         str(answer_of_teacher(serve(document({"error": {"message": f"{OBEYED} {KEY}"}}, 422))).error),
     ]
     assert all(text.isprintable() and KEY not in text for text in told), told
+
+
+@pytest.fixture
+def as_deep_as_web3_allows() -> Iterator[None]:
+    """Python's json reader ends the process there, before it has called itself that often."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+UNREADABLE = [
+    b"[" * 100_000,
+    b'["\\ud800", ' + b"[" * 100_000,
+    b"\x80",
+    b"1" * 5_000,
+    b'{"id": 1, "error": {"code": [], "message": {}}}',
+    b'{"id": 1}',
+]
+
+
+@pytest.mark.parametrize("body", UNREADABLE)
+def test_an_answer_that_no_reader_of_json_expects_is_a_nodes_or_teachers_own_error(
+    serve: Serve, body: bytes, as_deep_as_web3_allows: None
+) -> None:
+    assert str(refusal_of_node(serve(raw(body)))).startswith("RPC endpoint 1 ")
+    assert str(answer_of_teacher(serve(raw(body))).error).startswith("malformed answer")
+    assert str(answer_of_teacher(serve(raw(body, 422))).error).startswith("status 422")
+
+
+def test_a_redirect_to_bytes_that_are_no_text_is_an_error_of_the_node(serve: Serve) -> None:
+    assert "RPC endpoint 1 gave no answer" in str(refusal_of_node(serve(redirect("\x80"))))
+
+
+@pytest.mark.parametrize("text", ["\ud800", ["parts"], {"a": 1}, 7])
+def test_a_text_that_is_none_or_half_a_character_reaches_no_file(serve: Serve, text: Any) -> None:
+    lie = completion()
+    lie["choices"][0]["message"] |= {"content": text, "reasoning": None}
+    answer = answer_of_teacher(serve(document(lie)))
+    assert answer.text == ""
+    assert answer.finish_reason == "failed"
+
+
+def test_an_address_that_is_none_is_not_stored_as_a_sender() -> None:
+    good = {"hash": "0x" + "1" * 64, "blockHash": "0x" + "2" * 64, "from": "0x" + "A" * 40, "to": None}
+    assert _transaction(good)[2:] == ("0x" + "a" * 40, None)
+    for lie in ({"from": OBEYED}, {"to": 7}, {"to": "0x1"}, {"from": None}):
+        with pytest.raises(LogError, match="transaction"):
+            _transaction({**good, **lie})
 
 
 def test_a_teachers_lies_about_tokens_and_money_spend_no_budget(serve: Serve) -> None:

@@ -6,6 +6,7 @@ answer or an error.
 """
 
 import asyncio
+import contextlib
 import email.utils
 import math
 import queue
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
@@ -239,7 +241,7 @@ class _Asking:
                         continue
                     return self._failed(row, f"{why}: {_without_key(error.message, client.api_key)}", began)
                 wait = _retry_after(error)
-            except (APIError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            except (APIError, ValueError, TypeError, LookupError, AttributeError) as error:
                 # Status 200 with half a JSON document, another content type, no choice in it, or one of odd types.
                 why = f"malformed answer ({type(error).__name__})"
             repetition += 1
@@ -303,12 +305,16 @@ def _bounded(stream: Any) -> "AsyncByteStream":
 
     class Bounded(AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            length = 0
+            body = bytearray()
             async for part in stream:
-                length += len(part)
-                if length > LARGEST_ANSWER_BYTES:
+                body += part
+                if len(body) > LARGEST_ANSWER_BYTES:
                     raise _UnboundedError(f"an answer of more than {LARGEST_ANSWER_BYTES >> 20} MiB")
-                yield part
+            # The client reads it with json.loads, which ends the process at brackets as deep as Python's recursion
+            # limit, and web3 sets that to 100,000. This reader has a limit of its own; what it refuses is nothing.
+            with contextlib.suppress(ValueError):
+                from_json(bytes(body))
+                yield bytes(body)
 
         async def aclose(self) -> None:
             await stream.aclose()
