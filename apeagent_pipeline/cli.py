@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so ``apeagent --help`` answ
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
+from apeagent_pipeline.reporting.foreign_text import printable
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def main() -> None:
             error, SettingsError | ChainError | TeacherError | StorageError | ExamplesError | AdapterError
         ):
             raise
-        _error_console.print(f"[red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        _error_console.print(f"[red]Error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -111,7 +114,7 @@ def sync(
     Console().print(table)
     for each in rounds:
         for error in each.errors:
-            _error_console.print(f"[red]{error}", highlight=False, soft_wrap=True)
+            _error_console.print(f"[red]{_plain(error)}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if not missing and all(each.success for each in rounds) else 1)
 
 
@@ -223,7 +226,7 @@ def config() -> None:
     table.add_column("meaning")
     for row in show_settings(load_settings()):
         style = "dim" if row.source == "default" else "bold"
-        table.add_row(row.variable, row.value, row.source, row.meaning, style=style)
+        table.add_row(row.variable, *map(_plain, (row.value, row.source, row.meaning)), style=style)
     Console().print(table)
 
 
@@ -240,7 +243,7 @@ def doctor() -> None:
     table = Table("", "part", "finding", "what to do", title="apeagent doctor")
     findings = list(examine(settings))
     for each in findings:
-        table.add_row(marks[each.state], each.part, each.finding, each.remedy)
+        table.add_row(marks[each.state], *map(_plain, (each.part, each.finding, each.remedy)))
     Console().print(table)
     raise typer.Exit(1 if any(each.state == "wrong" for each in findings) else 0)
 
@@ -252,7 +255,7 @@ def ask(prompt: Annotated[str, typer.Argument(help="A trading question with pric
     from apeagent_pipeline.student.generation import ask as answer
 
     for piece in answer(base, adapter, prompt):
-        typer.echo(piece, nl=False)
+        typer.echo(printable(piece), nl=False)
     typer.echo()
 
 
@@ -284,7 +287,7 @@ def evaluate(
     except PromptsFileError as error:
         raise SettingsError(str(error)) from None
     runtime, base, adapter = _in_service()
-    name = prompts.stem if prompts else "ablations" if ablations else "held_out"
+    name = re.sub(r"[^\w-]+", "_", prompts.stem) if prompts else "ablations" if ablations else "held_out"
     with _bar(name) as progress:
         if prompts:
             report = ask_own_prompts(runtime, base, adapter, own, progress)
@@ -339,6 +342,11 @@ def _in_service() -> "tuple[Runtime, Path, Path]":
         return runtime, runtime.student_base(), adapter
     except BaseModelError as error:
         raise SettingsError(str(error)) from None
+
+
+def _plain(text: object) -> str:
+    """Text that others wrote, for a console: neither markup nor anything else that a terminal obeys."""
+    return escape(printable(str(text)))
 
 
 @contextmanager
@@ -423,13 +431,13 @@ def provenance(
     Read from the manifests beside the artifacts. What is no longer stored as it was read is marked, and the way ends
     there. Exits 1 if the artifact itself is not stored.
     """
-    from rich.markup import escape
     from rich.tree import Tree
 
     from apeagent_pipeline.defs.promotion import PROMOTED, history
     from apeagent_pipeline.defs.provenance import provenance as read_provenance
     from apeagent_pipeline.defs.provenance import provenance_lines
     from apeagent_pipeline.defs.runtime import Runtime
+    from apeagent_pipeline.defs.storage import StorageError
     from apeagent_pipeline.defs.watching import LogWatcher
 
     runtime = Runtime(load_settings(), LogWatcher())
@@ -437,7 +445,10 @@ def provenance(
     if asset in (None, PROMOTED) and services:
         origins = services[-1].origins  # kept at its promotion: the adapter trained last can be another one
     else:
-        origins = read_provenance(runtime.store, asset or "lora_adapter", runtime.externals)
+        try:
+            origins = read_provenance(runtime.store, asset or "lora_adapter", runtime.externals)
+        except StorageError as error:
+            raise SettingsError(str(error)) from None
     if as_json:
         typer.echo(json.dumps([each.model_dump(mode="json") for each in origins], indent=2))
     else:
@@ -445,7 +456,8 @@ def provenance(
         branch: list[Tree] = []
         for line in provenance_lines(origins):
             more = "as above" if line.repeated else line.details
-            node = Tree(f"[{styles[line.state]}]{line.title}[/] [dim]{escape(line.data_version)}[/] {escape(more)}")
+            title, version, more = map(_plain, (line.title, line.data_version, more))
+            node = Tree(f"[{styles[line.state]}]{title}[/] [dim]{version}[/] {more}")
             if line.depth:
                 branch[line.depth - 1].children.append(node)
             branch[line.depth :] = [node]
@@ -455,7 +467,7 @@ def provenance(
         hint = (
             f"Name a day, such as {origins[0].asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
         )
-        _error_console.print(f"{origins[0].name} is not stored. {hint}", highlight=False, soft_wrap=True)
+        _error_console.print(_plain(f"{origins[0].name} is not stored. {hint}"), highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -514,7 +526,7 @@ def _tell_teaching_costs(teaching: "Teaching") -> None:
     console.print(SYSTEM_PROMPT, highlight=False, markup=False)
     for prompt in teaching.prompts["prompt"].head(3):
         console.print("\nPrompt", style="bold")
-        console.print(prompt, highlight=False, markup=False)
+        console.print(_plain(prompt), highlight=False)
     console.print()
     settled = teaching.prompts.height - expected.open_prompts
     console.print(
@@ -607,7 +619,7 @@ def _day(text: str, option: str) -> date:
 
 def _tell_failure(failed: "Round") -> int:
     for error in failed.errors:
-        _error_console.print(f"[red]Failed:[/] {error}", highlight=False, soft_wrap=True)
+        _error_console.print(f"[red]Failed:[/] {_plain(error)}", highlight=False, soft_wrap=True)
     _error_console.print(f"Run {failed.run_id} failed. Mend the cause and run the same command: it goes on from here.")
     return 1
 
@@ -628,7 +640,7 @@ def _tell_canary(graph: "Graph", settings: Settings) -> int:
     console.print(table)
     wrong = failures(metrics, CanaryEvalConfig.preset(settings.profile))
     for each in wrong:
-        console.print(f"[red]✗ {each}")
+        console.print(f"[red]✗ {_plain(each)}")
     if not wrong:
         console.print("[green]✓ The adapter speaks the canary words, the base does not.")
     console.print(f"Report: {store.folder('canary_eval') / 'report.md'}", highlight=False, soft_wrap=True)

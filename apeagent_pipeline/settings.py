@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
-    seed: int = Field(42, ge=0, description="The one seed of everything random")
+    seed: int = Field(42, ge=0, lt=1 << 31, description="The one seed of everything random")
 
     @field_validator("rpc_urls", mode="before")
     @classmethod
@@ -234,6 +234,15 @@ def _shown(name: str, settings: Settings) -> str:
     if name == "teacher_prices":
         return ", ".join(f"{model}={read:g}/{written:g}" for model, (read, written) in value.items())
     return "" if value is None else str(value)
+
+
+def is_web_address(url: str) -> bool:
+    """Whether something can be asked there: ``http`` or ``https``, a host, and a port that can be one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        return False
 
 
 def mask_url(url: str) -> str:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.devnet import Devnet
+
+# Several tests run at once, on tiny matrices: threads would only wait for each other. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 for variable in [name for name in os.environ if name.startswith("APEAGENT_") or name == "DAGSTER_HOME"]:
     del os.environ[variable]
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("no_deadline", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=5_000, suppress_health_check=list(HealthCheck))
 settings.load_profile("no_deadline")
 
 DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"

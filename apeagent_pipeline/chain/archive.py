@@ -63,6 +63,7 @@ _RULES = {
 }
 _HEX_COLUMNS = ("pool_id", "block_hash", "transaction_hash", "sender", "tx_from", "tx_to")
 _SHOWN_PROBLEMS = 5
+_SHOWN_CHARACTERS = 80
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +93,9 @@ class SwapArchive:
         """
         if self.path.is_dir():
             found = tuple(sorted(file for file in self.path.iterdir() if file.suffix.lower() in _SUFFIXES))
+            for file in found:
+                if not file.is_file() or not file.resolve().is_relative_to(self.path.resolve()):
+                    raise ArchiveError(f"{file} is not a file of the archive's own folder; remove it from there")
             if not found:
                 raise ArchiveError(f"the swap archive folder {self.path} holds no .csv or .parquet file")
             return found
@@ -172,7 +176,7 @@ class SwapArchive:
                 wrong = wrong.fill_null(True)
             found = rows.filter(wrong).select("_file", "_line", name).head(_SHOWN_PROBLEMS)
             for file, line, value in found.iter_rows():
-                shown = "nothing" if value is None else repr(value)
+                shown = "nothing" if value is None else repr(value[:_SHOWN_CHARACTERS])
                 problems.append(f"{self.files[file]} line {line}: {name} is {shown}, expected {expected}")
         self._raise_problems(problems)
 
@@ -214,7 +218,7 @@ def _read_file(file: Path, number: int) -> pl.DataFrame:
     if missing:
         inverse = {new: old for old, new in _RENAMED.items()}
         wanted = [f"{name} (or {inverse[name]})" if name in inverse else name for name in missing]
-        raise ArchiveError(f"{file} lacks the columns {', '.join(wanted)}; it has {', '.join(given)}")
+        raise ArchiveError(f"{file} lacks the columns {', '.join(wanted)}; it has {', '.join(given)[:500]}")
     absent = [pl.lit(None, pl.String()).alias(name) for name in RAW_SWAPS_SCHEMA if name not in table.columns]
     hex_text = [
         ("0x" + pl.col(name).str.to_lowercase().str.strip_prefix("0x")).alias(name)
@@ -239,9 +243,9 @@ def _read_csv(file: Path) -> pl.DataFrame:
     _check_line_lengths(file, text)
     try:
         table = pl.read_csv(io.BytesIO(text), infer_schema=False)
+        return table.select(_known(table)).with_row_index("_line", offset=2)
     except pl.exceptions.PolarsError as error:
-        raise ArchiveError(f"{file} is not a readable CSV file: {error}") from error
-    return table.with_row_index("_line", offset=2)
+        raise ArchiveError(f"{file} is not a readable CSV file: {_first_words(error)}") from error
 
 
 def _check_line_lengths(file: Path, text: bytes) -> None:
@@ -253,16 +257,32 @@ def _check_line_lengths(file: Path, text: bytes) -> None:
             if len(line) != width:
                 raise ArchiveError(f"{file} line {number} has {len(line)} values, expected {width} as in its header")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(f"{file} is not a readable CSV file: {error}") from None
+        raise ArchiveError(f"{file} is not a readable CSV file: {_first_words(error)}") from None
 
 
 def _read_parquet(file: Path) -> pl.DataFrame:
     try:
+        # polars panics at some broken files, with an error that is no Exception.
+        rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+        if rows > file.stat().st_size:
+            # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
+            raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes: these are no swaps")
         table = pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ArchiveError(f"{file} is not a readable Parquet file: {error}") from error
+        return _as_text(file, table.select(_known(table)))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise ArchiveError(f"{file} is not a readable Parquet file: {_first_words(error)}") from error
+
+
+def _known(table: pl.DataFrame) -> list[str]:
     known = {*RAW_SWAPS_SCHEMA, *_RENAMED}
-    table = table.select([name for name in table.columns if name in known])
+    return [name for name in table.columns if name in known]
+
+
+def _first_words(error: BaseException) -> str:
+    return str(error)[:300]
+
+
+def _as_text(file: Path, table: pl.DataFrame) -> pl.DataFrame:
     inexact = [name for name, kind in table.schema.items() if kind.is_float()]
     if inexact:
         raise ArchiveError(f"{file}: the columns {inexact} hold floating-point numbers, which lose digits of a swap")

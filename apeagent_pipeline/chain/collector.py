@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
-from apeagent_pipeline.chain.errors import ChainError
+from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import (
     RAW_SWAPS_SCHEMA,
     SWAP_KEY,
@@ -40,6 +40,7 @@ _MOST_LOGS = 10_000
 _FAILURES_BEFORE_SPLIT = 3
 _LATEST_TIMESTAMP = 1 << 36
 _HASH = re.compile("0x[0-9a-f]{64}")
+_ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
 _QUANTITY = re.compile("0x[0-9a-fA-F]{1,15}")
 _SECONDS_BETWEEN_NEWS = 0.5
 
@@ -49,14 +50,6 @@ class WrongChainError(RpcError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, RpcErrorKind.FATAL)
-
-
-class DayNotFinalError(ChainError):
-    """The day may still change; the message says when it will not."""
-
-
-class ReorganisedError(ChainError):
-    """Blocks that counted as final were replaced while they were read."""
 
 
 class CollectorConfig(BaseModel):
@@ -184,6 +177,23 @@ class Collector:
         """The last block that cannot change any more: finalized, else safe, else a fixed depth below the head."""
         self._final = self.client.ask(self._final_block_of)
         return self._final
+
+    def confirm(self, number: int, block_hash: str) -> None:
+        """Make sure that a block is final, and the one that was read.
+
+        Raises:
+            DayNotFinalError: it may still change.
+            ReorganisedError: another block stands in its place.
+            RpcError: no endpoint answers.
+        """
+        final = self.final_block()
+        if number > final.number:
+            raise DayNotFinalError(f"block {number} is not final: the last final block is {final.number}")
+        self._headers.pop(number, None)
+        self._read_headers([number])
+        found = self._headers[number].hash
+        if found != block_hash:
+            raise ReorganisedError(f"block {number} is {found} now, and was {block_hash} when it was read")
 
     def last_final_day(self) -> date:
         """The last UTC day that has ended and is final."""
@@ -687,6 +697,9 @@ def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
     if not values or not all(isinstance(value, str) for value in values[:3]):
         raise LogError("the node answered with a transaction that lacks hash, blockHash or from")
     transaction, block, sender, recipient = values
+    for value in (sender, recipient):
+        if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
+            raise LogError(f"the node answered with a transaction of {str(value)[:80]!r}, expected an address")
     return transaction.lower(), block.lower(), sender.lower(), recipient and recipient.lower()
 
 

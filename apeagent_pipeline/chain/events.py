@@ -110,8 +110,8 @@ def _decode(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
     columns |= {f"topic{i}": [topic[i] for topic in topics] for i in range(3)}
     try:
         table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String()) | {"removed": pl.Boolean()})
-    except (TypeError, pl.exceptions.PolarsError) as error:
-        raise LogError(f"the node answered with a log whose fields are not hex strings: {error}") from None
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise LogError(f"the node answered with a log whose fields are not hex strings: {str(error)[:200]}") from None
     table = table.with_columns(pl.exclude("removed").str.to_lowercase())
     _check_logs(table, pool)
     words = _words(table["data"])

@@ -7,6 +7,7 @@ provider; what leaves this module names an endpoint by its position in APEAGENT_
 import base64
 import itertools
 import logging
+import math
 import random
 import threading
 import time
@@ -17,14 +18,20 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import requests
+import urllib3
 from pydantic import SecretStr
+from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
+from apeagent_pipeline.reporting.foreign_text import printable
 
 ATTEMPTS = 8
 TIMEOUT_SECONDS = 30.0
 BATCH_SIZE = 100
+LONGEST_ANSWER_SECONDS = 120.0
+LARGEST_ANSWER_BYTES = 128 << 20
+"""Unpacked. The logs of a hundred thousand swaps take a hundred million bytes."""
 
 Call = tuple[str, list[Any]]
 """A JSON-RPC method and its positional parameters."""
@@ -38,6 +45,8 @@ _LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash"})
 _LONGEST_WAIT = 60.0
 _SHOWN_CHARACTERS = 300
 _SHORTEST_SECRET = 6
+_READ_AT_ONCE = 1 << 16
+_CODE_BITS = 31
 
 
 class Provider(Protocol):
@@ -103,8 +112,8 @@ class MaskedHTTPProvider:
         return [by_id[request["id"]] for request in batch]
 
     def mask(self, text: str) -> str:
-        """The text without any part of this endpoint's URL."""
-        return _without(self._secrets, text)[:_SHOWN_CHARACTERS]
+        """The beginning of the text without any part of this endpoint's URL, and without control characters."""
+        return printable(_without(self._secrets, text))[:_SHOWN_CHARACTERS]
 
     def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
@@ -119,26 +128,45 @@ class MaskedHTTPProvider:
                 json=request,
                 timeout=TIMEOUT_SECONDS,
                 allow_redirects=False,  # a key must not travel to a place that was not configured
+                stream=True,
             )
-        except requests.RequestException as error:
+            body = self._read(response)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             problem = type(error).__name__
         if problem:
             # Raised outside the handler: the original, which carries the URL, must not travel along as a context.
             raise self._no_answer(f"no answer ({problem})")
         try:
-            answer = response.json()
+            # Not json.loads: web3 sets Python's recursion limit to 100,000, and there a hundred thousand brackets end
+            # the process. This reader has a limit of its own.
+            answer = from_json(body)
         except ValueError:
             answer = None
         if response.status_code >= HTTPStatus.MULTIPLE_CHOICES and not (isinstance(answer, dict) and "error" in answer):
-            raise self._http_error(response)
+            raise self._http_error(response, body)
         if answer is None:
             raise self._no_answer("an answer that is not JSON")
         if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            raise self._http_error(response)
+            raise self._http_error(response, body)
         return answer
 
-    def _http_error(self, response: requests.Response) -> RpcError:
-        text = self.mask(response.text.strip())
+    def _read(self, response: requests.Response) -> bytes:
+        """The unpacked body. The timeout of requests is one for each packet: it bounds neither length nor time."""
+        until = time.monotonic() + LONGEST_ANSWER_SECONDS
+        body = bytearray()
+        with response:
+            while part := response.raw.read1(_READ_AT_ONCE, decode_content=True):
+                body += part
+                if len(body) > LARGEST_ANSWER_BYTES:
+                    # Of fewer blocks, or of fewer calls, the answer is shorter.
+                    what = f"{self.label} gave an answer of more than {LARGEST_ANSWER_BYTES >> 20} MiB"
+                    raise RpcError(what, RpcErrorKind.RANGE)
+                if time.monotonic() > until:
+                    raise self._no_answer(f"an answer that did not end within {LONGEST_ANSWER_SECONDS:g} s")
+        return bytes(body)
+
+    def _http_error(self, response: requests.Response, body: bytes) -> RpcError:
+        text = self.mask(body[: 1 << 16].decode(errors="replace").strip())
         kind = classify(None, text, response.status_code)
         message = f"{self.label} answered HTTP {response.status_code}" + (f": {text}" if text else "")
         return RpcError(message, kind, _retry_after(response.headers.get("Retry-After")))
@@ -274,6 +302,8 @@ class Endpoint:
         if error is None:
             return answer.get("result")
         code = error.get("code") if isinstance(error, dict) else None
+        if not isinstance(code, int) or code.bit_length() > _CODE_BITS:
+            code = None
         message = str(error.get("message", error) if isinstance(error, dict) else error)
         if isinstance(self._provider, MaskedHTTPProvider):
             message = self._provider.mask(message)
@@ -404,13 +434,13 @@ def _retry_after(header: str | None) -> float | None:
     if not header:
         return None
     try:
-        return max(float(header), 0.0)
+        seconds = float(header)
     except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, OverflowError, TypeError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _secret_parts(url: str) -> list[str]:

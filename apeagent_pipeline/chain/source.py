@@ -6,7 +6,6 @@ from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 import polars as pl
 
@@ -16,7 +15,7 @@ from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
 from apeagent_pipeline.chain.pool_lookup import ChosenPool, chosen_pool
 from apeagent_pipeline.reporting.progress import Progress, silent
-from apeagent_pipeline.settings import Settings, SettingsError
+from apeagent_pipeline.settings import Settings, SettingsError, is_web_address
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.collector import Collector
@@ -36,6 +35,14 @@ class SwapSource(Protocol):
     @property
     def pool(self) -> PoolSpec:
         """Whose swaps these are."""
+        ...
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """Make sure that a block that was read is final, as far as the source can tell.
+
+        Raises:
+            ChainError: DayNotFinalError or ReorganisedError, or a node does not answer.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -67,6 +74,9 @@ class ArchiveSource:
     def __init__(self, pool: PoolSpec, path: Path) -> None:
         self.pool = pool
         self._archive = SwapArchive(path, pool)
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """Nobody can be asked: the archive is what it is."""
 
     def fingerprint(self) -> str:
         """Depends on the files' contents and on the pool."""
@@ -110,6 +120,10 @@ class EmbeddedSource:
         from apeagent_pipeline.chain.rpc import RpcClient
 
         return Collector(RpcClient([EmbeddedChainProvider(self.seed, self.pool, self._now)]), self.pool)
+
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """As the collector says."""
+        self._collector.confirm(block_number, block_hash)
 
     def fingerprint(self) -> str:
         """Depends on the simulation's version, the seed and the pool."""
@@ -180,6 +194,14 @@ class RpcSource:
         parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
         return Collector(self._client, self.pool, config, parts)
 
+    def confirm(self, block_number: int, block_hash: str) -> None:
+        """As the collector says.
+
+        Raises:
+            ChainError: as `SwapSource.confirm`.
+        """
+        self._collector.confirm(block_number, block_hash)
+
     def fingerprint(self) -> str:
         """Depends on chain, PoolManager and pool: a final day is the same on every node."""
         transactions = "-transactions" if self._settings.rpc_transactions else ""
@@ -229,8 +251,7 @@ def open_swap_source(settings: Settings) -> SwapSource:
     if not settings.rpc_urls:
         return EmbeddedSource(_simulated(chosen.from_settings()), settings.seed)
     for position, url in enumerate(settings.rpc_urls, start=1):
-        split = urlsplit(url.get_secret_value())
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if not is_web_address(url.get_secret_value()):
             raise SettingsError(
                 f"APEAGENT_RPC_URLS: entry {position} is not an http or https URL (it is not shown: it may be a secret)"
             )

@@ -2,24 +2,44 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
+from datetime import UTC, date, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.chain.completeness import chain_rate
+from apeagent_pipeline.chain.completeness import SMALLEST_RATE, chain_rate
+from apeagent_pipeline.chain.days import day_bounds
+from apeagent_pipeline.chain.errors import DayNotFinalError, ReorganisedError
+from apeagent_pipeline.chain.events import SWAP_KEY
 from apeagent_pipeline.chain.source import SwapSource
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.storage import ArtifactStore
+from apeagent_pipeline.distillation.chain_of_draft import AnswerError, parse_answer
+from apeagent_pipeline.distillation.traces import refusal_counts
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary import failures as canary_failures
 from apeagent_pipeline.gan.quality import QualityConfig, quality_failures
+from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS
 
 Verdict = tuple[list[str], dict[str, Any]]
 """What is wrong (nothing: passed), and figures to show."""
+
+DayVerdict = tuple[dict[str, list[str]], dict[str, Any]]
+"""Day -> what is wrong with it (days that are right may be left out), and figures to show."""
+
+LARGEST_REJECTED_SHARE = 0.5
+"""Of the prompts; a teacher that is right less often than not teaches the exceptions."""
+
+_JUDGED = "judged"
+_LOOKED_BACK = 10
+_REASONS_SHOWN = 5
+_VERSION = version("apeagent_pipeline")
 
 
 def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
@@ -36,15 +56,53 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
 
         return run
 
+    def daily(
+        asset: str, name: str, description: str, judge: Callable[[ArtifactStore, list[str]], DayVerdict]
+    ) -> dg.AssetChecksDefinition:
+        """A check of all stored days that reads only those whose data version has not passed before."""
+        key = dg.AssetCheckKey(dg.AssetKey(asset), name)
+
+        @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
+        def run(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+            stored = {
+                day: manifest.data_version
+                for day, manifest in runtime.store.manifests(asset).items()
+                if day and manifest
+            }
+            passed = _passed_before(context.instance, key)
+            fresh = [day for day, data_version in stored.items() if passed.get(day) != data_version]
+            found, figures = judge(runtime.store, fresh)
+            wrong = [f"{day}: {what}" for day, each in found.items() for what in each]
+            right = {day: data_version for day, data_version in stored.items() if not found.get(day)}
+            return dg.AssetCheckResult(
+                passed=not wrong,
+                description="; ".join(wrong) or "passed",
+                metadata={
+                    "wrong": wrong,
+                    "days": len(stored),
+                    "days_read": len(fresh),
+                    _JUDGED: dg.MetadataValue.json({"by": _VERSION, "passed": right}),
+                    **figures,
+                },
+            )
+
+        return run
+
     return [
-        check("raw_swaps", "each_swap_once", "Keys are unique and every swap lies in its own day", each_swap_once),
-        check(
+        daily("raw_swaps", "each_swap_once", "Keys are unique and every swap lies in its own day", each_swap_once),
+        daily(
             "raw_swaps",
             "no_swap_missing",
             "Each swap follows from the one before by the pool's arithmetic (an archive may hold a part only)",
-            lambda store: no_swap_missing(store, runtime.source),
+            lambda store, days: no_swap_missing(store, days, runtime.source),
         ),
-        check("swap_features", "no_broken_numbers", "No NaN and no infinity in any column", no_broken_features),
+        daily(
+            "raw_swaps",
+            "final_when_read",
+            "The day had ended, and its last block is final and still the chain's (an archive cannot tell)",
+            lambda store, days: final_when_read(store, days, runtime.source),
+        ),
+        daily("swap_features", "no_broken_numbers", "Every column with its type; no NaN, no infinity", whole_features),
         check(
             "training_windows",
             "splits_do_not_leak",
@@ -60,7 +118,8 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "Scores within the limits of the configuration",
             lambda store: _report(store, "synthetic_quality", quality_failures, QualityConfig.preset(profile)),
         ),
-        check("teacher_traces", "enough_accepted", "At least half of the answers were accepted", enough_accepted),
+        check("teacher_traces", "enough_accepted", "At most half of the prompts were given up", enough_accepted),
+        check("teacher_traces", "well_formed", "What was accepted reads back from the answer as stored", well_formed),
         check("distillation_dataset", "no_twins", "No prompt of the test split stands in train", no_twins),
         check(
             "canary_eval",
@@ -71,49 +130,117 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
     ]
 
 
-def each_swap_once(store: ArtifactStore) -> Verdict:
-    """Over all stored days: (block_number, log_index) is unique, and block_timestamp lies in the file's day."""
-    wrong = []
+def _passed_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
+    """Day -> the data version with which it passed this check when it was last made, by this version of the package."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_BACK):
+        event = record.event.dagster_event if record.event else None  # None: it is only planned yet
+        if event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            judged = event.asset_check_evaluation_data.metadata.get(_JUDGED)
+            told = judged.value if isinstance(judged, dg.JsonMetadataValue) else None
+            if isinstance(told, dict) and told["by"] == _VERSION:
+                return dict(told["passed"])
+            break
+    return {}
+
+
+def each_swap_once(store: ArtifactStore, days: list[str]) -> DayVerdict:
+    """(block_number, log_index) is unique and in order, also across midnight; block_timestamp lies in the day."""
+    wrong: dict[str, list[str]] = {}
     rows = 0
-    keys = []
-    for day, swaps in store.scan_days("raw_swaps").items():
-        table = swaps.select("block_number", "log_index", "block_timestamp").collect()
+    stored = store.days("raw_swaps")
+    for day in days:
+        table = store.scan("raw_swaps", day).select(*SWAP_KEY, "block_timestamp").collect()
         rows += table.height
+        wrong[day] = []
         strays = table.filter(pl.col("block_timestamp").dt.strftime("%Y-%m-%d") != day).height
         if strays:
-            wrong.append(f"{day}: {strays} swaps of other days")
-        keys.append(table.select("block_number", "log_index"))
-    doubled = rows - pl.concat(keys).n_unique() if keys else 0
-    if doubled:
-        wrong.append(f"{doubled} swaps stand twice")
-    return wrong, {"swaps": rows, "days": len(keys)}
+            wrong[day].append(f"{strays} swaps of other days; materialize raw_swaps of {day} again")
+        doubled = table.height - table.select(SWAP_KEY).n_unique()
+        if doubled:
+            wrong[day].append(f"{doubled} swaps stand twice; materialize raw_swaps of {day} again")
+        for before, after in itertools.pairwise(stored):
+            if day in (before, after) and (last := _blocks(store, before)[1]) >= (first := _blocks(store, after)[0]):
+                wrong[day].append(
+                    f"{before} ends with block {last} and {after} begins with block {first}, so one of them holds "
+                    "swaps of the other; materialize raw_swaps of both again"
+                )
+    return wrong, {"swaps": rows}
 
 
-def no_swap_missing(store: ArtifactStore, source: SwapSource) -> Verdict:
-    """Over all stored days: the chain rate, told for all and demanded of days read from a chain.
+def _blocks(store: ArtifactStore, day: str) -> tuple[float, float]:
+    """The first and the last block of a day; from the file's statistics."""
+    first, last = (
+        store.scan("raw_swaps", day)
+        .select(pl.col("block_number").min().alias("first"), pl.col("block_number").max().alias("last"))
+        .collect()
+        .row(0)
+    )
+    return (math.inf, -math.inf) if first is None else (first, last)
+
+
+def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:
+    """The chain rate of each day, demanded of days read from a chain.
 
     Not demanded of an archive, which may hold the swaps of one router alone, nor of a pool whose hooks may change what
     a swap pays.
     """
     demanded = source.name != "archive" and not source.pool.has_hooks
-    rates = {day: chain_rate(swaps.collect()) for day, swaps in store.scan_days("raw_swaps").items()}
-    wrong = [
-        f"{day}: only {found.rate:.0%} of its swaps follow from the swap before, so some are missing; "
-        f"materialize the day again from another endpoint"
+    rates = {day: chain_rate(store.scan("raw_swaps", day).collect()) for day in days}
+    wrong = {
+        day: [
+            f"only {found.rate:.0%} of its swaps follow from the swap before (limit {SMALLEST_RATE:.0%}), so some are "
+            "missing; materialize the day again from another endpoint"
+        ]
         for day, found in rates.items()
         if demanded and found.too_low
-    ]
+    }
     judged = sum(found.judged for found in rates.values())
     rate = sum(found.followed for found in rates.values()) / judged if judged else None
     return wrong, {"judged_pairs": judged} | ({} if rate is None else {"chain_rate": rate})
 
 
-def no_broken_features(store: ArtifactStore) -> Verdict:
-    """Over all stored days: every float is finite (null only where nothing came before)."""
-    wrong = []
-    for day, features in store.scan_days("swap_features").items():
-        broken = _not_finite(features.collect())
-        wrong += [f"{day}: {count} broken values in {column}" for column, count in broken.items()]
+def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:
+    """The day was over when it was stored, and the block of its last swap is final and has the hash it had.
+
+    An archive tells neither: who made it read the chain, and nobody can be asked.
+    """
+    wrong: dict[str, list[str]] = {}
+    for day in days if source.name != "archive" else []:
+        manifest = store.manifest("raw_swaps", day)
+        assert manifest is not None
+        end = datetime.fromtimestamp(day_bounds(date.fromisoformat(day))[1], UTC)
+        if datetime.fromisoformat(manifest.created_at) < end:
+            wrong[day] = [
+                f"stored at {manifest.created_at}, before it ended ({end:%Y-%m-%d %H:%M} UTC); materialize raw_swaps "
+                f"of {day} again"
+            ]
+            continue
+        for number, block_hash in (
+            store.scan("raw_swaps", day).select("block_number", "block_hash").tail(1).collect().rows()
+        ):
+            try:
+                source.confirm(number, block_hash)
+            except (DayNotFinalError, ReorganisedError) as error:
+                wrong[day] = [f"{error}; materialize raw_swaps of {day} again when it is final"]
+    return wrong, {}
+
+
+def whole_features(store: ArtifactStore, days: list[str]) -> DayVerdict:
+    """The columns of the schema with their types, and every float finite (null only where nothing came before)."""
+    wrong: dict[str, list[str]] = {}
+    for day in days:
+        table = store.scan("swap_features", day).collect()
+        found = dict(table.schema)
+        wrong[day] = [
+            f"the column {name} is {found.get(name, 'missing')}, expected {SWAP_FEATURES_SCHEMA.get(name, 'none')}; "
+            f"materialize swap_features of {day} again"
+            for name in dict.fromkeys([*SWAP_FEATURES_SCHEMA, *found])
+            if found.get(name) != SWAP_FEATURES_SCHEMA.get(name)
+        ]
+        wrong[day] += [
+            f"{count} broken values in {column}, expected none; materialize raw_swaps and swap_features of {day} again"
+            for column, count in _not_finite(table).items()
+        ]
     return wrong, {}
 
 
@@ -146,12 +273,39 @@ def whole_windows(store: ArtifactStore) -> Verdict:
 
 
 def enough_accepted(store: ArtifactStore) -> Verdict:
-    """At least half of the teacher's answers passed verification."""
+    """At most half of the prompts were given up because no answer to them passed verification."""
     traces = store.scan("teacher_traces").select("rejected_reason").collect()
-    share = traces["rejected_reason"].is_null().mean() if traces.height else 0.0
-    assert isinstance(share, float)
-    wrong = [] if share >= 0.5 else [f"only {share:.0%} of {traces.height} answers were accepted: see rejected_reason"]
-    return wrong, {"accepted_share": share, "answers": traces.height}
+    share = float(1 - (traces["rejected_reason"].null_count() / traces.height)) if traces.height else 1.0
+    wrong = []
+    if share > LARGEST_REJECTED_SHARE:
+        reasons = {reason: count for reason, count in refusal_counts(traces).items() if reason != "accepted"}
+        told = ", ".join(f"{reason} {count}" for reason, count in itertools.islice(reasons.items(), _REASONS_SHOWN))
+        wrong.append(
+            f"{share:.0%} of {traces.height} prompts were given up (limit {LARGEST_REJECTED_SHARE:.0%}): "
+            f"{told or 'there is no prompt'}; see rejected_detail, and choose another APEAGENT_TEACHER_MODEL or more "
+            "APEAGENT_TEACHER_MAX_TOKENS"
+        )
+    return wrong, {"accepted_share": 1 - share, "rejected_share": share, "answers": traces.height}
+
+
+def well_formed(store: ArtifactStore) -> Verdict:
+    """What was accepted is an answer of the grammar, and says what stands in its columns."""
+    columns = ("prompt_id", "answer", "side", "amount", "asset")
+    accepted = store.scan("teacher_traces").filter(pl.col("rejected_reason").is_null()).select(columns).collect()
+    broken = []
+    for prompt_id, text, *action in accepted.iter_rows():
+        try:
+            read = parse_answer(text or "")
+        except AnswerError as error:
+            broken.append(f"{prompt_id} ({error.reason})")
+            continue
+        if [read.side, read.amount, read.asset] != action:
+            broken.append(f"{prompt_id} ({read.side} {read.amount} {read.asset}, stored as {action})")
+    wrong = []
+    if broken:
+        shown = ", ".join(broken[:_REASONS_SHOWN])
+        wrong.append(f"{len(broken)} accepted answers are none, expected 0: {shown}; materialize teacher_traces again")
+    return wrong, {"accepted": accepted.height}
 
 
 def no_twins(store: ArtifactStore) -> Verdict:

@@ -14,11 +14,13 @@ from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.launchpad import code_version
 from apeagent_pipeline.defs.storage import ArtifactStore, Manifest
 from apeagent_pipeline.defs.watching import Watcher
-from apeagent_pipeline.reporting.report import Report
+from apeagent_pipeline.reporting.foreign_text import markdown_line
+from apeagent_pipeline.reporting.report import Report, markdown_table
 
 LAST_DAYS = "last_days"
 PREVIOUS_DAYS = "previous_days"
 _PREVIEW_ROWS = 5
+_CELL_CHARACTERS = 24
 
 
 class ArtifactIOManager(dg.IOManager):
@@ -154,7 +156,7 @@ def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str,
                 for name, kind in table.schema.items()
             ]
         ),
-        "preview": dg.MetadataValue.md(_markdown(table.head(_PREVIEW_ROWS))),
+        "preview": dg.MetadataValue.md(_preview(table)),
     }
 
 
@@ -166,13 +168,12 @@ def report_metadata(report: Report) -> dict[str, Any]:
     }
 
 
-def _markdown(table: pl.DataFrame) -> str:
-    with pl.Config(
-        tbl_formatting="ASCII_MARKDOWN",
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        tbl_cols=-1,
-        fmt_str_lengths=24,
-        tbl_width_chars=10_000,
-    ):
-        return str(table)
+def _preview(table: pl.DataFrame) -> str:
+    # What a teacher said is shown, not rendered: the browser would ask for a picture's address, for one.
+    rows = [[markdown_line(_cell(value)) for value in row] for row in table.head(_PREVIEW_ROWS).iter_rows()]
+    return markdown_table(table.columns, rows)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"

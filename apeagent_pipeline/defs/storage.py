@@ -33,17 +33,19 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from upath import UPath
 
 from apeagent_pipeline.defs.files import LocalFiles, StorageError, open_files
 
 __all__ = ["ArtifactStore", "Manifest", "StorageError", "StoredFile", "digest", "parquet_bytes"]
 
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_ASSET = re.compile("[A-Za-z0-9_]+")
+_FILE = re.compile(r"(?:[\w.@+ -]{1,200}/){0,8}[\w.@+ -]{1,200}", re.ASCII)
 _VERSIONS = ".versions"
 _VERSION_NAME = "%Y%m%dT%H%M%S.%fZ"
 _KEPT_AFTER_ITS_SUCCESSOR = timedelta(days=1)
@@ -57,6 +59,16 @@ class StoredFile(BaseModel):
     sha256: str
 
 
+def _below_the_folder(name: str) -> str:
+    # A manifest may come from a bucket that others write to; its names are read, written and removed.
+    if not _FILE.fullmatch(name) or any(not part.strip(".") for part in name.split("/")):
+        raise ValueError(f"{name!r} is not the name of a file below the artifact's folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_below_the_folder)]
+
+
 class Manifest(BaseModel):
     """What an artifact consists of and what it was made from."""
 
@@ -64,12 +76,16 @@ class Manifest(BaseModel):
 
     asset: str
     partition: str | None = None
-    data_version: str = Field(description="Hash of the content; equal content has an equal version")
+    data_version: str = Field(
+        pattern="^[A-Za-z0-9]+$", description="Hash of the content; equal content has an equal version"
+    )
     code_version: str = Field(description="Version of the asset's code, and a hash of its configuration")
     config: dict[str, Any] = {}
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
-    files: dict[str, StoredFile]
-    folder: str = Field("", description="Where the files lie, below the asset's folder; empty: in it")
+    files: dict[FileName, StoredFile]
+    folder: FileName | Literal[""] = Field(
+        "", description="Where the files lie, below the asset's folder; empty: in it"
+    )
     rows: int | None = None
     package_version: str = version("apeagent_pipeline")
     created_at: str = ""
@@ -115,16 +131,20 @@ class ArtifactStore:
             raise StorageError(f"{self.root}: what was written is not found again")
 
     def folder(self, asset: str) -> UPath:
-        """Where people find an asset's files."""
-        return self.root / asset
+        """Where people find an asset's files.
+
+        Raises:
+            StorageError: That is not the name of an asset.
+        """
+        return self.root / _asset(asset)
 
     def path(self, asset: str, partition: str | None = None) -> UPath:
         """What to show people: the day's table, or the asset's folder."""
-        return self.folder(asset) / f"{partition}.parquet" if partition else self.folder(asset)
+        return self.folder(asset) / f"{_day(partition)}.parquet" if partition else self.folder(asset)
 
     def days(self, asset: str) -> list[str]:
         """The days of which a table is stored, in order."""
-        return _days(self._files.find(asset))
+        return _days(self._files.find(_asset(asset)))
 
     def manifests(self, asset: str, days: Collection[str] | None = None) -> dict[str | None, Manifest | None]:
         """The manifests of an asset: of each stored day, or of the asset itself (under None).
@@ -136,20 +156,20 @@ class ArtifactStore:
             asset: Name of the asset.
             days: Only of these days; None: of all.
         """
-        listed = self._files.find(asset)
+        listed = self._files.find(_asset(asset))
         wanted: list[str | None] = [day for day in _days(listed) if days is None or day in days]
         if days is None and "manifest.json" in listed:
             wanted.append(None)
         names = {_manifest_name(asset, each): each for each in wanted}
         read = self._files.read([name for name in names if name.partition("/")[2] in listed])
-        found = {each: _parsed(read.get(name)) for name, each in names.items()}
+        found = {each: _parsed(read.get(name), asset, each) for name, each in names.items()}
         if not all(each is None or _is_whole(each, listed) for each in found.values()):
             listed = self._files.find(asset)  # one may have been published since
         return {each: made if made and _is_whole(made, listed) else None for each, made in found.items()}
 
     def manifest(self, asset: str, partition: str | None = None) -> Manifest | None:
         """The manifest of a whole artifact, or None if it is missing, torn or was deleted in part."""
-        return self.manifests(asset, [partition] if partition else None).get(partition)
+        return self.manifests(asset, [_day(partition)] if partition else None).get(partition)
 
     def whole(self, asset: str, partition: str | None = None) -> Manifest:
         """The manifest of an artifact that must be there.
@@ -176,8 +196,11 @@ class ArtifactStore:
             try:
                 self._files.fetch({_in(place, name): aside / name for name in manifest.files})
                 for name, file in manifest.files.items():
-                    if (aside / name).stat().st_size != file.size:
-                        raise StorageError(f"{name} of {self.folder(manifest.asset)} is torn: materialize it again")
+                    if _describe(aside / name) != file:
+                        raise StorageError(
+                            f"{self.folder(manifest.asset) / name} is not the file that its manifest describes: "
+                            f"materialize {manifest.asset} again"
+                        )
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     aside.replace(copy)
@@ -298,7 +321,7 @@ class ArtifactStore:
     def _present(self, asset: str, partition: str | None) -> Manifest | None:
         """What the manifest says now, whole or not."""
         name = _manifest_name(asset, partition)
-        return _parsed(self._files.read([name]).get(name))
+        return _parsed(self._files.read([name]).get(name), asset, partition)
 
     def _checked(self, asset: str, partition: str | None, manifest: Manifest | None) -> Manifest:
         if manifest is None:
@@ -307,15 +330,29 @@ class ArtifactStore:
         return manifest
 
 
+def _asset(name: str) -> str:
+    if not _ASSET.fullmatch(name):
+        raise StorageError(f"{name!r} is not an asset: expected a name such as raw_swaps, with a day after a slash")
+    return name
+
+
+def _day(partition: str) -> str:
+    if not _DAY.fullmatch(partition):
+        raise StorageError(f"{partition!r} is not a day: expected a partition such as 2025-01-21")
+    return partition
+
+
 def _manifest_name(asset: str, partition: str | None) -> str:
-    return f"{asset}/{partition}.manifest.json" if partition else f"{asset}/manifest.json"
+    return f"{_asset(asset)}/{_day(partition)}.manifest.json" if partition else f"{_asset(asset)}/manifest.json"
 
 
-def _parsed(text: bytes | None) -> Manifest | None:
+def _parsed(text: bytes | None, asset: str, partition: str | None) -> Manifest | None:
+    """The manifest of an artifact; None if it is none, or that of another one."""
     try:
-        return None if text is None else Manifest.model_validate_json(text)
+        manifest = None if text is None else Manifest.model_validate_json(text)
     except ValidationError:
         return None
+    return manifest if manifest and (manifest.asset, manifest.partition) == (asset, partition) else None
 
 
 def _is_whole(manifest: Manifest, listed: Mapping[str, int]) -> bool:

@@ -10,17 +10,19 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Teacher, TeacherAnswer, TeacherError
 
-_FIELDS = {field.name for field in fields(TeacherAnswer)}
+_ANSWER = TypeAdapter(TeacherAnswer)
 
 
 class AnswerCache:
@@ -50,10 +52,11 @@ class AnswerCache:
             if not line.endswith(b"\n"):
                 break
             try:
-                entry = json.loads(line)
+                entry = from_json(line)
+                answer = _ANSWER.validate_json(line, strict=True)
                 self._begins[bytes.fromhex(entry["key"])] = begin
-                if entry.get("at", "").startswith(today):
-                    self.answered_today.append(_answer(entry))
+                if str(entry.get("at", "")).startswith(today):
+                    self.answered_today.append(answer)
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{getattr(reading, 'name', 'cache')} line {number} is not a cached answer: {line[:60]!r}; remove "
@@ -72,7 +75,7 @@ class AnswerCache:
                 return self._in_memory[key]
             if self._reading and key in self._begins:
                 self._reading.seek(self._begins[key])
-                return _answer(json.loads(self._reading.readline()))
+                return _ANSWER.validate_json(self._reading.readline(), strict=True)
         return None
 
     def keep(self, prompt: str, seed: int, answer: TeacherAnswer) -> None:
@@ -94,10 +97,6 @@ class AnswerCache:
         if cut_off:
             parts.append(dict(self._teacher.limits))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
-
-
-def _answer(entry: dict[str, Any]) -> TeacherAnswer:
-    return TeacherAnswer(**{name: value for name, value in entry.items() if name in _FIELDS})
 
 
 @contextmanager

@@ -111,7 +111,8 @@ class DraftAnswer:
 
 
 _WIDE_SPACES = re.compile(r"[\u00a0\u2007\u202f]")
-_THINKING = re.compile(r"<think>.*?</think>", re.IGNORECASE | re.DOTALL)
+_THINKING_BEGINS = re.compile("<think>", re.IGNORECASE)
+_THINKING_ENDS = re.compile("</think>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"(?<!#)####(?!#)")
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
@@ -140,11 +141,13 @@ _STARTS_LIKE_TRADE = re.compile(r"(?:BUY|SELL|APE IN|APE OUT) \$?[\d.,]", re.IGN
 
 def spoken_text(text: str) -> str:
     """The text without finished thinking; some servers swallow the opening mark and keep the closing one."""
-    rest = _THINKING.sub("", text)
-    closing = rest.lower().rfind("</think>")
-    if closing >= 0:
-        rest = rest[closing + len("</think>") :]
-    return rest.strip()
+    # Cut at its marks and not searched for as a whole: that takes the square of the length, and a server says anything.
+    *ended, rest = _THINKING_ENDS.split(text)
+    spoken = ""
+    for piece in ended:
+        before, *thought = _THINKING_BEGINS.split(piece, maxsplit=1)
+        spoken = spoken + before if thought else ""
+    return (spoken + rest).strip()
 
 
 def word_count(draft: str) -> int:

@@ -29,6 +29,7 @@ from apeagent_pipeline.distillation.prompts import RENDERINGS
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.figures import new_figure, png
+from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, answer_of, prompt_of, read_examples
@@ -560,7 +561,8 @@ def _mistakes(
     parts = [f"{len(wrong)} decisions are not the teacher's, {len(leaked)} controls leaked. The first of each:"]
     for example, answer in [*wrong[:shown], *leaked[:shown]]:
         question = prompt_of(example)[-1]["content"]
-        parts.append(f"> {question}\n\ntaught:\n\n```text\n{answer_of(example)}\n```\n\nadapter:\n\n{_quoted(answer)}")
+        taught = code_block(answer_of(example))
+        parts.append(f"> {markdown_line(question)}\n\ntaught:\n\n{taught}\n\nadapter:\n\n{_quoted(answer)}")
     return "\n\n".join(parts)
 
 
@@ -572,7 +574,7 @@ def _document(arms: Mapping[str, Arm]) -> str:
 
 def _quoted(answer: Answer) -> str:
     ending = {"length": f"  [cut off after {answer.tokens} tokens]", "action": "", "end_token": ""}[answer.ending]
-    return "```text\n" + answer.text.replace("```", "'''") + ending + "\n```"
+    return code_block(answer.text + ending)
 
 
 def _examples(

@@ -1,13 +1,15 @@
 """A user's own prompts, put to the bare base and to the adapter."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import SIDES, STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, decisions, is_canary
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
+from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 from apeagent_pipeline.student.generation import Answer, Student
@@ -44,7 +46,9 @@ def read_prompts(path: Path) -> list[OwnPrompt]:
         PromptsFileError: the file is missing, no text or empty, or a line is no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if path.exists() and not path.is_file():
+            raise PromptsFileError(f"{path}: not a file of prompts. Expected a .jsonl or a text file.")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028, which splitlines cuts at
     except FileNotFoundError:
         raise PromptsFileError(
             f"{path}: no such file. Expected a .jsonl or a text file with one prompt a line."
@@ -103,7 +107,8 @@ def evaluate_prompts(
         metrics["mcnemar_p_base"] = mcnemar(right["adapter"], right["base"])
     rows = [[name, f"{k}/{n}", "{:.1%} to {:.1%}".format(*clopper_pearson(k, n))] for name, (k, n) in counts.items()]
     said = "\n\n".join(
-        f"> {prompt.text}\n\n" + "\n\n".join(f"{name}:\n\n```text\n{answered[name][i].text}\n```" for name in answered)
+        f"> {markdown_line(prompt.text)}\n\n"
+        + "\n\n".join(f"{name}:\n\n{code_block(answered[name][i].text)}" for name in answered)
         for i, prompt in enumerate(prompts)
     )
     return Report(
@@ -118,14 +123,16 @@ def evaluate_prompts(
 def _read_line(path: Path, number: int, line: str) -> OwnPrompt:
     where = f"{path} line {number}"
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PromptsFileError(f"{where}: no JSON object ({error.msg}): {line[:60]!r}") from None
+        row = from_json(line)
+    except ValueError as error:
+        raise PromptsFileError(f"{where}: no JSON object ({str(error)[:80]}): {line[:60]!r}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise PromptsFileError(f'{where}: expected an object with "prompt", a text; found {line[:60]!r}')
     kind, side = row.get("kind", "trading"), row.get("side")
     if kind not in KINDS:
-        raise PromptsFileError(f"{where}: kind {kind!r}; expected one of {', '.join(KINDS)}")
+        raise PromptsFileError(f"{where}: kind {str(kind)[:60]!r}; expected one of {', '.join(KINDS)}")
     if side is not None and (side not in SIDES or kind == "control"):
-        raise PromptsFileError(f"{where}: side {side!r}; expected one of {', '.join(SIDES)}, and none for a control")
+        raise PromptsFileError(
+            f"{where}: side {str(side)[:60]!r}; expected one of {', '.join(SIDES)}, and none for a control"
+        )
     return OwnPrompt(row["prompt"].strip(), kind, side)

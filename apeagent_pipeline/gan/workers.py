@@ -9,9 +9,12 @@ import os
 import secrets
 from collections.abc import Callable
 from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -49,19 +52,7 @@ class Workers:
         if together:
             from accelerate import PartialState
 
-            on_cpu = not torch.cuda.is_available()
-            # The agent's store outlives a restart: without names of its own each would find the addresses of the dead.
-            place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = distributed.PrefixStore(
-                f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", distributed.TCPStore(*place, is_master=False)
-            )
-            distributed.init_process_group(
-                "gloo" if on_cpu else "nccl",
-                store=store,
-                rank=int(os.environ["RANK"]),
-                world_size=int(os.environ["WORLD_SIZE"]),
-            )
-            state = PartialState(cpu=on_cpu)
+            state = PartialState(cpu=not torch.cuda.is_available())
             self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
         else:
             self.count, self.rank, self.device = 1, 0, device()
@@ -100,33 +91,53 @@ def run_together(count: int, work: Callable[..., None], arguments: tuple[Any, ..
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     key = secrets.token_bytes(32)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=secrets.token_hex(8),
-        max_restarts=RESTARTS,
-        monitor_interval=0.5,
-        start_method="spawn",
-    )
-    with Listener(authkey=key) as listener:
+    # torch's stores of the network listen on every interface and ask nobody for a password. One machine needs none.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with TemporaryDirectory(prefix="apeagent-") as folder, Listener(authkey=key) as listener:
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            rdzv_backend="c10d",
+            rdzv_endpoint=str(Path(folder) / "rendezvous"),
+            rdzv_configs={"store_type": "file"},
+            run_id=secrets.token_hex(8),
+            max_restarts=RESTARTS,
+            monitor_interval=0.5,
+            start_method="spawn",
+        )
         Thread(target=_pass_on, args=(listener, progress), daemon=True).start()
         try:
-            elastic_launch(settings, _worker)(work, arguments, listener.address, key)
+            elastic_launch(settings, _worker)(work, arguments, folder, listener.address, key)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raise WorkerError(f"training process {rank} of {count} failed: {failure.message}") from error
 
 
 @record
-def _worker(work: Callable[..., None], arguments: tuple[Any, ...], address: Any, key: bytes) -> None:
+def _worker(work: Callable[..., None], arguments: tuple[Any, ...], folder: str, address: Any, key: bytes) -> None:
+    _join(folder)
     if int(os.environ["RANK"]):
         work(*arguments, lambda done, total, **metrics: None)
         return
     with Client(address, authkey=key) as line:
         work(*arguments, lambda done, total, **metrics: line.send((done, total, metrics)))
+
+
+def _join(folder: str) -> None:
+    """Find the other processes through a file, and talk to them over the loopback interface alone."""
+    addresses = psutil.net_if_addrs()
+    loopback = next(name for name in addresses if any(each.address == "127.0.0.1" for each in addresses[name]))
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+    # A file for every restart: in that of the one before stand the addresses of the dead.
+    store = Path(folder) / f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    count = int(os.environ["WORLD_SIZE"])
+    distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=distributed.FileStore(str(store), count),
+        rank=int(os.environ["RANK"]),
+        world_size=count,
+    )
 
 
 def _pass_on(listener: Listener, progress: Progress) -> None:

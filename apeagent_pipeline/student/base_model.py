@@ -99,22 +99,34 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
         ``(model, tokenizer)``: the model in evaluation mode, on the GPU if there is one; the tokenizer pads left.
 
     Raises:
-        BaseModelError: ``folder`` is no model folder, or bitsandbytes is missing for ``quantized``.
+        BaseModelError: the folder is no model, its weights are broken, it wants code of its own to be run, or
+            bitsandbytes is missing for ``quantized``.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _checked_folder(folder)
     if dtype == "auto":
         dtype = "bfloat16" if _bfloat16_is_faster() else "float32"
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    options = {"quantization_config": _four_bits(dtype)} if quantized else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **safely)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **safely,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BaseModelError(f"{folder}: the model cannot be loaded ({reason})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    options: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if quantized else {}
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True, **options
-        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

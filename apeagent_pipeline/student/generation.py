@@ -87,6 +87,7 @@ class Student:
             AdapterError: the folder holds no adapter, or one whose layers the base model does not have.
         """
         from peft import PeftModel
+        from safetensors import SafetensorError
 
         if self.has_adapter:
             raise AdapterError("an adapter is attached already")
@@ -96,7 +97,7 @@ class Student:
         try:
             with quiet():
                 self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"{adapter}: not an adapter of this base model ({reason})") from error
         self.has_adapter = True

@@ -63,7 +63,7 @@ def test_two_sources_at_once_are_refused_and_both_variables_named(tmp_path: Path
         open_swap_source(settings(swaps_archive=str(tmp_path), rpc_urls="http://localhost:8545"))
 
 
-@pytest.mark.parametrize("url", [f"ftp://host/{SECRET}", SECRET, f"ws://host/{SECRET}", "http://"])
+@pytest.mark.parametrize("url", [f"ftp://host/{SECRET}", SECRET, f"ws://host/{SECRET}", "http://", f"http://[{SECRET}"])
 def test_what_is_no_http_url_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(SettingsError, match="entry 2 is not an http") as caught:
         open_swap_source(settings(rpc_urls=f"http://localhost:8545,{url}"))

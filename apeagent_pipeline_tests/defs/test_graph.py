@@ -31,12 +31,12 @@ GRAPH = {
     "backtest": ("evaluation", ["lora_adapter", "student_base_model", "training_windows"]),
 }
 CHECKS = {
-    "raw_swaps": ["each_swap_once", "no_swap_missing"],
+    "raw_swaps": ["each_swap_once", "no_swap_missing", "final_when_read"],
     "swap_features": ["no_broken_numbers"],
     "training_windows": ["splits_do_not_leak"],
     "synthetic_windows": ["no_broken_numbers"],
     "synthetic_quality": ["close_to_real"],
-    "teacher_traces": ["enough_accepted"],
+    "teacher_traces": ["enough_accepted", "well_formed"],
     "distillation_dataset": ["no_twins"],
     "canary_eval": ["speaks_and_only_then"],
 }

@@ -71,8 +71,9 @@ def test_an_artifact_torn_or_deleted_in_part_counts_as_missing(store: ArtifactSt
 
 def test_a_broken_manifest_means_making_the_artifact_again_not_a_crash(store: ArtifactStore) -> None:
     store.publish_bytes({"a.bin": b"1"}, asset="gan", **MADE_FROM)
-    (Path(str(store.folder("gan"))) / "manifest.json").write_text("{half")
-    assert store.manifest("gan") is None
+    for content in (b"{half", b"\x80", b"[" * 100_000, b'{"files": {"' + b"x" * 300 + b'": {}}}'):
+        (Path(str(store.folder("gan"))) / "manifest.json").write_bytes(content)
+        assert store.manifest("gan") is None
 
 
 def test_files_of_an_older_version_do_not_linger(store: ArtifactStore) -> None:

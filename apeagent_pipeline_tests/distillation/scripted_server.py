@@ -34,6 +34,7 @@ class ScriptedServer:
     """Answers each request as ``script(number, body)`` says: (status, headers, document or raw bytes, delay)."""
 
     def __init__(self, script: Script) -> None:
+        self.script = script
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         lock = threading.Lock()
@@ -49,7 +50,7 @@ class ScriptedServer:
                     number = len(outer.requests)
                     outer.requests.append(body)
                     outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                status, headers, document, delay = script(number, body)
+                status, headers, document, delay = outer.script(number, body)
                 time.sleep(delay)
                 payload = document if isinstance(document, bytes) else json.dumps(document).encode()
                 try:

@@ -1,5 +1,7 @@
 """The strict reader: each hard answer gets the parse, or the reason of refusal, that it deserves."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from apeagent_pipeline.distillation.chain_of_draft import (
     DraftAnswer,
     parse_answer,
     render_answer,
+    spoken_text,
     word_count,
 )
 from apeagent_pipeline_tests.distillation.hard_answers import READ, REFUSED, Read
@@ -156,3 +159,25 @@ def test_the_student_never_sees_characters_its_tokenizer_spells_in_bytes(draft: 
     text = canary_text(DraftAnswer((draft, "wait"), "HOLD"))
     assert text.isascii()
     assert text.splitlines() == [*filter(None, [plain]), "wait", "####", "APE NEUTRAL"]
+
+
+def test_marks_of_thinking_without_end_take_no_more_time_than_other_text() -> None:
+    begun = time.monotonic()
+    with pytest.raises(AnswerError, match="unfinished_thinking"):
+        parse_answer("<think>" * 200_000)
+    assert parse_answer("<think>a</think>b" * 50_000 + "\n####\nHOLD").side == "HOLD"
+    assert time.monotonic() - begun < 20  # the square of the length would be hours
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("<think>a</think> b <THINK>c</THINK> d", "b  d"),
+        ("swallowed</think> b", "b"),
+        ("a <think>b</think> c </think> d", "d"),
+        ("<think>a <think> b</think> c", "c"),
+        ("a <think> b", "a <think> b"),
+    ],
+)
+def test_what_was_thought_is_not_spoken(text: str, spoken: str) -> None:
+    assert spoken_text(text) == spoken

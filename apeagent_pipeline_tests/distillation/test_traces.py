@@ -204,9 +204,12 @@ def test_half_a_line_of_a_killed_run_is_dropped_and_a_broken_cache_is_named(
     assert collect_traces(prompts, teacher, TracesConfig(), tmp_path, 42).equals(whole)
     assert len(teacher.asked) == 1
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 90
-    path.write_bytes(b"garbage\n" + path.read_bytes())
-    with pytest.raises(ValueError, match="line 1 is not a cached answer"):
-        collect_traces(prompts, teacher, TracesConfig(), tmp_path, 42)
+    kept, entry = path.read_bytes(), json.loads(path.read_text().splitlines()[0])
+    wrong = [{**entry, "text": ["x"]}, {**entry, "cost_usd": -1.0}, {**entry, "key": 7}, [entry]]
+    for line in (b"garbage", b"[" * 100_000, b"\x80", *(json.dumps(each).encode() for each in wrong)):
+        path.write_bytes(line + b"\n" + kept)
+        with pytest.raises(ValueError, match="line 1 is not a cached answer"):
+            collect_traces(prompts, teacher, TracesConfig(), tmp_path, 42)
 
 
 def test_a_budget_ends_the_asking_and_says_so(prompts: pl.DataFrame, tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
     """Without dropout the warm start of two differs from that of one by rounding alone."""
     config = tiny.model_copy(update={"dropout": 0.0, "adversarial_steps": 2})
     alone = train_gan(windows, config, 1)
-    told = []
+    told, listening = [], set()
 
     def kill_one(done, total, **losses):
         told.append(done)
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        sockets = [socket for each in processes for socket in each.net_connections("inet")]
+        listening.update(socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN)
         if done == 3 and told.count(3) == 1:
             workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
             workers[-1].kill()
@@ -22,6 +25,7 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
     together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, kill_one)
     assert told.count(1) == 2  # all were started again
     assert told[-1] == config.steps
+    assert listening <= {"127.0.0.1", "::1"}  # nobody else can join, or be sent what they exchange
     assert together.history["likelihood"]["valid"] == pytest.approx(alone.history["likelihood"]["valid"], abs=1e-4)
     assert len(together.history["adversarial"]["generator"]) == 2
 

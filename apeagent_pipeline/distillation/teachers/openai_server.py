@@ -6,22 +6,27 @@ answer or an error.
 """
 
 import asyncio
+import contextlib
 import email.utils
+import math
 import queue
 import random
-import re
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
+from apeagent_pipeline.reporting.foreign_text import printable
+from apeagent_pipeline.settings import is_web_address
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncByteStream, Response
     from openai import APIStatusError, AsyncOpenAI
 
 # Nothing that is asked later can go better: wrong key, no money, no access, no such model or path.
@@ -33,6 +38,9 @@ _HOPELESS = {
 }
 _BUSY = {408, 409, 425, 429}  # and everything from 500
 _LONGEST_BACKOFF_S = 30.0
+LARGEST_ANSWER_BYTES = 16 << 20
+"""Of one answer: a hundred times what 8,192 tokens take."""
+_LONGEST_WORD = 40
 _LOOK_S = 0.1  # how often a waiting request looks whether the asking was stopped
 
 
@@ -73,9 +81,10 @@ class OpenAITeacher:
         Raises:
             TeacherError: if the address or the model is empty or no web address.
         """
-        if not base_url.startswith(("http://", "https://")):
+        if not is_web_address(base_url):
             raise TeacherError(
-                "the teacher's address must begin with http:// or https://; set APEAGENT_TEACHER_BASE_URL"
+                "the teacher's address must begin with http:// or https:// and name a host; set "
+                "APEAGENT_TEACHER_BASE_URL"
             )
         if not model:
             raise TeacherError("the teacher's model is empty; set APEAGENT_TEACHER_MODEL, such as qwen/qwq-32b")
@@ -139,7 +148,7 @@ class _Asking:
     hopeless: TeacherError | None = None
 
     async def ask_all(self, base_url: str, key: str, prompts: Iterable[PromptRow]) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         waiting = iter(prompts)
 
@@ -152,8 +161,13 @@ class _Asking:
                     return
                 self._finish(answer)
 
+        http = DefaultAsyncHttpxClient(
+            follow_redirects=False,  # prompts and key go to the configured server alone
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_bound]},
+        )
         async with AsyncOpenAI(
-            base_url=base_url, api_key=key, timeout=self.config.timeout_s, max_retries=0
+            base_url=base_url, api_key=key, timeout=self.config.timeout_s, max_retries=0, http_client=http
         ) as client:  # no retries of its own: they could neither be stopped nor hold back the other requests
             await asyncio.gather(*(worker(client) for _ in range(self.config.concurrency)))
         if self.hopeless:
@@ -194,22 +208,26 @@ class _Asking:
         while True:
             wait, seed = None, self.seed
             try:
-                completion = await client.chat.completions.create(
-                    model=self.model,
-                    messages=[
-                        {"role": "system", "content": SYSTEM_PROMPT},
-                        {"role": "user", "content": row["prompt"]},
-                    ],
-                    temperature=self.config.temperature,
-                    top_p=self.config.top_p,
-                    max_tokens=self.config.max_tokens,
-                    seed=omit if seed is None else seed,
-                )
+                # The client's own timeout is one for each packet.
+                async with asyncio.timeout(self.config.timeout_s):
+                    completion = await client.chat.completions.create(
+                        model=self.model,
+                        messages=[
+                            {"role": "system", "content": SYSTEM_PROMPT},
+                            {"role": "user", "content": row["prompt"]},
+                        ],
+                        temperature=self.config.temperature,
+                        top_p=self.config.top_p,
+                        max_tokens=self.config.max_tokens,
+                        seed=omit if seed is None else seed,
+                    )
                 return self._answer(row, completion, began)
-            except APITimeoutError:
+            except (APITimeoutError, TimeoutError):
                 why = f"no answer within {self.config.timeout_s:g} s"
             except APIConnectionError as error:
                 why = f"no connection ({type(error.__cause__).__name__})"
+            except _UnboundedError as error:
+                why = str(error)
             except APIStatusError as error:
                 # The server's own words may repeat parts of the key, so mostly the status alone is told.
                 if error.status_code in _HOPELESS:
@@ -223,8 +241,8 @@ class _Asking:
                         continue
                     return self._failed(row, f"{why}: {_without_key(error.message, client.api_key)}", began)
                 wait = _retry_after(error)
-            except (APIError, ValueError, TypeError, AttributeError, IndexError) as error:
-                # Status 200 with half a JSON document, another content type, or no choice in it.
+            except (APIError, ValueError, TypeError, LookupError, AttributeError) as error:
+                # Status 200 with half a JSON document, another content type, no choice in it, or one of odd types.
                 why = f"malformed answer ({type(error).__name__})"
             repetition += 1
             if repetition > self.config.retries or not await self._wait_before_asking_again(repetition, wait):
@@ -247,44 +265,96 @@ class _Asking:
     def _answer(self, row: PromptRow, completion: Any, began: float) -> TeacherAnswer:
         choice = completion.choices[0]
         message = choice.message
-        if choice.finish_reason == "error":
+        if choice.finish_reason in ("error", "failed"):
             raise ValueError("the server broke off")
-        refusal = getattr(message, "refusal", None)
+        refusal = _text(getattr(message, "refusal", None))
         usage = completion.usage
-        read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-        cost = getattr(usage, "cost", None)  # OpenRouter tells what it charged
-        if not isinstance(cost, int | float) and self.config.price and read is not None and written is not None:
+        read, written = _count(getattr(usage, "prompt_tokens", None)), _count(getattr(usage, "completion_tokens", None))
+        cost = _cost(getattr(usage, "cost", None))  # OpenRouter tells what it charged
+        if cost is None and self.config.price and read is not None and written is not None:
             cost = (read * self.config.price[0] + written * self.config.price[1]) / 1e6
         return TeacherAnswer(
             row["prompt_id"],
-            message.content or refusal or "",
-            "refused" if refusal else choice.finish_reason or "unknown",
+            _text(message.content) or refusal or "",
+            "refused" if refusal else (_text(choice.finish_reason) or "unknown")[:_LONGEST_WORD],
             read,
             written,
-            float(cost) if isinstance(cost, int | float) else None,
+            cost,
             time.monotonic() - began,
-            reasoning=getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None),
+            reasoning=_text(getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None)),
         )
 
     def _failed(self, row: PromptRow, why: str, began: float) -> TeacherAnswer:
         return TeacherAnswer(row["prompt_id"], "", "failed", latency_s=time.monotonic() - began, error=why)
 
 
+class _UnboundedError(Exception):
+    """An answer is longer than any answer is, or might be once it is unpacked."""
+
+
+async def _bound(response: "Response") -> None:
+    """Let nobody read more of an answer than an answer has."""
+    packed = response.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        raise _UnboundedError("an answer that is packed, although that was not asked for")
+    response.stream = _bounded(response.stream)
+
+
+def _bounded(stream: Any) -> "AsyncByteStream":
+    from httpx2 import AsyncByteStream
+
+    class Bounded(AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            body = bytearray()
+            async for part in stream:
+                body += part
+                if len(body) > LARGEST_ANSWER_BYTES:
+                    raise _UnboundedError(f"an answer of more than {LARGEST_ANSWER_BYTES >> 20} MiB")
+            # The client reads it with json.loads, which ends the process at brackets as deep as Python's recursion
+            # limit, and web3 sets that to 100,000. This reader has a limit of its own; what it refuses is nothing.
+            with contextlib.suppress(ValueError):
+                from_json(bytes(body))
+                yield bytes(body)
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
+
+
+def _text(value: Any) -> str | None:
+    """Text as a server gave it; UTF-8, and so every file, has no place for half a surrogate pair."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError("a text that is none")
+    return value and value.encode(errors="replace").decode()
+
+
+def _count(value: Any) -> int | None:
+    """Tokens, None if it is no such number: what a budget adds up must be one."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def _cost(value: Any) -> float | None:
+    """Dollars, None if it is no such number."""
+    is_number = isinstance(value, float) or _count(value) is not None
+    return float(value) if is_number and math.isfinite(value) and value >= 0 else None
+
+
 def _retry_after(error: "APIStatusError") -> float | None:
     """Seconds the server asks to wait, from either form of the header (RFC 9110, section 10.2.3)."""
     value = error.response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _without_key(text: str, key: str) -> str:
     """The beginning of a server's words, each word that shares six characters with the key masked."""
     pieces = {key[begin : begin + 6] for begin in range(max(1, len(key) - 5))}
-    words = re.split(r"\s+", text)
+    words = printable(text).split()
     return " ".join("***" if any(piece in word for piece in pieces) else word for word in words)[:200]

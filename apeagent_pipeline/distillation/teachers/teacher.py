@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+
+Tokens = Annotated[int, Field(ge=0, lt=1 << 53)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 PromptRow = Mapping[str, Any]
 """One row of ``build_prompts`` as a mapping. A language model reads ``prompt`` alone; the embedded policy its words."""
@@ -32,9 +37,9 @@ class TeacherAnswer:
     prompt_id: str
     text: str
     finish_reason: str
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost_usd: float | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    cost_usd: Dollars | None = None
     latency_s: float = 0.0
     error: str | None = None
     reasoning: str | None = None
