@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -44,8 +45,10 @@ HEAVY = ["torch", "transformers", "peft", "trl", "datasets", "accelerate", "web3
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    return build_graph(Settings(home=tmp_path_factory.mktemp("home")))
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    # Dagster asks the instance opened last, which another file's test may have left behind closed.
+    with dg.DagsterInstance.ephemeral():
+        yield build_graph(Settings(home=tmp_path_factory.mktemp("home")))
 
 
 def test_assets_have_the_designs_names_groups_and_dependencies(graph: Graph) -> None:

@@ -206,8 +206,9 @@ def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatc
     class Scripted:
         off = False
 
-        def __init__(self, base, adapter):
-            pass
+        @classmethod
+        def load(cls, base, adapter):
+            return cls()
 
         def answers(self, prompts, *, max_new_tokens):
             assert prompts[0][0]["role"] == "system"

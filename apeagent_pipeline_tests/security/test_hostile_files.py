@@ -179,8 +179,9 @@ def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
 
 def test_weights_changed_in_a_bucket_are_not_used(tmp_path: Path) -> None:
     store = ArtifactStore("memory://tampered", tmp_path / "cache")
-    store.publish_bytes({"adapter_model.safetensors": b"good"}, asset="lora_adapter", code_version="1")
-    (store.folder("lora_adapter") / "adapter_model.safetensors").write_bytes(b"evil")
+    made = store.publish_bytes({"adapter_model.safetensors": b"good"}, asset="lora_adapter", code_version="1")
+    for folder in (store.folder("lora_adapter"), store.folder("lora_adapter") / made.folder):
+        (folder / "adapter_model.safetensors").write_bytes(b"evil")
     for _ in range(2):
         with pytest.raises(StorageError, match=r"adapter_model\.safetensors is not the file that its manifest"):
             store.local_folder("lora_adapter")
