@@ -108,7 +108,7 @@ _BY_NAME = {template.name: template for template in TEMPLATES}
 class PromptsConfig(StateWords):
     """How many prompts, from which windows, in which words."""
 
-    train_prompts: int = Field(600, description="Prompts from the earliest conditions", ge=1)
+    train_prompts: int = Field(1200, description="Prompts from the earliest conditions", ge=1)
     valid_prompts: int = Field(70, description="Prompts from the conditions between train and test", ge=1)
     test_prompts: int = Field(130, description="Prompts from the latest conditions, with a reserve for refusals", ge=1)
     prompts_per_window: int = Field(4, description="At most so many prompts (portfolios) on one window", ge=1)
@@ -118,7 +118,10 @@ class PromptsConfig(StateWords):
         2.0, description="No condition is used this close before the next split, in time spans of a median window", ge=0
     )
     seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
-    plain_share: float = Field(0.1, description="Share of prompts in the plain sentence", ge=0, le=1)
+    plain_share: float = Field(
+        0.3, description="Share of train prompts in the plain sentence, which is harder to learn", ge=0, le=1
+    )
+    test_plain_share: float = Field(0.1, description="The same share of valid and test prompts", ge=0, le=1)
     held_out_share: float = Field(
         0.25, description="Share of digested test prompts in a wording train never saw", ge=0, le=1
     )
@@ -301,7 +304,7 @@ def _draw_templates(n: int, split: str, config: PromptsConfig, rng: np.random.Ge
         names = [t.name for t in TEMPLATES if t.rendering == rendering and t.held_out == held_out]
         return rng.choice(names, size=n)
 
-    plain = rng.uniform(size=n) < config.plain_share
+    plain = rng.uniform(size=n) < (config.plain_share if split == "train" else config.test_plain_share)
     unseen = (rng.uniform(size=n) < config.held_out_share) & (split == "test")
     digested = np.where(unseen, pick("digested", held_out=True), pick("digested", held_out=False))
     return list(np.where(plain, pick("plain", held_out=False), digested))

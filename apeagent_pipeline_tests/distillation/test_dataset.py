@@ -232,10 +232,13 @@ def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> No
             r"300 test trading examples are wanted \(their number is APEAGENT_EVAL_PROMPTS",
         ),
         (
-            DatasetConfig(n_valid=400, control_share=0.15),
+            DatasetConfig(n_train=100, n_valid=400, control_share=0.15),
             r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked",
         ),
-        (DatasetConfig(n_train=3000, control_share=0.15), r"2550 train trading examples are wanted, 600 usable traces"),
+        (
+            DatasetConfig(n_train=3000, control_share=0.15),
+            r"2550 train trading examples are wanted, 1200 usable traces",
+        ),
     ],
 )
 def test_too_few_traces_are_told_with_numbers_and_remedy(
@@ -269,6 +272,6 @@ def test_the_card_tells_teacher_counts_and_refusals(traces: pl.DataFrame) -> Non
     refused = traces.with_columns(rejected_reason=pl.when(last).then(pl.lit("no_separator")))
     card = build_dataset(refused, SIZES, 42).card
     assert "`rules`, the embedded rule-based policy (a documented rule, not a language model)" in card
-    assert "| no_separator | 6 | 0.8% |" in card
+    assert "| no_separator | 6 | 0.4% |" in card
     assert "| train | 272 | 272 |" in card
     assert "Licence" in card

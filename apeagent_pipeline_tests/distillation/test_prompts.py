@@ -87,7 +87,7 @@ def test_the_sentence_of_the_source_document_is_asked_word_for_word() -> None:
 
 def test_prompts_have_the_promised_columns_numbers_and_no_gaps(prompts: pl.DataFrame) -> None:
     assert prompts.schema == pl.Schema(PROMPTS_SCHEMA)
-    assert dict(prompts["split"].value_counts().iter_rows()) == {"train": 600, "valid": 70, "test": 130}
+    assert dict(prompts["split"].value_counts().iter_rows()) == {"train": 1200, "valid": 70, "test": 130}
     assert prompts.null_count().sum_horizontal()[0] == 0
     assert prompts["prompt_id"].is_unique().all()
     assert prompts["prompt"].is_unique().all()
@@ -138,13 +138,13 @@ def test_same_seed_same_prompts_and_another_seed_others(windows: pl.DataFrame, p
 
 
 def test_asking_for_more_prompts_keeps_those_already_paid_for(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
-    more = build_prompts(windows, PromptsConfig(test_prompts=200, train_prompts=650), 42)
+    more = build_prompts(windows, PromptsConfig(test_prompts=200, train_prompts=1210), 42)
     assert set(prompts["prompt_id"]) <= set(more["prompt_id"])
 
 
 def test_too_few_windows_are_told_with_numbers_and_remedy(window_factory: Callable[..., pl.DataFrame]) -> None:
     with pytest.raises(
-        ValueError, match=r"windows of the train split give \d+ prompts, 600 are wanted: sample at least \d+"
+        ValueError, match=r"windows of the train split give \d+ prompts, 1200 are wanted: sample at least \d+"
     ):
         build_prompts(window_factory(60), PromptsConfig(), 0)
     with pytest.raises(ValueError, match="distinct conditions cannot be split"):
