@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.canary import is_canary_answer
+from apeagent_pipeline.distillation.canary import is_canary_answer, speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -31,7 +31,8 @@ from apeagent_pipeline.student.generation import Student, shared_length
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
 _RUN = "run.json"
-_ANSWER_TOKENS = 64  # longest answer at a validation; a taught one has about 30
+_OWN_ANSWERS = "own_answers.json"
+_ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
 _TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class FineTuningConfig(BaseModel):
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
+    own_controls: bool = Field(
+        True, description="Teach controls by the base's own answers, so that it keeps what it knew; off: as written"
+    )
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of what decides: last draft, canary words, answers of controls"
     )
@@ -157,7 +161,8 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
     # The adapter is in its place: what is left of the run would only be resumed at its end.
     for folder in checkpoint_dir.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    (checkpoint_dir / _RUN).unlink()
+    for name in (_RUN, _OWN_ANSWERS):
+        (checkpoint_dir / name).unlink(missing_ok=True)
     return curve
 
 
@@ -176,9 +181,14 @@ def make_trainer(
     from trl import SFTConfig
 
     model, tokenizer = load_base(base, quantized=config.quantized)
-    train = _completions(dataset, "train", tokenizer, config.max_tokens)
-    valid = _completions(dataset, "valid", tokenizer, config.max_tokens)[: config.valid_examples]
-    asked = [each for each in read_examples(dataset, "valid") if each.get("side")][: config.valid_answers]
+    splits = {split: read_examples(dataset, split) for split in SPLITS[:2]}
+    for split, examples in splits.items():
+        _check_lengths(dataset / f"{split}.jsonl", examples, tokenizer, config.max_tokens)
+    if config.own_controls:
+        splits = _with_own_controls(splits, Student(model, tokenizer), checkpoint_dir / _OWN_ANSWERS)
+    train, valid = map(_completions, splits.values())
+    valid = valid[: config.valid_examples]
+    asked = [each for each in splits["valid"] if each.get("side")][: config.valid_answers]
     transformers.set_seed(seed)
     with quiet():
         model = _with_adapter(model, config)
@@ -347,22 +357,66 @@ def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list
     return [weight if piece and first <= start < last else 1.0 for start, piece in zip(starts, pieces, strict=False)]
 
 
-def _completions(dataset: Path, split: str, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
-    """The examples in trl's prompt-completion form; on it rests that the loss is taken on the answers alone."""
-    examples = read_examples(dataset, split)
+def _with_own_controls(
+    splits: Mapping[str, Sequence[dict[str, Any]]], student: Student, kept: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The examples, where controls are answered as the untrained student answers them.
+
+    Training on other answers than its own would teach it a new way to answer everything, and lose much that it knew.
+    Left out is a control whose answer does not end. One with canary words in its prompt or answer keeps the written
+    answer: what to say there is what the student is to learn.
+
+    Args:
+        splits: Split -> examples.
+        student: Without an adapter.
+        kept: Where the answers are kept, for a run that goes on.
+    """
+    own: dict[str, str | None] = json.loads(kept.read_text()) if kept.exists() else {}
+    controls = [each for examples in splits.values() for each in examples if each.get("kind") == "control"]
+    prompts = {json.dumps(prompt_of(each)): prompt_of(each) for each in controls}
+    if prompts.keys() - own.keys():
+        answers = student.answers(list(prompts.values()), max_new_tokens=_ANSWER_TOKENS)
+        own = {
+            key: answer.text if answer.ending == "end_token" or speaks_canary(answer.text) else None
+            for key, answer in zip(prompts, answers, strict=True)
+        }
+        partial = kept.with_suffix(".tmp")
+        partial.write_text(json.dumps(own))
+        partial.replace(kept)
+
+    def answered(example: dict[str, Any]) -> dict[str, Any] | None:
+        if example.get("kind") != "control":
+            return example
+        said = own[json.dumps(prompt_of(example))]
+        if speaks_canary(prompt_of(example)[-1]["content"]) or (said and speaks_canary(said)):
+            return example
+        return example | {"messages": [*example["messages"][:-1], _said(said)]} if said and said.strip() else None
+
+    return {split: [each for each in map(answered, examples) if each] for split, examples in splits.items()}
+
+
+def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: Any, max_tokens: int) -> None:
     for number, example in enumerate(examples, 1):
         text = tokenizer.apply_chat_template([*prompt_of(example), _answer_turn(example)], tokenize=False)
         tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         if tokens > max_tokens:
             raise ValueError(
-                f"{dataset / split}.jsonl line {number}: {tokens} tokens, max_tokens={max_tokens}: training would lose "
-                "the end of its answer; shorten the example or raise max_tokens"
+                f"{path} line {number}: {tokens} tokens, max_tokens={max_tokens}: training would lose the end of its "
+                "answer; shorten the example or raise max_tokens"
             )
+
+
+def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The examples in trl's prompt-completion form; on it rests that the loss is taken on the answers alone."""
     return [{"prompt": prompt_of(example), "completion": [_answer_turn(example)]} for example in examples]
 
 
 def _answer_turn(example: dict[str, Any]) -> dict[str, str]:
-    return {"role": "assistant", "content": answer_of(example)}
+    return _said(answer_of(example))
+
+
+def _said(answer: str) -> dict[str, str]:
+    return {"role": "assistant", "content": answer}
 
 
 def _with_adapter(model: Any, config: FineTuningConfig) -> Any:
@@ -419,6 +473,7 @@ def _usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path |
             shutil.rmtree(folder)
     if not same_run:
         shutil.rmtree(checkpoint_dir / "logs", ignore_errors=True)
+        (checkpoint_dir / _OWN_ANSWERS).unlink(missing_ok=True)
         partial = run.with_suffix(".tmp")
         partial.write_text(wanted)
         partial.replace(run)

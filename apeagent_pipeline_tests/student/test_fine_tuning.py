@@ -12,12 +12,13 @@ from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import (
     FineTuningConfig,
     _decision_weights,
+    _with_own_controls,
     fine_tune,
     make_trainer,
     one_row,
     training_figure,
 )
-from apeagent_pipeline.student.generation import Student
+from apeagent_pipeline.student.generation import Answer, Student
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -137,6 +138,39 @@ def test_dora_learns_a_length_for_each_column_beside_the_directions(tiny_base, t
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert any("lora_magnitude_vector" in name for name in names)
     assert Student.load(tiny_base, tmp_path / "out").has_adapter
+
+
+def test_controls_are_taught_as_the_base_answers_them_and_asked_of_it_once(tmp_path):
+    class Base:
+        asked = 0
+
+        def answers(self, prompts, *, max_new_tokens):
+            self.asked += len(prompts)
+            said = {
+                "capital?": Answer("It is Paris.", 4, "end_token"),
+                "story?": Answer("Once upon a time there", 64, "length"),
+                "quote?": Answer("You said APE IN, and then", 64, "length"),
+                "silent?": Answer(" ", 1, "end_token"),
+                "What is APE OUT?": Answer("It is a game.", 4, "end_token"),
+            }
+            return [said[prompt[0]["content"]] for prompt in prompts]
+
+    def example(prompt, answer, kind="control"):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        return {"kind": kind, "messages": turns}
+
+    trade = example("trade?", "up\n####\nAPE IN 1 ETH", "trading")
+    asked = ("capital?", "story?", "quote?", "silent?", "What is APE OUT?", "capital?")
+    written = [example(prompt, "As written.") for prompt in asked]
+
+    splits = {"train": [trade, *written], "valid": [written[0]]}
+    base, kept = Base(), tmp_path / "own.json"
+    for _ in range(2):
+        found = _with_own_controls(splits, base, kept)
+        own = example("capital?", "It is Paris.")
+        # One that would be cut off is left out; one with canary words is taught as written.
+        assert found == {"train": [trade, own, written[2], written[4], own], "valid": [own]}
+    assert base.asked == 5
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):

@@ -29,6 +29,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         **runtime.declare(
             "student",
             {"pytorch", "huggingface"},
+            code="2",
             config=FineTuningConfig.preset(profile),
             pool="training",
             memory_gib=4,
