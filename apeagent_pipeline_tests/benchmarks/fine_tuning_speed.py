@@ -47,21 +47,23 @@ def plain_trainer(base: Path, dataset: Path, lora: Any, config: FineTuningConfig
     )  # fmt: skip
 
 
-def measured(trainer: Any) -> tuple[float, list[float]]:
-    """Tokens a CPU second, and the loss of every step."""
-    steps: list[tuple[int, float]] = []
+def measured(trainer: Any) -> tuple[float, int, list[float]]:
+    """CPU seconds, tokens of prompts and answers if the batches are padded, and the loss of every step."""
+    seconds: list[float] = []
+    tokens: list[int] = []
     step = trainer.training_step
 
     def timed_step(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-        tokens, begun = int(inputs["attention_mask"].sum()), time.process_time()
+        tokens.append(int(inputs["attention_mask"].sum()))
+        begun = time.process_time()
         loss = step(model, inputs, *rest, **named)
-        steps.append((tokens, time.process_time() - begun))
+        seconds.append(time.process_time() - begun)
         return loss
 
     trainer.training_step = timed_step
     trainer.train()
-    tokens, seconds = (sum(column) for column in zip(*steps[1:], strict=True))
-    return tokens / seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return sum(seconds[1:]), sum(tokens[1:]), losses
 
 
 def peak(dtype: Any) -> float:
@@ -97,24 +99,28 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = FineTuningConfig(
-        steps=arguments.steps, decision_weight=1.0, valid_every=arguments.steps + 1, checkpoint_seconds=1e9
-    )
+        steps=arguments.steps, decision_weight=1.0, own_controls=False, valid_answers=0,
+        valid_every=arguments.steps + 1, checkpoint_seconds=1e9,
+    )  # fmt: skip
     table = Table("way", "tokens a CPU s", "share of its peak", "loss by step", title="Fine-tuning")
 
-    def row(way: str, trainer: Any, dtype: Any) -> float:
-        work = operations_a_token(trainer.model)
-        speed, losses = measured(trainer)
-        table.add_row(way, f"{speed:.0f}", f"{speed * work / peak(dtype):.0%}", " ".join(f"{x:.2f}" for x in losses))
-        return speed
+    def row(way: str, trainer: Any, seconds: float, tokens: int, losses: list[float]) -> None:
+        dtype = next(trainer.model.parameters()).dtype
+        share = tokens * operations_a_token(trainer.model) / seconds / peak(dtype)
+        told = f"{way}, {str(dtype).removeprefix('torch.')}"
+        table.add_row(told, f"{tokens / seconds:.0f}", f"{share:.0%}", " ".join(f"{x:.2f}" for x in losses))
 
     with tempfile.TemporaryDirectory() as scratch:
         ours = make_trainer(arguments.base, arguments.dataset, config, SEED, checkpoint_dir=Path(scratch))
-        lora = ours.model.peft_config["default"]
-        first = row("ours, bf16", ours, torch.bfloat16)
-        plain = plain_trainer(arguments.base, arguments.dataset, lora, config, Path(scratch))
-        second = row("plain trl, fp32", plain, torch.float32)
+        plain = plain_trainer(
+            arguments.base, arguments.dataset, ours.model.peft_config["default"], config, Path(scratch)
+        )
+        plain_seconds, tokens, losses = measured(plain)
+        row("plain trl", plain, plain_seconds, tokens, losses)
+        our_seconds, _, losses = measured(ours)  # the same batches, so the same tokens
+        row("ours", ours, our_seconds, tokens, losses)
     console.print(table)
-    console.print(f"ours / plain: {first / second:.2f}")
+    console.print(f"ours / plain: {plain_seconds / our_seconds:.2f}")
 
 
 if __name__ == "__main__":
