@@ -148,8 +148,8 @@ def each_swap_once(store: ArtifactStore, days: list[str]) -> DayVerdict:
     wrong: dict[str, list[str]] = {}
     rows = 0
     stored = store.days("raw_swaps")
-    for day in days:
-        table = store.scan("raw_swaps", day).select(*SWAP_KEY, "block_timestamp").collect()
+    for day, swaps in store.scan_days("raw_swaps", days).items():
+        table = swaps.select(*SWAP_KEY, "block_timestamp").collect()
         rows += table.height
         wrong[day] = []
         strays = table.filter(pl.col("block_timestamp").dt.strftime("%Y-%m-%d") != day).height
@@ -185,7 +185,7 @@ def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -
     a swap pays.
     """
     demanded = source.name != "archive" and not source.pool.has_hooks
-    rates = {day: chain_rate(store.scan("raw_swaps", day).collect()) for day in days}
+    rates = {day: chain_rate(swaps.collect()) for day, swaps in store.scan_days("raw_swaps", days).items()}
     wrong = {
         day: [
             f"only {found.rate:.0%} of its swaps follow from the swap before (limit {SMALLEST_RATE:.0%}), so some are "
@@ -228,8 +228,8 @@ def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -
 def whole_features(store: ArtifactStore, days: list[str]) -> DayVerdict:
     """The columns of the schema with their types, and every float finite (null only where nothing came before)."""
     wrong: dict[str, list[str]] = {}
-    for day in days:
-        table = store.scan("swap_features", day).collect()
+    for day, features in store.scan_days("swap_features", days).items():
+        table = features.collect()
         found = dict(table.schema)
         wrong[day] = [
             f"the column {name} is {found.get(name, 'missing')}, expected {SWAP_FEATURES_SCHEMA.get(name, 'none')}; "

@@ -230,13 +230,13 @@ class ArtifactStore:
         """
         return self.table(self.whole(asset, partition))
 
-    def scan_days(self, asset: str) -> dict[str, pl.LazyFrame]:
-        """The tables of all stored days, in order.
+    def scan_days(self, asset: str, days: Collection[str]) -> dict[str, pl.LazyFrame]:
+        """The tables of some days, in the order asked: one listing, however many there are.
 
         Raises:
-            StorageError: One of them is torn.
+            StorageError: One of them is missing or torn.
         """
-        return self.tables(self.whole_days(asset, self.days(asset)))
+        return self.tables(self.whole_days(asset, days))
 
     def local_folder(self, asset: str) -> Path:
         """The asset's files in a local folder; see `local`.

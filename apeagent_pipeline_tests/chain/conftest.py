@@ -17,6 +17,7 @@ from apeagent_pipeline.chain.collector import Collector, CollectorConfig
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
 from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
+from apeagent_pipeline_tests.servers import stopped_afterwards
 
 NOW = datetime(2025, 1, 26, 12, tzinfo=UTC)
 SECRET = "s3cr3t-api-key-0123456789"
@@ -109,16 +110,7 @@ class Node:
 
 @pytest.fixture
 def new_node(provider: EmbeddedChainProvider) -> Iterator[Callable[[], Node]]:
-    nodes: list[Node] = []
-
-    def start() -> Node:
-        nodes.append(Node(provider))
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        node.server.shutdown()
-        node.server.server_close()
+    yield from stopped_afterwards(lambda: Node(provider))
 
 
 @pytest.fixture

@@ -223,9 +223,9 @@ def test_days_far_away_cost_few_requests(bucket: str, tmp_path: Path, proxy: Dro
     calls.clear()
     assert all(store.manifests("raw_swaps").values())
     assert sorted(calls) == ["find", "read"]
-    assert [table.collect().item() for table in store.scan_days("raw_swaps").values()] == days
+    assert [table.collect().item() for table in store.scan_days("raw_swaps", store.days("raw_swaps")).values()] == days
     calls.clear()
-    store.scan_days("raw_swaps")
+    store.scan_days("raw_swaps", store.days("raw_swaps"))
     assert "fetch" not in calls
 
 

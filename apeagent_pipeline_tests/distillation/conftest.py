@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline_tests.distillation.scripted_server import Script, ScriptedServer
+from apeagent_pipeline_tests.servers import stopped_afterwards
 
 STEPS = 24
 
@@ -67,13 +68,4 @@ def window_factory() -> Callable[..., pl.DataFrame]:
 @pytest.fixture
 def serve() -> Iterator[Callable[[Script], ScriptedServer]]:
     """Starts scripted servers and stops them after the test."""
-    servers: list[ScriptedServer] = []
-
-    def start(script: Script) -> ScriptedServer:
-        servers.append(ScriptedServer(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.server.shutdown()
-        server.server.server_close()
+    yield from stopped_afterwards(ScriptedServer)

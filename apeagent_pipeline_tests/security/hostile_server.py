@@ -5,7 +5,7 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -92,17 +92,3 @@ def raw(body: bytes, status: int = 200) -> Answer:
         handler.wfile.write(body)
 
     return answer
-
-
-def starting() -> Iterator[Callable[[Answer], HostileServer]]:
-    """Starts servers, and stops them in the end."""
-    servers: list[HostileServer] = []
-
-    def start(answer: Answer) -> HostileServer:
-        servers.append(HostileServer(answer))
-        return servers[-1]
-
-    yield start
-    for each in servers:
-        each.server.shutdown()
-        each.server.server_close()

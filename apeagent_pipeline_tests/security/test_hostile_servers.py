@@ -29,14 +29,18 @@ from apeagent_pipeline_tests.security.hostile_server import (
     endless,
     raw,
     redirect,
-    starting,
 )
+from apeagent_pipeline_tests.servers import stopped_afterwards
 
 Serve = Callable[[Answer], HostileServer]
 KEY = "sk-s3cr3t-0123456789"
 OBEYED = "\x1b]0;owned\x07\x1b[2J[/bold][link=http://evil.example]x[/link]"
 
-serve = pytest.fixture(starting)
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts hostile servers and stops them after the test."""
+    yield from stopped_afterwards(HostileServer)
 
 
 def memory_mib() -> float:
