@@ -201,7 +201,7 @@ def test_the_command_runs_a_chain_and_the_line_it_prints_reads_it(devnet_cache: 
                 line, shell=True, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
             )
             running.send_signal(signal.SIGINT)
-            rest, _ = running.communicate(timeout=30)
+            rest, _ = running.communicate(timeout=120)
         finally:
             running.kill()
     assert read.returncode == 0, read.stdout + read.stderr
