@@ -45,7 +45,7 @@ class GanConfig(BaseModel):
     instance_noise: float = Field(0.1, description="Noise on the critic's input at the start; decays to zero", ge=0)
 
     workers: int = Field(
-        0, description="Processes that share every batch; 0: one for each CUDA device, one without any", ge=0
+        0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
     )
     largest_copied: float = Field(
         0.002, description="Weights whose windows copy a greater share of 3-row runs are not kept", ge=0, le=1

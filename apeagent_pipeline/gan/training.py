@@ -27,9 +27,9 @@ from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.model import Critic, Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
 from apeagent_pipeline.gan.selection import held_out_score
-from apeagent_pipeline.gan.workers import Workers, run_together
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.workers import Workers, run_together, worker_count
 
 _CHECKPOINT_SECONDS = 20.0
 _CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -129,18 +129,12 @@ def train_gan(  # noqa: PLR0917 - what to learn, how, and who watches
         log_dir: Where to write every loss for TensorBoard.
 
     Raises:
-        TrainingError: if there is nothing to train on, a batch cannot be dealt to the processes, or a loss is no
-            longer a finite number.
-        WorkerError: if one of several processes died again and again.
+        TrainingError: if there is nothing to train on, or a loss is no longer a finite number.
+        WorkerError: if a batch cannot be dealt to the processes, or one of several died again and again.
     """
-    count = config.workers or max(1, torch.cuda.device_count())
+    count = worker_count(config.workers, batch=config.batch, adversarial_batch=config.adversarial_batch)
     if count == 1:
         return _train(windows, config, seed, progress, checkpoint_dir, log_dir)
-    if config.batch % count or config.adversarial_batch % count:
-        raise TrainingError(
-            f"batch={config.batch} and adversarial_batch={config.adversarial_batch} cannot be dealt to {count} "
-            "processes; make both multiples of their number, or set workers"
-        )
     with tempfile.TemporaryDirectory() as scratch:
         out, kept = Path(scratch) / "trained", checkpoint_dir or Path(scratch) / "checkpoint"
         run_together(count, _train_together, (windows, config, seed, kept, log_dir, out), progress)
@@ -155,11 +149,9 @@ def _train_together(  # noqa: PLR0917 - it is called with what `train_gan` was c
     log_dir: Path | None,
     out: Path,
     progress: Progress,
+    workers: Workers,
 ) -> None:
     """What every one of several processes does; the first of them writes what was trained into ``out``."""
-    workers = Workers(together=True)
-    if workers.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers.count))
     trained = _train(windows, config, seed, progress, checkpoint_dir, log_dir, workers)
     if workers.rank == 0:
         trained.save(out)

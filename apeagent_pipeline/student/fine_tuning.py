@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,10 +28,15 @@ from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.generation import Student, shared_length
 
+if TYPE_CHECKING:
+    from apeagent_pipeline.workers import Workers
+
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
 _RUN = "run.json"
+_CURVE = "training.json"
 _OWN_ANSWERS = "own_answers.json"
+_FITTING = "fitting_batch.json"  # what batch_size and accumulation became when memory had ended
 _ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
 _TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}
 _log = logging.getLogger(__name__)
@@ -77,6 +82,9 @@ class FineTuningConfig(BaseModel):
         description="Stop early after so many validations without a lower loss; 0: never, as cosine decay wants",
     )
     checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
+    workers: int = Field(
+        0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
+    )
 
     @classmethod
     def preset(cls, profile: str) -> Self:
@@ -115,6 +123,9 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
     The same base, dataset, config and seed give the same bytes on the same machine. A killed run goes on from its last
     checkpoint when it is called again with the same of all four; checkpoints of anything else are thrown away.
 
+    Several processes share the batches of one: the same examples make a step (but for the last of an epoch, which is
+    filled up from its beginning), and its gradient is summed in another order. Dropout is drawn by each for itself.
+
     Args:
         base: Folder of the base model.
         dataset: Folder with ``train.jsonl`` and ``valid.jsonl``.
@@ -133,41 +144,85 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
         ExamplesError: the dataset is malformed.
         ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
         MemoryError: not even one example at a time fits; before that the batch is halved, and its parts accumulated.
+        WorkerError: the batch cannot be dealt to the processes, or one of several died again and again.
     """
+    from apeagent_pipeline.workers import Workers, run_together, worker_count
+
+    count = worker_count(config.workers, batch_size=config.batch_size)
+    config = config.model_copy(update={"workers": count})
+    arguments = (base, dataset, config, seed, out, checkpoint_dir, base_name or base.name)
+    if count == 1:
+        return _fine_tune(*arguments, progress, Workers(together=False))
+    run_together(count, _fine_tune, arguments, progress)
+    curve: dict[str, Any] = json.loads((out / _CURVE).read_text())
+    return curve
+
+
+def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called with)
+    base: Path,
+    dataset: Path,
+    config: FineTuningConfig,
+    seed: int,
+    out: Path,
+    checkpoint_dir: Path,
+    base_name: str,
+    progress: Progress,
+    workers: "Workers",
+) -> dict[str, Any]:
+    """What every process does; the first of several writes for all."""
     import torch
 
     identity = _identity(base, dataset, config, seed)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    fitting = checkpoint_dir / _FITTING
     while True:
-        checkpoint = _usable_checkpoint(checkpoint_dir, identity)
-        trainer = make_trainer(base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
+        with workers.in_turn():
+            checkpoint = _usable_checkpoint(checkpoint_dir, identity)
+        if fitting.exists():
+            config = config.model_copy(update=json.loads(fitting.read_text()))
+        trainer = make_trainer(
+            base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress, workers=workers
+        )
         try:
             with quiet():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             break
         except torch.OutOfMemoryError as error:
-            if config.batch_size == 1:
+            share = config.batch_size // workers.count
+            if share == 1:
                 raise MemoryError(
-                    f"out of memory with batch_size=1 and max_tokens={config.max_tokens}: set gradient_checkpointing "
-                    "or quantized, or shorten the examples"
+                    f"out of memory with batch_size={config.batch_size} and max_tokens={config.max_tokens}: set "
+                    "gradient_checkpointing or quantized, or shorten the examples"
                 ) from error
-            smaller = {"batch_size": config.batch_size // 2, "accumulation": config.accumulation * 2}
+            smaller = {"batch_size": share // 2 * workers.count, "accumulation": config.accumulation * 2}
             _log.warning("out of memory with batch_size=%d: going on with %s", config.batch_size, smaller)
-            config = config.model_copy(update=smaller)
+            partial = fitting.with_suffix(f".{workers.rank}")
+            partial.write_text(json.dumps(smaller))
+            partial.replace(fitting)
+            if workers.count > 1:
+                raise  # the others wait for its gradients: all are started again, and find the smaller batch
             del trainer
             torch.cuda.empty_cache()
     curve = _curve(trainer)
-    _write_adapter(trainer.model, base_name or base.name, curve, out)
-    # The adapter is in its place: what is left of the run would only be resumed at its end.
-    for folder in checkpoint_dir.glob("checkpoint-*"):
-        shutil.rmtree(folder)
-    for name in (_RUN, _OWN_ANSWERS):
-        (checkpoint_dir / name).unlink(missing_ok=True)
+    if workers.rank == 0:
+        _write_adapter(trainer.model, base_name, curve, out)
+        # The adapter is in its place: what is left of the run would only be resumed at its end.
+        for folder in checkpoint_dir.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        for name in (_RUN, _OWN_ANSWERS, _FITTING):
+            (checkpoint_dir / name).unlink(missing_ok=True)
     return curve
 
 
 def make_trainer(
-    base: Path, dataset: Path, config: FineTuningConfig, seed: int, *, checkpoint_dir: Path, progress: Progress = silent
+    base: Path,
+    dataset: Path,
+    config: FineTuningConfig,
+    seed: int,
+    *,
+    checkpoint_dir: Path,
+    progress: Progress = silent,
+    workers: "Workers | None" = None,
 ) -> Any:
     """The SFTTrainer that ``fine_tune`` runs, with model, adapter and tokenized examples in place.
 
@@ -180,22 +235,26 @@ def make_trainer(
     from datasets import Dataset
     from trl import SFTConfig
 
+    from apeagent_pipeline.workers import Workers
+
+    workers = workers or Workers(together=False)
     model, tokenizer = load_base(base, quantized=config.quantized)
     splits = {split: read_examples(dataset, split) for split in SPLITS[:2]}
     for split, examples in splits.items():
         _check_lengths(dataset / f"{split}.jsonl", examples, tokenizer, config.max_tokens)
     if config.own_controls:
-        splits = _with_own_controls(splits, Student(model, tokenizer), checkpoint_dir / _OWN_ANSWERS)
+        with workers.in_turn():
+            splits = _with_own_controls(splits, Student(model, tokenizer), checkpoint_dir / _OWN_ANSWERS)
     train, valid = map(_completions, splits.values())
     valid = valid[: config.valid_examples]
-    asked = [each for each in splits["valid"] if each.get("side")][: config.valid_answers]
+    asked = [each for each in splits["valid"] if each.get("side")][: 0 if workers.rank else config.valid_answers]
     transformers.set_seed(seed)
     with quiet():
         model = _with_adapter(model, config)
         settings = SFTConfig(
             output_dir=str(checkpoint_dir),
             max_steps=config.steps,
-            per_device_train_batch_size=config.batch_size,
+            per_device_train_batch_size=config.batch_size // workers.count,
             per_device_eval_batch_size=config.batch_size,
             gradient_accumulation_steps=config.accumulation,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -219,6 +278,8 @@ def make_trainer(
             run_name="lora_adapter",
             metric_for_best_model="loss",
             disable_tqdm=True,
+            use_cpu=workers.count > 1 and workers.device.type == "cpu",
+            ddp_find_unused_parameters=False,
             dataloader_num_workers=0,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
@@ -230,8 +291,10 @@ def make_trainer(
             processing_class=tokenizer,
             data_collator=one_row,
         )
+    if workers.count > 1:
+        transformers.set_seed(seed + workers.rank)  # of dropout; adapter and order of the examples are drawn by now
     trainer.remove_callback(transformers.PrinterCallback)
-    for callback in _callbacks(config, checkpoint_dir, progress):
+    for callback in _callbacks(config, checkpoint_dir, progress, workers):
         trainer.add_callback(callback)
     return trainer
 
@@ -321,6 +384,8 @@ def _trainer_class(decision_weight: float, asked: Sequence[dict[str, Any]]) -> t
                 losses = losses * torch.tensor(weights, device=losses.device).flatten()
             tokens = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
             loss = losses.sum() / tokens
+            if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
+                loss = loss * self.accelerator.num_processes
             return (loss, outputs) if return_outputs else loss
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -473,14 +538,15 @@ def _usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path |
             shutil.rmtree(folder)
     if not same_run:
         shutil.rmtree(checkpoint_dir / "logs", ignore_errors=True)
-        (checkpoint_dir / _OWN_ANSWERS).unlink(missing_ok=True)
+        for name in (_OWN_ANSWERS, _FITTING):
+            (checkpoint_dir / name).unlink(missing_ok=True)
         partial = run.with_suffix(".tmp")
         partial.write_text(wanted)
         partial.replace(run)
     return complete[-1] if complete else None
 
 
-def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progress) -> list[Any]:
+def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progress, workers: "Workers") -> list[Any]:
     from torch.utils.tensorboard import SummaryWriter
     from transformers import EarlyStoppingCallback, TrainerCallback
     from transformers.integrations import TensorBoardCallback
@@ -495,10 +561,12 @@ def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progres
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             due = time.monotonic() - self.saved_at >= config.checkpoint_seconds
-            control.should_save = due and state.global_step < state.max_steps
+            control.should_save = workers.agree(due) and state.global_step < state.max_steps
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            workers.wait()
+            if workers.rank == 0:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
             self.saved_at = time.monotonic()
 
     class Tell(TrainerCallback):
@@ -514,7 +582,8 @@ def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progres
                 progress(state.global_step, state.max_steps, **metrics)
 
     stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    return [Checkpoints(), Tell(), *stopping, TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
+    logs = [] if workers.rank else [TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
+    return [Checkpoints(), Tell(), *stopping, *logs]
 
 
 def _curve(trainer: Any) -> dict[str, Any]:
@@ -552,7 +621,7 @@ def _write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path)
     document = json.loads((scratch / "adapter_config.json").read_text())
     document["target_modules"] = sorted(document["target_modules"])
     (scratch / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    (scratch / "training.json").write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
+    (scratch / _CURVE).write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
     for path in sorted(scratch.iterdir()):
         path.replace(out / path.name)
     scratch.rmdir()

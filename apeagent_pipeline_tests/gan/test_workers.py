@@ -3,8 +3,8 @@
 import psutil
 import pytest
 
-from apeagent_pipeline.gan.training import TrainingError, train_gan
-from apeagent_pipeline.gan.workers import WorkerError
+from apeagent_pipeline.gan.training import train_gan
+from apeagent_pipeline.workers import WorkerError
 
 
 def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windows, tiny):
@@ -31,12 +31,12 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(windows, tiny):
-    with pytest.raises(TrainingError, match="batch=16 and adversarial_batch=4 cannot be dealt to 3"):
+    with pytest.raises(WorkerError, match="batch=16 and adversarial_batch=4 cannot be dealt to 3"):
         train_gan(windows, tiny.model_copy(update={"workers": 3}), 1)
 
 
 def test_what_a_process_died_of_is_said(windows, tiny, monkeypatch):
-    monkeypatch.setattr("apeagent_pipeline.gan.workers.RESTARTS", 0)
+    monkeypatch.setattr("apeagent_pipeline.workers.RESTARTS", 0)
     with pytest.raises(WorkerError, match="holds no window of the train split"):
         empty = type(windows)(windows.table.clear(), windows.scaler)
         train_gan(empty, tiny.model_copy(update={"workers": 2}), 1)

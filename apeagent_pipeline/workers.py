@@ -2,12 +2,14 @@
 
 Accelerate finds the device of every process and reduces over them (NCCL on CUDA, gloo on the CPU); torch's elastic
 agent starts them and, when one dies, starts all again, which then go on from the last checkpoint. With one process
-nothing is started and nothing is reduced.
+nothing is started, nothing is reduced and nobody is waited for.
 """
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,16 +21,39 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from apeagent_pipeline.reporting.progress import Progress
+from apeagent_pipeline.reporting.progress import Progress, silent
 
 RESTARTS = 3
 """How often the processes are started again after one of them died."""
+
+_LONGEST_WAIT = timedelta(hours=1)  # for what one does alone; that one has died is seen by the agent at once
 
 _Rows = TypeVar("_Rows")
 
 
 class WorkerError(RuntimeError):
-    """The processes could not finish; the message is that of the first one that failed."""
+    """The processes cannot share the work, or could not finish it: then the message is of the first that failed."""
+
+
+def worker_count(asked: int, **batches: int) -> int:
+    """How many processes can share a training.
+
+    Args:
+        asked: So many; 0: one for each CUDA device, as far as every batch can be dealt to them equally.
+        batches: Name -> size of each batch that is dealt.
+
+    Raises:
+        WorkerError: a batch cannot be dealt equally to as many as were asked for.
+    """
+    unequal = [f"{name}={size}" for name, size in batches.items() if asked and size % asked]
+    if unequal:
+        raise WorkerError(
+            f"{' and '.join(unequal)} cannot be dealt to {asked} processes; make it a multiple of their number, or set "
+            "workers"
+        )
+    if asked:
+        return asked
+    return max(n for n in range(1, max(1, torch.cuda.device_count()) + 1) if not any(b % n for b in batches.values()))
 
 
 def device() -> torch.device:
@@ -57,6 +82,28 @@ class Workers:
         else:
             self.count, self.rank, self.device = 1, 0, device()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """What stands inside is done by the first process alone, then by the others, who find what it left."""
+        if self.rank:
+            self.wait()
+        yield
+        if not self.rank:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def agree(self, decision: bool) -> bool:
+        """The first process's decision, for all."""
+        if self.count == 1:
+            return decision
+        told = torch.tensor(int(decision), device=self.device)
+        distributed.broadcast(told, src=0)
+        return bool(told)
+
     def share(self, rows: _Rows) -> _Rows:
         """This process's part of a batch: of every tensor of a named tuple the rows of dimension 0 that are its own."""
         if self.count == 1:
@@ -75,11 +122,11 @@ class Workers:
             gradient.copy_(mean.view_as(gradient))
 
 
-def run_together(count: int, work: Callable[..., None], arguments: tuple[Any, ...], progress: Progress) -> None:
-    """Run ``work(*arguments, progress)`` in ``count`` new processes that find each other through `Workers`.
+def run_together(count: int, work: Callable[..., object], arguments: tuple[Any, ...], progress: Progress) -> None:
+    """Run ``work(*arguments, progress, workers)`` in ``count`` new processes, each with its `Workers`.
 
     Args:
-        count: How many processes.
+        count: How many processes; on a CPU they share its cores.
         work: A function of a module, which the new processes import.
         arguments: Its arguments; they are sent to the processes.
         progress: Told here what the first process tells its own.
@@ -115,13 +162,16 @@ def run_together(count: int, work: Callable[..., None], arguments: tuple[Any, ..
 
 
 @record
-def _worker(work: Callable[..., None], arguments: tuple[Any, ...], folder: str, address: Any, key: bytes) -> None:
+def _worker(work: Callable[..., object], arguments: tuple[Any, ...], folder: str, address: Any, key: bytes) -> None:
     _join(folder)
-    if int(os.environ["RANK"]):
-        work(*arguments, lambda done, total, **metrics: None)
+    workers = Workers(together=True)
+    if workers.device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers.count))
+    if workers.rank:
+        work(*arguments, silent, workers)
         return
     with Client(address, authkey=key) as line:
-        work(*arguments, lambda done, total, **metrics: line.send((done, total, metrics)))
+        work(*arguments, lambda done, total, **metrics: line.send((done, total, metrics)), workers)
 
 
 def _join(folder: str) -> None:
@@ -134,6 +184,7 @@ def _join(folder: str) -> None:
     count = int(os.environ["WORLD_SIZE"])
     distributed.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
+        timeout=_LONGEST_WAIT,
         store=distributed.FileStore(str(store), count),
         rank=int(os.environ["RANK"]),
         world_size=count,
