@@ -163,18 +163,23 @@ def export_gguf(
         raise ExportError("to convert the adapter alone, give the folder of its base model too")
     converter = resolve_converter(cache_dir)
     out.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (f"apeagent-{kind}.gguf", "convert_hf_to_gguf.py", [str(fused), "--outtype", kind])
-        for kind in config.quantizations
-    ]
-    if adapter is not None:
-        arguments = [str(adapter), "--base", str(base), "--outtype", "f16"]
-        jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
-    written = []
-    for done, (name, script, arguments) in enumerate(jobs):
-        progress(done, len(jobs))
-        _convert(converter / script, arguments, out / name, config.pre_tokenizer)
-        written.append(out / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        # The converter calls the model what its folder is called, and ours can be named after a version and a moment.
+        named = [Path(scratch) / name for name in ("apeagent", "apeagent-adapter")]
+        named[0].symlink_to(fused.absolute())
+        jobs = [
+            (f"apeagent-{kind}.gguf", "convert_hf_to_gguf.py", [str(named[0]), "--outtype", kind])
+            for kind in config.quantizations
+        ]
+        if adapter is not None:
+            named[1].symlink_to(adapter.absolute())
+            arguments = [str(named[1]), "--base", str(base), "--outtype", "f16"]
+            jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
+        written = []
+        for done, (name, script, arguments) in enumerate(jobs):
+            progress(done, len(jobs))
+            _convert(converter / script, arguments, out / name, config.pre_tokenizer)
+            written.append(out / name)
     modelfile = out / "Modelfile"
     modelfile.write_text(_modelfile(written[0].name, fused))
     progress(len(jobs), len(jobs))

@@ -127,6 +127,8 @@ def test_the_gguf_of_llama_cpps_own_converter_answers_as_transformers_do_when_a_
     assert [path.name for path in files] == ["apeagent-f16.gguf", "apeagent-adapter-f16.gguf", "Modelfile"]
     model, adapter = GGUFReader(files[0]), GGUFReader(files[1])
     assert model.get_field("general.architecture").contents() == "qwen2"
+    # Not the folder's: that of an artifact is another each time.
+    assert [each.get_field("general.name").contents() for each in (model, adapter)] == ["Apeagent", "Apeagent Adapter"]
     assert len(model.tensors) > 20
     assert any("lora_a" in tensor.name for tensor in adapter.tensors)
 

@@ -107,7 +107,9 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         difference = fuse(runtime.student_base(), promoted_adapter, out)
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
-    @dg.asset(**runtime.declare("student", {"gguf", "ollama"}, memory_gib=4, config=ExportConfig.preset(profile)))
+    @dg.asset(
+        **runtime.declare("student", {"gguf", "ollama"}, memory_gib=4, code="2", config=ExportConfig.preset(profile))
+    )
     def ollama_model(
         context: dg.AssetExecutionContext, fused_model: Path, promoted_adapter: Path
     ) -> dg.MaterializeResult:
