@@ -52,17 +52,18 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (SettingsError, ChainError, TeacherError, ValueError, RuntimeError) as error:
+    except Exception as error:
         # Imported here and not above: they would cost every command numpy.
         from apeagent_pipeline.defs.files import StorageError
+        from apeagent_pipeline.defs.instance import postgres_outage
         from apeagent_pipeline.student.examples import ExamplesError
         from apeagent_pipeline.student.generation import AdapterError
 
-        if not isinstance(
-            error, SettingsError | ChainError | TeacherError | StorageError | ExamplesError | AdapterError
-        ):
+        mendable = SettingsError | ChainError | TeacherError | StorageError | ExamplesError | AdapterError
+        told = error if isinstance(error, mendable) else postgres_outage(error)
+        if told is None:
             raise
-        _error_console.print(f"[red]Error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        _error_console.print(f"[red]Error:[/] {_plain(told)}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -145,6 +145,26 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(dagster_home))
 
 
+def postgres_outage(error: BaseException) -> str | None:
+    """What to tell a user whose Postgres went away after `open_instance`; None: the error is about something else."""
+    url = os.environ.get(_POSTGRES_URL)
+    if not url:
+        return None
+    import sqlalchemy.exc
+
+    lost = sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.TimeoutError
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, lost):
+            reason = str(each.__cause__ or each).splitlines()[0]
+            return (
+                f"{_POSTGRES_URL}={mask_url(url)}: {reason}. Run the command again when the server answers "
+                "(`apeagent doctor` asks it): what is finished is not made again"
+            )
+        each = each.__cause__ or each.__context__
+    return None
+
+
 def require_engine(settings: Settings) -> None:
     """Prove that what the settings say runs can work on is there.
 
