@@ -67,7 +67,7 @@ def compare_stages(  # noqa: PLR0917 (the order is that of the asset graph's oth
             "reward_gain": float(gain.mean()),
             "n_held_out": float(len(gain)),
         },
-        intervals=intervals | {"reward_gain": _mean_interval(gain, seed)},
+        intervals=intervals | {"reward_gain": mean_interval(gain, seed)},
         config={"canary_eval": canary.config, "backtest": replayed.config},
         markdown="\n\n".join(
             [
@@ -97,7 +97,8 @@ def _inside(value: float, interval: tuple[float, float]) -> bool:
     return interval[0] <= value <= interval[1]
 
 
-def _mean_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean; a point where all values are equal."""
     from scipy.stats import bootstrap
 
     if len(values) < 2 or not np.any(values != values[0]):
@@ -115,7 +116,7 @@ def _verdict(
     gain: np.ndarray,
     seed: int,
 ) -> str:
-    low, high = _mean_interval(gain, seed)
+    low, high = mean_interval(gain, seed)
     told = f"{gain.mean():+.3f} a held-out prompt, paired 95 % bootstrap interval {low:+.3f} to {high:+.3f}"
     reward = (
         f"The reward did not change significantly ({told})" if low <= 0 <= high else f"The reward changed by {told}"

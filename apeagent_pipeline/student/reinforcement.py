@@ -49,7 +49,7 @@ _CURVE = {
 class ReinforcementConfig(PromptsConfig, VerificationConfig):
     """Sizes of the second stage; the defaults are the demo's. The edges between words must be the first stage's."""
 
-    train_prompts: int = Field(60, description="Prompts from the earliest conditions to learn from", ge=1)
+    train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
     valid_prompts: int = Field(1, description="Not asked", ge=1)
     test_prompts: int = Field(100, description="Held-out prompts answered before and after", ge=1)
     hidden_swaps: int = Field(
@@ -62,9 +62,9 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig):
     generations: int = Field(8, ge=2, description="Answers drawn to each prompt")
     batch_size: int = Field(16, ge=1, description="Answers a forward pass")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
-    steps: int = Field(30, ge=1, description="Optimizer steps")
+    steps: int = Field(12, ge=1, description="Optimizer steps")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate; cosine decay to zero")
-    warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
+    warmup_steps: int = Field(2, ge=0, description="Steps of linear warm-up")
     temperature: float = Field(1.0, gt=0, description="Of the drawn answers")
     max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught one has about 30 tokens")
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
