@@ -128,8 +128,9 @@ def _verdict(
         else "none of the measures below differs from the first stage"
     )
     return (
-        f"**{reward}; {rest}** (differs: the first stage's value lies outside the second's 95 % interval, a rough rule). The rewards "
-        "are those of synthetic windows, the backtest is of held-out swaps of the chain. Not investment advice."
+        f"**{reward}; {rest}** (differs: the first stage's value lies outside the second's 95 % interval, a rough "
+        "rule). The rewards are those of synthetic windows, the backtest is of held-out swaps of the chain. Not "
+        "investment advice."
     )
 
 
