@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     nightly_recheck_days: int = Field(3, ge=0, description="How many days before yesterday it reads once more")
     alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
+    second_stage: Literal["off", "grpo"] = Field(
+        "off", description="grpo: the adapter learns on from computed rewards, and is evaluated beside the first stage"
+    )
     eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
     seed: int = Field(42, ge=0, lt=1 << 31, description="The one seed of everything random")
 

@@ -11,6 +11,7 @@ from apeagent_pipeline.defs.assets.distillation import distillation_assets
 from apeagent_pipeline.defs.assets.evaluation import evaluation_assets
 from apeagent_pipeline.defs.assets.gan import gan_assets
 from apeagent_pipeline.defs.assets.market import market_assets
+from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
 from apeagent_pipeline.defs.checks import asset_checks
@@ -52,6 +53,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
             *distillation_assets(runtime),
             *student_assets(runtime),
             *evaluation_assets(runtime),
+            *reinforcement_assets(runtime),
         ]
     checks = asset_checks(runtime)
     freshness_checks, freshness_sensors = swaps_freshness(settings)

@@ -12,7 +12,6 @@ computed inside one liquidity range; what it would find beyond the range's end i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +20,9 @@ import polars as pl
 from pydantic import Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.amm.swap_math import FEE_UNIT, SwapMathError, swap_step
+from apeagent_pipeline.amm.swap_math import FEE_UNIT
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, AnswerError, DraftAnswer, parse_answer
+from apeagent_pipeline.distillation.execution import Holding, execute, worth
 from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
@@ -94,14 +94,6 @@ class Market:
         """Prices ``[E, decisions * every + 1]`` from the first decision of each episode to its end."""
         first = self.starts[:, None] + self.window - 1
         return self.prices[first + np.arange(self.decisions * self.every + 1)]
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a portfolio holds, in raw units (wei and the smallest unit of USDC)."""
-
-    eth: int
-    usdc: int
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,7 @@ def simulate(market: Market, policy: Policy, start_usdc: float) -> Run:
     holdings = [
         Holding(int(start_usdc / 2 / paths[e, 0] * eth_unit), int(start_usdc / 2 * usdc_unit)) for e in episodes
     ]
-    start_worth = np.array([_worth(holdings[e], paths[e, 0], pool) for e in episodes])
+    start_worth = np.array([worth(holdings[e], paths[e, 0], pool) for e in episodes])
     equity = np.empty_like(paths)
     eth_traded = np.zeros((len(episodes), market.decisions))
     turnover, fees, costs = (np.zeros(len(episodes)) for _ in range(3))
@@ -263,13 +255,13 @@ def simulate(market: Market, policy: Policy, start_usdc: float) -> Run:
             eth_traded[e, decision] = fill.eth / eth_unit
             turnover[e] += abs(fill.usdc) / usdc_unit
             fees[e] += paid * pool.static_fee / FEE_UNIT
-            costs[e] += _worth(holdings[e], price, pool) - _worth(after[e], price, pool)
+            costs[e] += worth(holdings[e], price, pool) - worth(after[e], price, pool)
         # The trade happens after the next swap, so the row of the decision itself still has the old holdings.
         first = decision * market.every
         for e in episodes:
-            equity[e, first] = _worth(holdings[e], paths[e, first], pool)
+            equity[e, first] = worth(holdings[e], paths[e, first], pool)
             later = paths[e, first + 1 : first + market.every + 1]
-            equity[e, first + 1 : first + market.every + 1] = [_worth(after[e], price, pool) for price in later]
+            equity[e, first + 1 : first + market.every + 1] = [worth(after[e], price, pool) for price in later]
         holdings = after
     return Run(
         equity=equity / start_worth[:, None],
@@ -280,28 +272,6 @@ def simulate(market: Market, policy: Policy, start_usdc: float) -> Run:
         refused=refused,
         unreadable=unreadable,
     )
-
-
-def execute(answer: DraftAnswer, sqrt_price_x96: int, liquidity: int, pool: PoolSpec) -> Holding | None:
-    """What a trade adds to the holdings (negative: takes away), fee and price impact included.
-
-    Returns:
-        None if the pool cannot fill the trade, or the amount is less than the token's smallest unit.
-    """
-    if answer.amount is None:
-        return Holding(0, 0)
-    decimals = pool.token0.decimals if answer.asset == "ETH" else pool.token1.decimals
-    raw = int(Decimal(repr(answer.amount)).scaleb(decimals))
-    if raw == 0:
-        return None
-    # V4's sign: what is wanted is positive (exact output), what is given negative (exact input).
-    is_wanted = (answer.side == "BUY") == (answer.asset == "ETH")
-    try:
-        step = swap_step(sqrt_price_x96, liquidity, raw if is_wanted else -raw, answer.side == "SELL", pool.static_fee)
-    except SwapMathError:
-        return None
-    filled = step.amount0 if answer.asset == "ETH" else step.amount1
-    return Holding(step.amount0, step.amount1) if abs(filled) == raw else None
 
 
 def hold(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
@@ -352,10 +322,6 @@ def random_like(run: Run, market: Market, rng: np.random.Generator) -> Policy:
 def max_drawdown(equity: np.ndarray) -> np.ndarray:
     """Largest fall from an earlier peak, ``[E]`` from ``[E, T]``, as a positive share of the peak."""
     return (1 - equity / np.maximum.accumulate(equity, axis=1)).max(axis=1)
-
-
-def _worth(holding: Holding, price: float, pool: PoolSpec) -> float:
-    return holding.eth / 10**pool.token0.decimals * price + holding.usdc / 10**pool.token1.decimals
 
 
 def _chat(prompt: str) -> list[dict[str, str]]:

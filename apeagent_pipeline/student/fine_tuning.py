@@ -5,15 +5,10 @@ sizes follow what was measured on two CPU cores for the demo, and "LoRA Without 
 rate about ten times that of full fine-tuning) for the full profile.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -27,18 +22,29 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.generation import Student, shared_length
+from apeagent_pipeline.student.training_run import (
+    forget_checkpoints,
+    run_callbacks,
+    run_identity,
+    trackers,
+    usable_checkpoint,
+    write_adapter,
+)
 
 if TYPE_CHECKING:
     from apeagent_pipeline.workers import Workers
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
-_COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
-_RUN = "run.json"
 _CURVE = "training.json"
 _OWN_ANSWERS = "own_answers.json"
 _FITTING = "fitting_batch.json"  # what batch_size and accumulation became when memory had ended
 _ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
-_TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}
+_TOLD = {
+    "loss": "loss",
+    "eval_loss": "valid_loss",
+    "eval_canary_rate": "valid_canary_rate",
+    "eval_agreement": "valid_agreement",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -172,12 +178,12 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
     """What every process does; the first of several writes for all."""
     import torch
 
-    identity = _identity(base, dataset, config, seed)
-    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    splits = [dataset / f"{split}.jsonl" for split in SPLITS[:2]]
+    identity = run_identity(base, [path for path in splits if path.exists()], config, seed)
     fitting = checkpoint_dir / _FITTING
     while True:
         with workers.in_turn():
-            checkpoint = _usable_checkpoint(checkpoint_dir, identity)
+            checkpoint = usable_checkpoint(checkpoint_dir, identity)
         if fitting.exists():
             config = config.model_copy(update=json.loads(fitting.read_text()))
         trainer = make_trainer(
@@ -205,12 +211,8 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
             torch.cuda.empty_cache()
     curve = _curve(trainer)
     if workers.rank == 0:
-        _write_adapter(trainer.model, base_name, curve, out)
-        # The adapter is in its place: what is left of the run would only be resumed at its end.
-        for folder in checkpoint_dir.glob("checkpoint-*"):
-            shutil.rmtree(folder)
-        for name in (_RUN, _OWN_ANSWERS, _FITTING):
-            (checkpoint_dir / name).unlink(missing_ok=True)
+        write_adapter(trainer.model, base_name, curve, out)
+        forget_checkpoints(checkpoint_dir)
     return curve
 
 
@@ -274,7 +276,7 @@ def make_trainer(
             save_total_limit=2,
             seed=seed,
             data_seed=seed,
-            report_to=[name for name, variable in _TRACKERS.items() if find_spec(name) and os.environ.get(variable)],
+            report_to=trackers(),
             run_name="lora_adapter",
             metric_for_best_model="loss",
             disable_tqdm=True,
@@ -294,7 +296,9 @@ def make_trainer(
     if workers.count > 1:
         transformers.set_seed(seed + workers.rank)  # of dropout; adapter and order of the examples are drawn by now
     trainer.remove_callback(transformers.PrinterCallback)
-    for callback in _callbacks(config, checkpoint_dir, progress, workers):
+    stopping = [transformers.EarlyStoppingCallback(config.patience)] if config.patience else []
+    told = run_callbacks(config.checkpoint_seconds, checkpoint_dir, _TOLD, progress, workers)
+    for callback in [*stopping, *told]:
         trainer.add_callback(callback)
     return trainer
 
@@ -511,81 +515,6 @@ def _with_adapter(model: Any, config: FineTuningConfig) -> Any:
     return get_peft_model(model, lora)
 
 
-def _identity(base: Path, dataset: Path, config: FineTuningConfig, seed: int) -> dict[str, Any]:
-    """What a checkpoint belongs to."""
-    digest = hashlib.sha256()
-    for split in SPLITS[:2]:
-        digest.update((dataset / f"{split}.jsonl").read_bytes() if (dataset / f"{split}.jsonl").exists() else b"")
-    weights = sorted((path.name, path.stat().st_size) for path in base.glob("*.safetensors"))
-    return {
-        "base": hashlib.sha256(json.dumps(weights).encode() + (base / "config.json").read_bytes()).hexdigest(),
-        "dataset": digest.hexdigest(),
-        "config": config.model_dump(),
-        "seed": seed,
-    }
-
-
-def _usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest complete checkpoint of this very run; everything else that lies there is removed."""
-    run = checkpoint_dir / _RUN
-    wanted = json.dumps(identity, sort_keys=True)
-    same_run = run.exists() and run.read_text() == wanted
-    complete = []
-    for folder in sorted(checkpoint_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-        if same_run and (folder / _COMPLETE).exists():
-            complete.append(folder)
-        else:
-            shutil.rmtree(folder)
-    if not same_run:
-        shutil.rmtree(checkpoint_dir / "logs", ignore_errors=True)
-        for name in (_OWN_ANSWERS, _FITTING):
-            (checkpoint_dir / name).unlink(missing_ok=True)
-        partial = run.with_suffix(".tmp")
-        partial.write_text(wanted)
-        partial.replace(run)
-    return complete[-1] if complete else None
-
-
-def _callbacks(config: FineTuningConfig, checkpoint_dir: Path, progress: Progress, workers: "Workers") -> list[Any]:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers import EarlyStoppingCallback, TrainerCallback
-    from transformers.integrations import TensorBoardCallback
-
-    class Checkpoints(TrainerCallback):
-        """Saves by the clock, and marks a checkpoint as complete after its last file."""
-
-        saved_at = 0.0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.saved_at = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            due = time.monotonic() - self.saved_at >= config.checkpoint_seconds
-            control.should_save = workers.agree(due) and state.global_step < state.max_steps
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            workers.wait()
-            if workers.rank == 0:
-                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
-            self.saved_at = time.monotonic()
-
-    class Tell(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-            names = {
-                "loss": "loss",
-                "eval_loss": "valid_loss",
-                "eval_canary_rate": "valid_canary_rate",
-                "eval_agreement": "valid_agreement",
-            }
-            metrics = {names[name]: float(logs[name]) for name in names if name in logs}
-            if metrics:
-                progress(state.global_step, state.max_steps, **metrics)
-
-    stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    logs = [] if workers.rank else [TensorBoardCallback(SummaryWriter(str(checkpoint_dir / "logs")))]
-    return [Checkpoints(), Tell(), *stopping, *logs]
-
-
 def _curve(trainer: Any) -> dict[str, Any]:
     history = trainer.state.log_history  # kept in the checkpoints, so a resumed run has all of it
     train = [entry for entry in history if "loss" in entry]
@@ -601,27 +530,3 @@ def _curve(trainer: Any) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "train_examples": len(trainer.train_dataset),
     }
-
-
-def _write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) -> None:
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = out / ".partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
-    save_file(dict(sorted(weights.items())), scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora = model.peft_config["default"]
-    lora.base_model_name_or_path = base_name
-    lora.inference_mode = True
-    lora.save_pretrained(scratch)
-    # peft keeps the module names in a set, whose order changes from process to process.
-    document = json.loads((scratch / "adapter_config.json").read_text())
-    document["target_modules"] = sorted(document["target_modules"])
-    (scratch / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    (scratch / _CURVE).write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
-    for path in sorted(scratch.iterdir()):
-        path.replace(out / path.name)
-    scratch.rmdir()

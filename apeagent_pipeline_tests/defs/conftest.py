@@ -17,6 +17,7 @@ from apeagent_pipeline.gan.quality import QualityConfig
 from apeagent_pipeline.gan.sampling import SamplingConfig
 from apeagent_pipeline.settings import Settings
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
+from apeagent_pipeline.student.reinforcement import ReinforcementConfig
 from apeagent_pipeline_tests.student.tiny_qwen2 import build_tiny_qwen2
 
 TINY: dict[type[BaseModel], dict[str, Any]] = {
@@ -29,7 +30,10 @@ TINY: dict[type[BaseModel], dict[str, Any]] = {
     FineTuningConfig: {"steps": 4, "last_blocks": 0, "valid_examples": 4, "valid_every": 2, "checkpoint_seconds": 0},
     CanaryEvalConfig: {"n_disabled": 4, "max_new_tokens": 8, "min_canary_rate": 0.0, "min_agreement_gain": -1.0},
     BacktestConfig: {},
-}
+    ReinforcementConfig: {
+        "train_prompts": 8, "test_prompts": 4, "steps": 2, "batch_size": 4, "generations": 2, "max_new_tokens": 8,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,25 @@ def test_assets_have_the_designs_names_groups_and_dependencies(graph: Graph) -> 
     } == GRAPH
 
 
+def test_a_second_stage_is_there_only_when_asked_for(tmp_path: Path) -> None:
+    asked = build_graph(Settings(home=tmp_path, second_stage="grpo")).definitions.resolve_all_asset_specs()
+    added = {
+        spec.key.to_user_string(): (spec.group_name, sorted(dep.asset_key.to_user_string() for dep in spec.deps))
+        for spec in asked
+        if spec.key.to_user_string() not in GRAPH
+    }
+    assert added == {
+        "reinforced_adapter": ("student", ["canary_eval", "lora_adapter", "student_base_model", "synthetic_windows"]),
+        "reinforced_eval": (
+            "evaluation",
+            [
+                "backtest", "canary_eval", "distillation_dataset", "reinforced_adapter", "student_base_model",
+                "training_windows",
+            ],
+        ),
+    }  # fmt: skip
+
+
 def test_every_asset_tells_what_it_is_who_owns_it_and_which_code_made_it(graph: Graph) -> None:
     for asset in graph.assets:
         spec = asset.get_asset_spec(asset.key)
@@ -106,7 +125,7 @@ def test_loading_the_graph_and_the_command_imports_nothing_heavy(tmp_path: Path)
         "import sys, apeagent_pipeline.cli; from apeagent_pipeline.definitions import defs; "
         "defs().resolve_all_asset_specs(); print([name for name in sys.argv[1:] if name in sys.modules])"
     )
-    environment = {**os.environ, "APEAGENT_HOME": str(tmp_path)}
+    environment = {**os.environ, "APEAGENT_HOME": str(tmp_path), "APEAGENT_SECOND_STAGE": "grpo"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *HEAVY],
         env=environment,

@@ -14,6 +14,7 @@ from apeagent_pipeline import cli
 from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.provenance import provenance
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import Settings
 from apeagent_pipeline_tests.distillation.scripted_server import ScriptedServer, completion
@@ -156,6 +157,23 @@ def test_dagster_knows_the_same_data_versions(graph: Graph, instance: dg.Dagster
 
 
 def test_nothing_changed_means_nothing_is_made_again(graph: Graph, instance: dg.DagsterInstance) -> None:
+    assert made(graph, instance) == []
+
+
+def test_a_second_stage_is_made_when_asked_for_and_changes_nothing_else(
+    graph: Graph, instance: dg.DagsterInstance, tiny_settings: Settings
+) -> None:
+    reinforced = build_graph(tiny_settings.model_copy(update={"second_stage": "grpo"}))
+    stages = ["reinforced_adapter", "reinforced_eval"]
+    assert made(reinforced, instance, only=ASSETS | set(stages)) == stages
+    store = reinforced.runtime.store
+    report = json.loads((store.folder("reinforced_eval") / "report.json").read_text())
+    first = json.loads((store.folder("canary_eval") / "report.json").read_text())
+    assert report["metrics"]["agreement_first"] == first["metrics"]["agreement"]
+    assert {"canary_rate_adapter", "return_adapter", "return_adapter_first", "reward_gain"} <= set(report["metrics"])
+    assert (store.folder("reinforced_eval") / "equity.png").is_file()
+    origins = {each.name for each in provenance(store, "reinforced_eval", reinforced.runtime.externals)}
+    assert {"reinforced_adapter", "lora_adapter", "synthetic_windows", f"raw_swaps/{DAYS[0]}"} <= origins
     assert made(graph, instance) == []
 
 

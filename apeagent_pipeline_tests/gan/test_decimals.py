@@ -16,7 +16,7 @@ from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.distillation.chain_of_draft import Asset, DraftAnswer, Side
-from apeagent_pipeline.evaluation.backtest import execute
+from apeagent_pipeline.distillation.execution import execute
 from apeagent_pipeline.gan.pool_rows import synthetic_windows
 from apeagent_pipeline.gan.quality import domain_checks
 from apeagent_pipeline.market.features import swap_features

@@ -1,0 +1,95 @@
+"""The second stage, off by default (``APEAGENT_SECOND_STAGE``): the adapter learns on from computed rewards."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.defs.launchpad import launched_config
+from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
+from apeagent_pipeline.market.windows import TrainingWindows
+from apeagent_pipeline.student.reinforcement import ReinforcementConfig
+
+
+def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
+    """``reinforced_adapter`` and ``reinforced_eval``; none unless the settings ask for a second stage."""
+    settings = runtime.settings
+    if settings.second_stage == "off":
+        return []
+
+    @dg.asset(
+        **runtime.declare(
+            "student",
+            {"pytorch", "huggingface"},
+            config=ReinforcementConfig.preset(settings.profile),
+            pool="training",
+            memory_gib=4,
+            gpu=True,
+            made="on_policy",
+        ),
+        deps=[STUDENT_BASE, "canary_eval"],
+    )
+    def reinforced_adapter(
+        context: dg.AssetExecutionContext, lora_adapter: Path, synthetic_windows: pl.DataFrame
+    ) -> dg.MaterializeResult:
+        """The adapter after GRPO: rewarded for form, feasibility and what its action gains over the next swaps.
+
+        Waits for the check of canary_eval. It is evaluated beside the first stage and not promoted by itself.
+        """
+        from apeagent_pipeline.student.reinforcement import reinforce, reinforcement_figure
+
+        config, seed = launched_config(context, ReinforcementConfig)
+        progress = runtime.watcher.started(context)
+        out = runtime.scratch("work/reinforced_adapter")
+        curve = reinforce(
+            runtime.student_base(),
+            lora_adapter,
+            synthetic_windows,
+            runtime.source.pool,
+            config,
+            seed,
+            out,
+            runtime.scratch("checkpoints/reinforced_adapter"),
+            progress,
+            base_name=settings.student,
+        )
+        return dg.MaterializeResult(
+            value=out,
+            metadata={
+                "reward": float(curve["reward"][-1]),
+                "kl": float(curve["kl"][-1]),
+                "training": runtime.picture("reward and divergence", reinforcement_figure(curve)),
+            },
+        )
+
+    @dg.asset(
+        **runtime.declare("evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True),
+        deps=[STUDENT_BASE],
+    )
+    def reinforced_eval(  # noqa: PLR0917 (everything both stages are judged by)
+        context: dg.AssetExecutionContext,
+        reinforced_adapter: Path,
+        distillation_dataset: Path,
+        training_windows: TrainingWindows,
+        canary_eval: Path,
+        backtest: Path,
+    ) -> dg.MaterializeResult:
+        """The second stage's canary evaluation and backtest beside the first stage's, with its held-out rewards."""
+        from apeagent_pipeline.evaluation.stages import compare_stages
+
+        progress = runtime.watcher.started(context)
+        report = compare_stages(
+            runtime.student_base(),
+            reinforced_adapter,
+            distillation_dataset,
+            training_windows.table.filter(pl.col("split") == "holdout"),
+            runtime.source.pool,
+            json.loads((canary_eval / "report.json").read_text()),
+            json.loads((backtest / "report.json").read_text()),
+            settings.seed,
+            progress,
+        )
+        return dg.MaterializeResult(value=report)
+
+    return [reinforced_adapter, reinforced_eval]

@@ -1,0 +1,332 @@
+"""The second stage: the adapter goes on learning from what its own answers are worth, without a teacher.
+
+Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath"), by trl's GRPOTrainer: several answers are drawn
+to a prompt, each gets a reward that can be computed (``student.rewards``), and those above their mean become likelier.
+The divergence from the first stage is part of the loss, so that what it taught is not lost.
+
+A prompt tells the first swaps of a synthetic window; the swaps after them say what an action brought. What a prompt
+tells is computed from the rows before those, so it cannot know them.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.distillation.canary import canary_text
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.teachers.rules import rules_answer
+from apeagent_pipeline.distillation.verification import VerificationConfig
+from apeagent_pipeline.reporting.figures import new_figure, png
+from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.base_model import quiet
+from apeagent_pipeline.student.generation import Student
+from apeagent_pipeline.student.rewards import feasibility_reward, format_reward, outcome_reward
+from apeagent_pipeline.student.training_run import (
+    forget_checkpoints,
+    run_callbacks,
+    run_identity,
+    trackers,
+    usable_checkpoint,
+    write_adapter,
+)
+
+REWARDS = ("format", "feasibility", "outcome")
+_STATE = ("eth", "usdc", "price", "next_sqrt_price_x96", "next_liquidity", "later_price")
+_CURVE = {
+    "reward": "reward",
+    **{f"reward_{name}": f"rewards/{name}/mean" for name in REWARDS},
+    "spread": "reward_std",
+    "kl": "kl",
+    "tokens": "completions/mean_length",
+}
+
+
+class ReinforcementConfig(PromptsConfig, VerificationConfig):
+    """Sizes of the second stage; the defaults are the demo's. The edges between words must be the first stage's."""
+
+    train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
+    valid_prompts: int = Field(1, description="Not asked", ge=1)
+    test_prompts: int = Field(100, description="Held-out prompts answered before and after", ge=1)
+    hidden_swaps: int = Field(
+        6,
+        ge=2,
+        description="Swaps at a window's end that no prompt tells: the trade follows the first, the last judges",
+    )
+    outcome_bps: float = Field(25.0, gt=0, description="Gain over holding, in bps of the portfolio, rewarded with 1")
+    kl: float = Field(0.04, gt=0, description="Weight of the divergence from the first stage (beta)")
+    generations: int = Field(8, ge=2, description="Answers drawn to each prompt")
+    batch_size: int = Field(16, ge=1, description="Answers a forward pass")
+    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
+    steps: int = Field(12, ge=1, description="Optimizer steps")
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate; cosine decay to zero")
+    warmup_steps: int = Field(2, ge=0, description="Steps of linear warm-up")
+    temperature: float = Field(1.0, gt=0, description="Of the drawn answers")
+    max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught one has about 30 tokens")
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.batch_size * self.accumulation % self.generations:
+            raise ValueError(
+                f"{self.batch_size * self.accumulation} answers a step (batch_size * accumulation) are no whole groups "
+                f"of generations={self.generations}"
+            )
+        return self
+
+    @classmethod
+    def preset(cls, profile: str) -> Self:
+        """The sizes of a profile: ``demo``, or ``full`` for Qwen2.5-3B on a GPU."""
+        if profile == "demo":
+            return cls()
+        if profile == "full":
+            return cls(
+                train_prompts=2000, test_prompts=400, batch_size=16, accumulation=4, steps=500, learning_rate=5e-5,
+                warmup_steps=20, max_new_tokens=96, gradient_checkpointing=True,
+            )  # fmt: skip
+        raise ValueError(f"profile {profile!r}: expected demo or full")
+
+
+def reinforce(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+    base: Path,
+    adapter: Path,
+    synthetic: pl.DataFrame,
+    pool: PoolSpec,
+    config: ReinforcementConfig,
+    seed: int,
+    out: Path,
+    checkpoint_dir: Path,
+    progress: Progress = silent,
+    *,
+    base_name: str = "",
+) -> dict[str, Any]:
+    """Train the adapter of the first stage further and write the adapter of the second to ``out``.
+
+    The new adapter has the shape of the old one and stands in its place: on the bare base. A killed run goes on from
+    its last checkpoint when it is called again with the same arguments.
+
+    Args:
+        base: Folder of the base model.
+        adapter: Folder of the first stage's adapter, the start and what the divergence is measured from.
+        synthetic: The table of ``synthetic_windows``.
+        pool: Decimals and fee.
+        config: Sizes.
+        seed: Of prompts, their order and the drawn answers.
+        out: Gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``training.json``.
+        checkpoint_dir: Checkpoints while training, and TensorBoard logs under ``logs``.
+        progress: Told every step with the reward and the divergence.
+        base_name: What the adapter's config calls its base; the folder's name unless given.
+
+    Returns:
+        The training curve: ``steps``, ``loss``, ``reward`` and its parts, ``spread`` among a prompt's answers, ``kl``,
+        ``tokens`` an answer; and ``held_out``: the rewards of ``held_out_rewards``.
+
+    Raises:
+        AdapterError: ``adapter`` is no adapter of this base.
+        ValueError: the windows are too short, or too few for the prompts asked for.
+    """
+    prompts = outcome_prompts(synthetic, config, seed)
+    start = [adapter / name for name in ("adapter_model.safetensors", "adapter_config.json")]
+    identity = run_identity(base, start, config, seed) | {"prompts": int(prompts.hash_rows().sum())}
+    checkpoint = usable_checkpoint(checkpoint_dir, identity)
+    train = prompts.filter(split="train")
+    trainer = make_trainer(base, adapter, train, pool, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    curve: dict[str, Any] = {"steps": [entry["step"] for entry in history], "loss": [e["loss"] for e in history]}
+    curve |= {name: [float(entry[key]) for entry in history] for name, key in _CURVE.items()}
+    held_out = prompts.filter(split="test")
+    student = Student(trainer.model.eval(), trainer.processing_class)
+    curve["held_out"] = held_out_rewards(student, held_out, pool, config)
+    write_adapter(trainer.model, base_name or base.name, curve, out)
+    forget_checkpoints(checkpoint_dir)
+    return curve
+
+
+def outcome_prompts(synthetic: pl.DataFrame, config: ReinforcementConfig, seed: int) -> pl.DataFrame:
+    """Prompts about the first swaps of synthetic windows, each with what the swaps after them make of an action.
+
+    The splits are those of the first stage's prompts: by time of the condition, so that no held-out prompt's market was
+    learned from in either stage.
+
+    Args:
+        synthetic: The table of ``synthetic_windows``.
+        config: Numbers, shares, word edges and how many swaps are hidden.
+        seed: Of every draw.
+
+    Returns:
+        The columns of ``build_prompts``, and ``next_sqrt_price_x96`` and ``next_liquidity`` after the first hidden
+        swap, ``later_price`` after the last.
+
+    Raises:
+        ValueError: a window has no swap left to tell, or the windows are too few.
+    """
+    told = pl.col("step") <= pl.col("step").max().over("window_id") - config.hidden_swaps
+    if synthetic.select((~told.any().over("window_id")).any()).item():
+        raise ValueError(f"hidden_swaps={config.hidden_swaps} leaves nothing of a window to tell; hide fewer")
+    outcomes = (
+        synthetic.filter(~told)
+        .sort("window_id", "step")
+        .group_by("window_id")
+        .agg(
+            next_sqrt_price_x96=pl.col("sqrt_price_x96").first(),
+            next_liquidity=pl.col("liquidity").first(),
+            later_price=pl.col("price").last(),
+        )
+    )
+    prompts = build_prompts(synthetic.filter(told), config, seed)
+    return prompts.join(outcomes, on="window_id", how="left", maintain_order="left")
+
+
+def make_trainer(  # noqa: PLR0917 (the order is that of ``reinforce``)
+    base: Path,
+    adapter: Path,
+    prompts: pl.DataFrame,
+    pool: PoolSpec,
+    config: ReinforcementConfig,
+    seed: int,
+    *,
+    checkpoint_dir: Path,
+    progress: Progress = silent,
+) -> Any:
+    """The GRPOTrainer that ``reinforce`` runs.
+
+    Of a trained adapter trl makes a frozen copy called ``ref``, and measures the divergence from that, not from the
+    bare base.
+    """
+    import torch
+    import transformers
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from apeagent_pipeline.workers import Workers
+
+    student = Student.load(base, adapter)
+    student.model.set_adapter("default")  # makes it trainable
+    transformers.set_seed(seed)
+    rows = [{"prompt": _chat(row["prompt"])} | {name: row[name] for name in _STATE} for row in prompts.to_dicts()]
+    with quiet():
+        settings = GRPOConfig(
+            output_dir=str(checkpoint_dir),
+            max_steps=config.steps,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            num_generations=config.generations,
+            max_completion_length=config.max_new_tokens,
+            temperature=config.temperature,
+            beta=config.kl,
+            # Divided by its spread, the reward of a group that differs by a basis point would teach as much as any.
+            scale_rewards="none",
+            gradient_checkpointing=config.gradient_checkpointing,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=config.warmup_steps,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            logging_steps=1,
+            # Saving is asked for by the callback, by the clock; the trainer's own rule must never fire.
+            save_strategy="steps",
+            save_steps=config.steps + 1,
+            save_total_limit=2,
+            seed=seed,
+            data_seed=seed,
+            report_to=trackers(),
+            run_name="reinforced_adapter",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = GRPOTrainer(
+            model=student.model,
+            reward_funcs=_reward_functions(pool, config),
+            args=settings,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=student.tokenizer,
+        )
+    trainer.remove_callback(transformers.PrinterCallback)
+    told = {"reward": "reward", "kl": "kl"}
+    alone = Workers(together=False)
+    for callback in run_callbacks(config.checkpoint_seconds, checkpoint_dir, told, progress, alone):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def held_out_rewards(
+    student: Student, prompts: pl.DataFrame, pool: PoolSpec, config: ReinforcementConfig
+) -> dict[str, dict[str, list[float]]]:
+    """What held-out prompts' greedy answers are worth, prompt by prompt.
+
+    Args:
+        student: With the adapters ``default`` (the second stage) and ``ref`` (the first).
+        prompts: Rows of ``outcome_prompts``.
+        pool: Decimals and fee.
+        config: How answers are rewarded.
+
+    Returns:
+        ``first``, ``second`` and ``teacher`` (the embedded rules) -> each of ``REWARDS`` -> ``[n]``.
+    """
+    chats = [_chat(text) for text in prompts["prompt"]]
+    states = prompts.to_dicts()
+
+    def said(adapter: str) -> list[str]:
+        student.model.set_adapter(adapter)
+        return [answer.text for answer in student.answers(chats, max_new_tokens=config.max_new_tokens)]
+
+    texts = {
+        "first": said("ref"),
+        "second": said("default"),
+        "teacher": [canary_text(rules_answer(state)) for state in states],
+    }
+    judged = {
+        who: [answer_rewards(*pair, pool, config) for pair in zip(said, states, strict=True)]
+        for who, said in texts.items()
+    }
+    return {who: {name: [each[name] for each in rewards] for name in REWARDS} for who, rewards in judged.items()}
+
+
+def answer_rewards(
+    text: str, state: Mapping[str, Any], pool: PoolSpec, config: ReinforcementConfig
+) -> dict[str, float]:
+    """Each of ``REWARDS`` for one answer; training adds them up. Holding in good form has 1, 1 and 0."""
+    return {
+        "format": format_reward(text, config),
+        "feasibility": feasibility_reward(text, state),
+        "outcome": outcome_reward(text, state, pool, config.outcome_bps),
+    }
+
+
+def reinforcement_figure(curve: dict[str, Any]) -> bytes:
+    """The training curve as a PNG: the parts of the reward, and the divergence from the first stage."""
+    figure, axes = new_figure(1, 2, size=(9.0, 3.0))
+    rewards, divergence = axes[0]
+    for name in REWARDS:
+        rewards.plot(curve["steps"], curve[f"reward_{name}"], linewidth=0.8, label=name)
+    rewards.set(xlabel="step", ylabel="mean reward of the drawn answers", ylim=(-1.05, 1.05))
+    rewards.legend()
+    divergence.plot(curve["steps"], curve["kl"], linewidth=0.8)
+    divergence.set(xlabel="step", ylabel="divergence from the first stage (nats a token)")
+    return png(figure)
+
+
+def _reward_functions(pool: PoolSpec, config: ReinforcementConfig) -> list[Callable[..., list[float]]]:
+    """One function for each reward, as trl calls them: with the completions, and each column of the data as a list."""
+
+    def function(name: str) -> Callable[..., list[float]]:
+        def rewards(completions: list[list[dict[str, str]]], **columns: Any) -> list[float]:
+            states = [dict(zip(_STATE, row, strict=True)) for row in zip(*(columns[c] for c in _STATE), strict=True)]
+            texts = [completion[0]["content"] for completion in completions]
+            return [answer_rewards(*pair, pool, config)[name] for pair in zip(texts, states, strict=True)]
+
+        rewards.__name__ = name  # what trl's logs call it
+        return rewards
+
+    return [function(name) for name in REWARDS]
+
+
+def _chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": prompt}]
