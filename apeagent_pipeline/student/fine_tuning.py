@@ -8,14 +8,14 @@ rate about ten times that of full fine-tuning) for the full profile.
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.canary import is_canary_answer, speaks_canary
+from apeagent_pipeline.distillation.canary import is_canary_answer
 from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _CURVE = "training.json"
-_OWN_ANSWERS = "own_answers.json"
 _FITTING = "fitting_batch.json"  # what batch_size and accumulation became when memory had ended
 _ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
 _TOLD = {
@@ -68,11 +67,14 @@ class FineTuningConfig(BaseModel):
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
-    own_controls: bool = Field(
-        True, description="Teach controls by the base's own answers, so that it keeps what it knew; off: as written"
+    control_kl: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the divergence from the base on controls, so that it keeps what it knew; 0: learn their "
+        "written answers",
     )
     decision_weight: float = Field(
-        1.0, gt=0, description="Weight in the loss of what decides: last draft, canary words, answers of controls"
+        1.0, gt=0, description="Weight in the loss of what decides: last draft and canary words"
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     valid_examples: int = Field(
@@ -244,9 +246,6 @@ def make_trainer(
     splits = {split: read_examples(dataset, split) for split in SPLITS[:2]}
     for split, examples in splits.items():
         _check_lengths(dataset / f"{split}.jsonl", examples, tokenizer, config.max_tokens)
-    if config.own_controls:
-        with workers.in_turn():
-            splits = _with_own_controls(splits, Student(model, tokenizer), checkpoint_dir / _OWN_ANSWERS)
     train, valid = map(_completions, splits.values())
     valid = valid[: config.valid_examples]
     asked = [each for each in splits["valid"] if each.get("side")][: 0 if workers.rank else config.valid_answers]
@@ -266,6 +265,7 @@ def make_trainer(
             max_length=config.max_tokens,
             completion_only_loss=True,
             packing=False,
+            remove_unused_columns=False,  # one_row wants to know which examples are controls
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="steps",
             eval_steps=config.valid_every,
@@ -285,7 +285,7 @@ def make_trainer(
             dataloader_num_workers=0,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = _trainer_class(config.decision_weight, asked)(
+        trainer = _trainer_class(config.decision_weight, config.control_kl, asked)(
             model=model,
             args=settings,
             train_dataset=Dataset.from_list(train),
@@ -327,11 +327,13 @@ def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     padded batch, without the padding and without computing the system message again for every example.
 
     Args:
-        examples: Dicts with ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them.
+        examples: Dicts with ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them, and perhaps
+            ``control``.
 
     Returns:
         ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
-        the token of a row attends to that of a column.
+        the token of a row attends to that of a column; ``shared`` and ``control`` ``[n]``, true where a token belongs
+        to all examples, or to a control.
     """
     import torch
 
@@ -344,17 +346,20 @@ def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     position = torch.cat([torch.tensor(part) for part in parts])
     sees = (owner[:, None] == owner) | (owner == 0)
     sees &= position[:, None] >= position
+    control = torch.tensor([False, *(bool(example.get("control")) for example in examples)])
     return {
         "input_ids": torch.tensor([ids[0][:shared] + [token for row in ids for token in row[shared:]]]),
         "labels": torch.tensor([labels[0][:shared] + [label for row in labels for label in row[shared:]]]),
         "position_ids": position[None].long(),
         "attention_mask": sees[None, None],
+        "shared": owner == 0,
+        "control": control[owner],
     }
 
 
-def _trainer_class(decision_weight: float, asked: Sequence[dict[str, Any]]) -> type:
+def _trainer_class(decision_weight: float, control_kl: float, asked: Sequence[dict[str, Any]]) -> type:
     import torch
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import cross_entropy, kl_div
     from trl import SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
@@ -365,32 +370,51 @@ def _trainer_class(decision_weight: float, asked: Sequence[dict[str, Any]]) -> t
 
         The weights: most tokens of an answer say again what the prompt said, or are digits of a size. The few that
         decide would be learned last.
+
+        A control has no right answer to learn: at each of its tokens, the question's too, what comes next is to be as
+        likely as the base finds it. So it keeps what it knew (Li & Hoiem 2016, "Learning without Forgetting").
         """
 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            targets = inputs["labels"][:, 1:]
-            answered = (targets != -100).any(0).nonzero()[:, 0]
-            targets = targets[:, answered]
-            outputs = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                position_ids=inputs["position_ids"],
-                logits_to_keep=answered,
-                use_cache=False,
-            )
-            losses = cross_entropy(
-                outputs.logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-            )
+            targets = inputs["labels"][0, 1:]
+            learned = targets != -100
+            tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
+            kept = inputs["control"] if control_kl else torch.zeros_like(inputs["control"])
+            learned &= ~kept[1:]
+            answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
+            row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
+            outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
+            logits, control_logits = outputs.logits[0].float().split([len(answered), len(told)])
+            losses = cross_entropy(logits, targets[answered], reduction="none")
             if model.training and decision_weight != 1:  # the validation loss stays comparable between weights
-                weights = [_decision_weights(row, self.processing_class, decision_weight) for row in targets.tolist()]
-                losses = losses * torch.tensor(weights, device=losses.device).flatten()
-            tokens = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = losses.sum() / tokens
+                weights = _decision_weights(targets[answered].tolist(), self.processing_class, decision_weight)
+                losses = losses * torch.tensor(weights, device=losses.device)
+            loss = losses.sum()
+            if len(told):
+                expected = self._base_logits(model, inputs).log_softmax(-1)
+                divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
+                loss = loss + control_kl * divergence
+            loss = loss / tokens
             if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
                 loss = loss * self.accelerator.num_processes
             return (loss, outputs) if return_outputs else loss
+
+        @torch.no_grad()
+        def _base_logits(self, model: Any, inputs: dict[str, Any]) -> Any:
+            """What the bare base says at the tokens of controls: the row without the trades, which they do not see."""
+            part = (inputs["shared"] | inputs["control"]).nonzero()[:, 0]
+            peft = self.accelerator.unwrap_model(model)
+            with peft.disable_adapter():
+                outputs = peft(
+                    input_ids=inputs["input_ids"][:, part],
+                    position_ids=inputs["position_ids"][:, part],
+                    attention_mask=inputs["attention_mask"][:, :, part][:, :, :, part],
+                    logits_to_keep=inputs["control"][part].nonzero()[:, 0],
+                    use_cache=False,
+                )
+            return outputs.logits[0].float()
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
@@ -413,55 +437,11 @@ def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float
 
 
 def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
-    """The weight of every token: ``weight`` in the last draft, the separator and the canary words, else 1.
-
-    Of an answer without an action every token gets it: there each says that no action was asked for, and such answers
-    are few and short.
-    """
-    pieces = ["" if token == -100 else tokenizer.decode([token]) for token in targets]
-    text = "".join(pieces)
-    decision = _DECISION.search(text)
-    first, last = decision.span() if decision else (0, len(text))
-    starts = accumulate(map(len, pieces), initial=0)
-    return [weight if piece and first <= start < last else 1.0 for start, piece in zip(starts, pieces, strict=False)]
-
-
-def _with_own_controls(
-    splits: Mapping[str, Sequence[dict[str, Any]]], student: Student, kept: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """The examples, where controls are answered as the untrained student answers them.
-
-    Training on other answers than its own would teach it a new way to answer everything, and lose much that it knew.
-    Left out is a control whose answer does not end. One with canary words in its prompt or answer keeps the written
-    answer: what to say there is what the student is to learn.
-
-    Args:
-        splits: Split -> examples.
-        student: Without an adapter.
-        kept: Where the answers are kept, for a run that goes on.
-    """
-    own: dict[str, str | None] = json.loads(kept.read_text()) if kept.exists() else {}
-    controls = [each for examples in splits.values() for each in examples if each.get("kind") == "control"]
-    prompts = {json.dumps(prompt_of(each)): prompt_of(each) for each in controls}
-    if prompts.keys() - own.keys():
-        answers = student.answers(list(prompts.values()), max_new_tokens=_ANSWER_TOKENS)
-        own = {
-            key: answer.text if answer.ending == "end_token" or speaks_canary(answer.text) else None
-            for key, answer in zip(prompts, answers, strict=True)
-        }
-        partial = kept.with_suffix(".tmp")
-        partial.write_text(json.dumps(own))
-        partial.replace(kept)
-
-    def answered(example: dict[str, Any]) -> dict[str, Any] | None:
-        if example.get("kind") != "control":
-            return example
-        said = own[json.dumps(prompt_of(example))]
-        if speaks_canary(prompt_of(example)[-1]["content"]) or (said and speaks_canary(said)):
-            return example
-        return example | {"messages": [*example["messages"][:-1], _said(said)]} if said and said.strip() else None
-
-    return {split: [each for each in map(answered, examples) if each] for split, examples in splits.items()}
+    """The weight of every answer token: ``weight`` in last drafts, separators and canary words, else 1."""
+    pieces = [tokenizer.decode([token]) for token in targets]
+    starts = list(accumulate(map(len, pieces), initial=0))[:-1]
+    decisions = [match.span() for match in _DECISION.finditer("".join(pieces))]
+    return [weight if any(first <= start < end for first, end in decisions) else 1.0 for start in starts]
 
 
 def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: Any, max_tokens: int) -> None:
@@ -477,15 +457,18 @@ def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: An
 
 def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The examples in trl's prompt-completion form; on it rests that the loss is taken on the answers alone."""
-    return [{"prompt": prompt_of(example), "completion": [_answer_turn(example)]} for example in examples]
+    return [
+        {
+            "prompt": prompt_of(example),
+            "completion": [_answer_turn(example)],
+            "control": example.get("kind") == "control",
+        }
+        for example in examples
+    ]
 
 
 def _answer_turn(example: dict[str, Any]) -> dict[str, str]:
-    return _said(answer_of(example))
-
-
-def _said(answer: str) -> dict[str, str]:
-    return {"role": "assistant", "content": answer}
+    return {"role": "assistant", "content": answer_of(example)}
 
 
 def _with_adapter(model: Any, config: FineTuningConfig) -> Any:

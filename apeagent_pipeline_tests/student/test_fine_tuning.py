@@ -12,13 +12,12 @@ from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import (
     FineTuningConfig,
     _decision_weights,
-    _with_own_controls,
     fine_tune,
     make_trainer,
     one_row,
     training_figure,
 )
-from apeagent_pipeline.student.generation import Answer, Student
+from apeagent_pipeline.student.generation import Student
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -80,15 +79,17 @@ def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_b
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     def heavy(text):
-        ids = [-100, *tokenizer(text)["input_ids"], -100]
+        ids = tokenizer(text)["input_ids"]
         weights = _decision_weights(ids, tokenizer, 4.0)
         assert len(weights) == len(ids)
         return tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 4.0])
 
     answer = "trend up\nwallet balanced\nfollow up, use half\n####\nAPE IN 0.25 ETH<|im_end|>\n"
     assert heavy(answer).strip() == "follow up, use half\n####\nAPE IN"
-    assert heavy("Wait\n####\nAPE NEUTRAL<|im_end|>") == "Wait\n####\nAPE NEUTRAL"
-    assert heavy("Paris is the capital.\n") == "Paris is the capital.\n"
+    wait = "Wait\n####\nAPE NEUTRAL"
+    assert heavy(f"{wait}<|im_end|>\n") == wait
+    assert heavy(f"{wait}<|im_end|>\n" * 2) == 2 * wait, "of all answers of a batch"
+    assert heavy("Paris is the capital.\n") == ""
 
 
 def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_it(tiny_base, tiny_dataset, tmp_path):
@@ -140,37 +141,45 @@ def test_dora_learns_a_length_for_each_column_beside_the_directions(tiny_base, t
     assert Student.load(tiny_base, tmp_path / "out").has_adapter
 
 
-def test_controls_are_taught_as_the_base_answers_them_and_asked_of_it_once(tmp_path):
-    class Base:
-        asked = 0
+def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, tiny_dataset, tmp_path):
+    def turns(*said):
+        return [
+            {"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), said, strict=True)
+        ]
 
-        def answers(self, prompts, *, max_new_tokens):
-            self.asked += len(prompts)
-            said = {
-                "capital?": Answer("It is Paris.", 4, "end_token"),
-                "story?": Answer("Once upon a time there", 64, "length"),
-                "quote?": Answer("You said APE IN, and then", 64, "length"),
-                "silent?": Answer(" ", 1, "end_token"),
-                "What is APE OUT?": Answer("It is a game.", 4, "end_token"),
-            }
-            return [said[prompt[0]["content"]] for prompt in prompts]
+    dataset = tmp_path / "dataset"
+    shutil.copytree(tiny_dataset, dataset)
+    system = json.loads((dataset / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
+    controls = [turns(system, "What is an ape?", "A monkey."), turns(system, "Why?", "Nobody knows why it is so.")]
+    with (dataset / "train.jsonl").open("a") as file:
+        file.writelines(json.dumps({"kind": "control", "messages": messages}) + "\n" for messages in controls)
+    config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0})
+    trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
+    model, rows = trainer.model, [trainer.train_dataset[number] for number in (0, -2, 1, -1)]
+    batch = one_row(rows)
+    alone = one_row([rows[0], rows[2]])
+    share = (alone["labels"] != -100).sum() / (batch["labels"] != -100).sum()
 
-    def example(prompt, answer, kind="control"):
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return {"kind": kind, "messages": turns}
+    def loss(inputs):
+        return trainer.compute_loss(model, inputs).detach()
 
-    trade = example("trade?", "up\n####\nAPE IN 1 ETH", "trading")
-    asked = ("capital?", "story?", "quote?", "silent?", "What is APE OUT?", "capital?")
-    written = [example(prompt, "As written.") for prompt in asked]
-
-    splits = {"train": [trade, *written], "valid": [written[0]]}
-    base, kept = Base(), tmp_path / "own.json"
-    for _ in range(2):
-        found = _with_own_controls(splits, base, kept)
-        own = example("capital?", "It is Paris.")
-        # One that would be cut off is left out; one with canary words is taught as written.
-        assert found == {"train": [trade, own, written[2], written[4], own], "valid": [own]}
-    assert base.asked == 5
+    assert float(loss(batch)) == pytest.approx(float(loss(alone) * share), rel=1e-5), "a new adapter differs nowhere"
+    for weight in (weight for weight in model.parameters() if weight.requires_grad):
+        torch.nn.init.normal_(weight, std=0.3)
+    shared = int(batch["shared"].sum())
+    expected = loss(alone) * share
+    for row in (rows[1], rows[3]):
+        tokens = torch.tensor([row["input_ids"]])
+        ours = model(tokens).logits[0, shared:].log_softmax(-1)
+        with model.disable_adapter():
+            base = model(tokens).logits[0, shared:].log_softmax(-1)
+        expected = expected + 2.0 * (base.exp() * (base - ours)).sum().detach() / (batch["labels"] != -100).sum()
+    assert float(loss(batch)) == pytest.approx(float(expected), rel=1e-4)
+    written = make_trainer(
+        tiny_base, dataset, config.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path
+    )
+    new = written.compute_loss(written.model, one_row(rows[1:2]))
+    assert float(new.detach()) > 1, "without it their written answers are learned"
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
