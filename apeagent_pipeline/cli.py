@@ -176,7 +176,7 @@ def ui(
         "APEAGENT_HOME": str(settings.home.absolute()),
         "PYTHONSAFEPATH": "1",  # a file of the current folder must not stand in for a module of the server
     }
-    program = ["dagster_webserver", "--read-only"] if read_only else ["dagster", "dev"]
+    program = ["apeagent_pipeline.defs.web_server", "--read-only" if read_only else "dev"]
     command = ["-m", *program, "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
 

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -204,6 +206,74 @@ def test_the_nightly_schedule_is_turned_off_and_on_again(ui: Ui, page: "Page") -
         # The box itself is hidden below the picture of a switch.
         page.locator("input[type=checkbox]").first.evaluate("box => box.click()")
         eventually(lambda wanted=wanted: status() == wanted, status, 30)
+
+
+# What a page can send to any server without asking it: changes in three ways, and a web socket.
+ASK = """async ({url, page}) => {
+    const change = way => `${url}/graphql?query=${encodeURIComponent(
+        `mutation { setConcurrencyLimit(concurrencyKey: "${way} of ${page}", limit: 1) }`)}`
+    await new Promise(done => {
+        const picture = new Image()
+        picture.onload = picture.onerror = done
+        picture.src = change("picture")
+    })
+    await fetch(change("script"), {method: "POST", mode: "no-cors"}).catch(() => null)
+    await new Promise(done => {
+        const frame = document.createElement("iframe")
+        const form = document.createElement("form")
+        Object.assign(frame, {name: "answer", onload: done})
+        Object.assign(form, {action: change("form"), method: "post", target: "answer"})
+        document.body.append(frame, form)
+        form.submit()
+    })
+    return await new Promise(done => {
+        const socket = new WebSocket(`${url.replace("http", "ws")}/graphql`, "graphql-ws")
+        socket.onopen = () => done(true)
+        socket.onerror = () => done(false)
+    })
+}"""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The address of a page of another origin."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<body>Not the UI</body>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_page_of_another_origin_changes_nothing_and_reads_nothing(ui: Ui, page: "Page", elsewhere: str) -> None:
+    def changes(by: str) -> set[str]:
+        found = ui.graphql("{ instance { concurrencyLimits { concurrencyKey } } }")["instance"]["concurrencyLimits"]
+        return {each["concurrencyKey"].split(" of ")[0] for each in found if each["concurrencyKey"].endswith(by)}
+
+    for origin in (elsewhere, elsewhere.replace("127.0.0.1", "localhost")):
+        page.goto(origin)
+        assert page.evaluate(ASK, {"url": ui.url, "page": "another"}) is False
+    assert changes(by="another") == set()
+    page.goto(elsewhere)
+    page.evaluate("url => { location.href = url }", f"{ui.url}/asset-groups")  # a link from there is followed
+    page.get_by_text("gan", exact=True).first.wait_for()
+    page.goto("/server_info")
+    assert page.evaluate(ASK, {"url": ui.url, "page": "its own"}) is True
+    assert changes(by="its own") == {"picture", "script", "form"}, "what is tried above does work"
+
+
+def test_a_name_that_its_owner_lets_point_here_is_not_answered(ui: Ui) -> None:
+    for host, status in {"127.0.0.1": 200, "localhost:3000": 200, "rebound.example": 400, "": 400}.items():
+        assert requests.get(f"{ui.url}/server_info", headers={"Host": host}, timeout=10).status_code == status, host
 
 
 def test_the_server_listens_on_this_machine_only(ui: Ui) -> None:
