@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     )
     nightly_at: dt.time = Field(dt.time(2), description="When the nightly re-sync runs, UTC")
     nightly_recheck_days: int = Field(3, ge=0, description="How many days before yesterday it reads once more")
+    keep_logs_days: int = Field(
+        90, ge=0, description="Days after which the daemon deletes the logs of a run, not what it made; 0: never"
+    )
     alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     second_stage: Literal["off", "grpo"] = Field(

@@ -1,11 +1,17 @@
 """Telling somebody that a run failed: one message to a Slack-compatible webhook."""
 
+from html import escape
+
 import dagster as dg
 import requests
 from pydantic import SecretStr
 from tenacity import Retrying, stop_after_attempt, wait_exponential
 
-_TIMEOUT_S = 10.0
+from apeagent_pipeline.defs.failures import cause_of
+from apeagent_pipeline.reporting.foreign_text import printable
+
+_TIMEOUT_S = 3.0
+"""Five alerts of three attempts each end before Dagster gives up on a sensor, after a minute."""
 _LONGEST_REASON = 500
 
 
@@ -19,23 +25,33 @@ def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
         description="Posts failed runs to the webhook of APEAGENT_ALERT_WEBHOOK",
     )
     def alert(context: dg.RunFailureSensorContext) -> None:
-        reason = (context.failure_event.message or "no reason was recorded")[:_LONGEST_REASON]
-        post(webhook, f"apeagent: run {context.dagster_run.run_id} of {context.dagster_run.job_name} failed. {reason}")
+        causes = [f"{event.step_key}: {cause_of(event)}" for event in context.get_step_failure_events()]
+        reason = "; ".join(causes) or context.failure_event.message or "no reason was recorded"
+        run = context.dagster_run
+        post(webhook, f"apeagent: run {run.run_id} of {run.job_name} failed. {reason[:_LONGEST_REASON]}")
 
     return alert
 
 
 def post(webhook: SecretStr, text: str) -> None:
-    """Send one message; three attempts.
+    """Send one message, in which nothing is a link or calls anybody; three attempts.
 
     Raises:
         RuntimeError: if it could not be delivered; the message does not name the address, which is a secret.
     """
     try:
-        for attempt in Retrying(stop=stop_after_attempt(3), wait=wait_exponential(max=4), reraise=True):
+        for attempt in Retrying(stop=stop_after_attempt(3), wait=wait_exponential(max=1), reraise=True):
             with attempt:
-                requests.post(webhook.get_secret_value(), json={"text": text}, timeout=_TIMEOUT_S).raise_for_status()
+                _send(webhook.get_secret_value(), {"text": escape(printable(text), quote=False)})
     except requests.RequestException as error:
         status = error.response.status_code if error.response is not None else type(error).__name__
         # "from None": the cause repeats the address.
         raise RuntimeError(f"the alert could not be delivered to APEAGENT_ALERT_WEBHOOK ({status})") from None
+
+
+def _send(address: str, message: dict[str, str]) -> None:
+    # Neither the message nor the address goes where a redirect points; what else is answered is not read.
+    with requests.post(address, json=message, timeout=_TIMEOUT_S, allow_redirects=False, stream=True) as answer:
+        answer.raise_for_status()
+        if answer.is_redirect:
+            raise requests.HTTPError(response=answer)

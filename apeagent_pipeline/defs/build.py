@@ -18,6 +18,7 @@ from apeagent_pipeline.defs.checks import asset_checks
 from apeagent_pipeline.defs.freshness import swaps_freshness
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.orphans import tag_host
+from apeagent_pipeline.defs.retention import log_retention
 from apeagent_pipeline.defs.runtime import Runtime
 from apeagent_pipeline.defs.watching import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
@@ -76,6 +77,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
         sensors=[
             automation_sensor(),
             orphan_sweep(),
+            *([log_retention(settings.keep_logs_days)] if settings.keep_logs_days else []),
             *freshness_sensors,
             *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
         ],

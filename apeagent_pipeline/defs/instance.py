@@ -20,6 +20,8 @@ concurrency:
     max_concurrent_runs: 4        # SQLite stands this; use Postgres for more
   pools:
     default_limit: 1              # rpc, teacher and training: one at a time each
+sensors:
+  use_threads: true               # a webhook that does not answer keeps no other sensor waiting
 run_monitoring:
   enabled: true
   poll_interval_seconds: 20       # how soon a lost machine is noticed

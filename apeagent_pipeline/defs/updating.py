@@ -8,6 +8,7 @@ import dagster as dg
 
 from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
+from apeagent_pipeline.defs.failures import cause_of
 from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
 
 _CHECK_ERROR = "DagsterAssetCheckFailedError"
@@ -146,18 +147,6 @@ def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Roun
     ]
     broken = [event for event in result.all_events if event.is_step_failure]
     errors = refused + [
-        f"{event.step_key}: {cause}" for event in broken if _CHECK_ERROR not in (cause := _cause(event))
+        f"{event.step_key}: {cause}" for event in broken if _CHECK_ERROR not in (cause := cause_of(event))
     ]
     return Round(stale, result.run_id, result.success, seconds, errors)
-
-
-def _cause(event: dg.DagsterEvent) -> str:
-    """The innermost message of a failed step: what the domain code said."""
-    error = event.step_failure_data.error
-    while error and error.cause:
-        error = error.cause
-    if error is None:
-        return "failed"
-    # Dagster puts the class before the message; who reads this wants the message.
-    _, _, message = error.message.strip().partition(": ")
-    return message or error.message.strip()

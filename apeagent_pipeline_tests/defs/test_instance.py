@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from sqlalchemy import make_url
 
 from apeagent_pipeline.defs.instance import open_instance, prepare_home
+from apeagent_pipeline.defs.retention import forget_old_logs, log_retention
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 from apeagent_pipeline_tests.defs.dropping_proxy import dropping_proxy
 from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, free_port, postgres_server
@@ -54,6 +57,45 @@ def test_with_one_url_the_whole_history_is_in_postgres_and_the_password_in_no_fi
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".db"]
     assert not [path for path in files if QUOTED_PASSWORD.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("storage", ["SQLite", "Postgres"])
+def test_old_logs_are_forgotten_and_what_was_made_and_checked_is_not(
+    tmp_path: Path, request: pytest.FixtureRequest, storage: str
+) -> None:
+    settings = Settings(home=tmp_path)
+    if storage == "Postgres":
+        settings = in_postgres(tmp_path, request.getfixturevalue("postgres_url"))
+
+    @dg.asset(check_specs=[dg.AssetCheckSpec("good", asset="loud")])
+    def loud(context: dg.AssetExecutionContext) -> Iterator[dg.Output | dg.AssetCheckResult]:
+        context.log.info("much to say " * 50_000)
+        yield dg.Output(1, data_version=dg.DataVersion("v1"))
+        yield dg.AssetCheckResult(passed=True)
+
+    def known(instance: dg.DagsterInstance) -> list[object]:
+        version = instance.get_latest_data_version_record(loud.key)
+        (check,) = instance.event_log_storage.get_asset_check_execution_history(loud.check_key, limit=9)
+        return [version and version.event_log_entry.to_json(), check.event and check.event.to_json()]
+
+    with open_instance(settings) as instance:
+        at = datetime.now(UTC)
+        old = dg.materialize([loud], instance=instance).run_id
+        young = dg.materialize([quick], instance=instance).run_id
+        before, logs = known(instance), instance.all_logs(young)
+        assert log_retention(90)(dg.build_sensor_context(instance)).skip_message == "logs of 0 runs deleted"
+        record = instance.get_run_record_by_id(old)
+        assert forget_old_logs(instance, at, record.update_timestamp + timedelta(microseconds=1)) == [old]
+        assert known(instance) == before
+        left = {entry.dagster_event_type for entry in instance.all_logs(old)}
+        assert left == ASSET_EVENTS.intersection(left) | ASSET_CHECK_EVENTS.intersection(left)
+        assert instance.get_run_by_id(old).is_success
+        assert instance.all_logs(young) == logs
+    outputs = [path.parent.parent.name for path in tmp_path.rglob("compute_logs/*")]
+    assert young in outputs
+    assert old not in outputs
+    if storage == "SQLite":
+        assert next(tmp_path.rglob(f"{old}.db")).stat().st_size < 200_000
 
 
 def test_postgres_can_be_switched_on_and_off_later(tmp_path: Path, postgres_url: str) -> None:
