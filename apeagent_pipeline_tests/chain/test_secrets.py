@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from apeagent_pipeline.chain import rpc
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.defs.build import build_graph
+from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings
 from apeagent_pipeline_tests.chain.conftest import Node
 from apeagent_pipeline_tests.chain.faulty_proxy import (
@@ -34,6 +35,9 @@ from apeagent_pipeline_tests.chain.faulty_proxy import (
     http_error,
     running,
 )
+from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, dump, postgres_server
+from apeagent_pipeline_tests.defs.webhook import Webhook
+from apeagent_pipeline_tests.servers import stopped_afterwards
 
 DAY = "2025-01-21"
 # The command with all of its loggers on DEBUG, the root handler prints what reaches it, and no waiting in backoffs.
@@ -187,6 +191,50 @@ def test_no_error_event_or_debug_record_shows_a_part_of_the_url(
         assert_free_of(proxy, text, "an exception")
     assert caplog.records
     assert_free_of(proxy, caplog.text, "a logger")
+
+
+def test_neither_a_dump_of_the_database_nor_an_alert_shows_a_secret_of_any_setting(
+    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")  # open_instance sets both
+    monkeypatch.setenv("APEAGENT_POSTGRES_URL", "")
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    with postgres_server() as database:
+        for webhook in stopped_afterwards(Webhook):
+            server = webhook()
+            planted = {
+                "postgres_url": database,
+                "rpc_urls": proxy.url,
+                "teacher_api_key": "s3cr3t-key",
+                "teacher_base_url": "https://s3cr3t:s3cr3t@teacher.example/s3cr3t/v1?key=s3cr3t",
+                "ray_address": "http://s3cr3t:s3cr3t@127.0.0.1:8265/s3cr3t",
+                "alert_webhook": f"{server.address}/s3cr3t",
+            }
+            secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+            assert secret <= planted.keys(), "another setting holds a secret: plant one there too"
+            settings = Settings(home=tmp_path, teacher="openai", **planted)  # type: ignore[arg-type]
+            definitions = build_graph(settings).definitions
+            job = definitions.resolve_implicit_global_asset_job_def()
+            alerts = next(each for each in definitions.sensors or [] if each.name == "failure_alert")
+            swaps = [dg.AssetKey("raw_swaps")]
+            with open_instance(settings) as instance:
+                asked = {"cursor": None, "repository_name": "__repository__"}
+                asked["cursor"] = alerts.evaluate_tick(dg.build_sensor_context(instance, **asked)).cursor
+                for fault in ([], [echoes(proxy, 401)], [echoes_in_errors(proxy)]):
+                    proxy.faults = fault
+                    job.execute_in_process(
+                        instance=instance, asset_selection=swaps, partition_key=DAY, raise_on_error=False
+                    )
+                alerts.evaluate_tick(dg.build_sensor_context(instance, **asked))
+                found = dump(database)
+        assert len(server.told) == 2
+        assert "raw_swaps: RPC endpoint 1 of 1 answered HTTP 401" in server.told[0], server.told
+        assert b"raw_swaps" in found
+        for where, content in {"an alert": "".join(server.told).encode(), "the dump": found}.items():
+            assert_free_of(proxy, content, where)
+            assert PASSWORD.encode() not in content, where
+            assert QUOTED_PASSWORD.encode() not in content, where
+        assert_files_free_of(proxy, tmp_path)
 
 
 def texts_of(error: BaseException | None) -> Iterator[str]:

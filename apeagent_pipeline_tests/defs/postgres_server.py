@@ -20,7 +20,7 @@ QUOTED_PASSWORD = "p%25ss"
 def _programs() -> Path | None:
     on_path = shutil.which("initdb")
     if on_path:
-        return Path(on_path).parent
+        return Path(on_path).resolve().parent
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     return installed[-1] if installed else None
 
@@ -73,3 +73,10 @@ def postgres_server() -> Iterator[str]:
             run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder)
+
+
+def dump(url: str) -> bytes:
+    """The whole database as ``pg_dump`` writes it."""
+    programs = _programs()
+    assert programs
+    return subprocess.run([programs / "pg_dump", url], check=True, capture_output=True, timeout=60).stdout

@@ -45,8 +45,12 @@ PLANTED = {
     "AWS_ACCESS_KEY_ID": SECRET,
     "AWS_SECRET_ACCESS_KEY": SECRET,
 }
-"""All but the node's address, which chain/test_secrets.py plants: with it these days would be read from a node."""
+"""All but two: with a node's address these days would be read from a node, and there is no Postgres.
 
+The read-only server, which reads nothing, has the node's as well; chain/test_secrets.py runs with both.
+"""
+
+NODE = f"https://{SECRET}:{SECRET}@node.example/{SECRET}?key={SECRET}"
 DAYS = ["2025-01-22", "2025-01-23", "2025-01-24"]
 pytestmark = pytest.mark.slow
 
@@ -289,7 +293,7 @@ def test_a_read_only_server_refuses_to_launch(ui: Ui) -> None:
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "apeagent_pipeline.cli", "ui", "--read-only", "--port", str(port)],
-        env={**os.environ, "APEAGENT_HOME": str(ui.home)},
+        env={**os.environ, **PLANTED, "APEAGENT_HOME": str(ui.home), "APEAGENT_RPC_URLS": NODE},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ui.home,
     )  # fmt: skip
     reader = Ui(server, f"http://127.0.0.1:{port}", ui.home)
@@ -303,18 +307,31 @@ def test_a_read_only_server_refuses_to_launch(ui: Ui) -> None:
         )
         assert launched["launchPartitionBackfill"]["__typename"] == "UnauthorizedError"
         assert len(ui.statuses()) == before
+        shown = str(reader.graphql(EVERYTHING))
+        assert "swaps_freshness" in shown, "the node's address was read"
+        assert SECRET not in shown
     finally:
         stop(server)
 
 
+EVERYTHING = """{
+    assetNodes { description metadataEntries { label description } }
+    repositoriesOrError { ... on RepositoryConnection { nodes {
+        allTopLevelResourceDetails { configFields { configTypeKey } configuredValues { key value } }
+        jobs { tags { key value } }
+        sensors { name description sensorState { ticks(limit: 20) { skipReason error { message stack } } } }
+        schedules { name description }
+    } } }
+    runsOrError { ... on Runs { results { runConfigYaml tags { key value }
+        eventConnection { events { ... on MessageEvent { message } } } } } }
+    instance { info }
+}"""
+"""What the UI can show of the definitions, the daemon's looks, the runs and the instance."""
+
+
 def test_no_credential_is_shown_or_stored(ui: Ui) -> None:
     """After all of the above, with a secret in every setting and variable that can hold one."""
-    shown = ui.graphql(
-        """{ assetNodes { description metadataEntries { label description } }
-             runsOrError { ... on Runs { results { runConfigYaml tags { key value }
-                 eventConnection { events { ... on MessageEvent { message } } } } } }
-             instance { info } }"""
-    )
+    shown = ui.graphql(EVERYTHING)
     assert SECRET not in str(shown)
     assert "teacher.example" in str(shown), "what is no secret is shown"
     told = subprocess.run(
