@@ -18,7 +18,8 @@ def on_change(due: When | None = None) -> When:
     Args:
         due: What a change waits for beside that; None: nothing.
     """
-    change = When.any_deps_match(When.data_version_changed())
+    # A run that made an input and then this asset has seen the change; if it failed in between, `failed` heals.
+    change = When.any_deps_match(When.data_version_changed() & ~When.executed_with_root_target())
     # What changes between the request and the next look may have come too late for the run that was requested.
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)

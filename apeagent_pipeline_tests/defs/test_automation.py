@@ -45,14 +45,14 @@ class Daemon:
         return found
 
     def run(self, asset: str, *days: str | None) -> bool:
-        """Make days of an asset, or the asset."""
+        """Make days of an asset, or of several with spaces between, or the asset, in one run."""
         first, last = min(days, key=str), max(days, key=str)
         tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
         return (
             self.graph.definitions.resolve_implicit_global_asset_job_def()
             .execute_in_process(
                 instance=self.instance,
-                asset_selection=[dg.AssetKey(asset)],
+                asset_selection=[dg.AssetKey(name) for name in asset.split()],
                 tags=tags if first else {},
                 raise_on_error=False,
             )
@@ -112,6 +112,19 @@ def test_a_new_day_is_taken_in(daemon: Daemon) -> None:
     assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
 
 
+def test_what_one_run_made_with_its_inputs_is_not_made_again(daemon: Daemon) -> None:
+    assert daemon.run("raw_swaps swap_features", DAYS[2])
+    assert daemon.settle() == ["training_windows"]
+
+
+def test_a_day_that_changes_after_both_were_made_is_taken_in(daemon: Daemon, changing: set[str]) -> None:
+    assert daemon.run("raw_swaps swap_features", DAYS[2])
+    changing.add(DAYS[2])
+    daemon.run("raw_swaps", DAYS[2])
+    # The windows are due for the features of the first run already, and then for those of the change.
+    assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows", "training_windows"]
+
+
 def test_two_changes_between_two_looks_are_one_run(daemon: Daemon, changing: set[str]) -> None:
     for day in DAYS[:2]:
         changing.add(day)
@@ -142,6 +155,16 @@ def test_what_failed_is_asked_for_again_and_heals(
     for _ in range(30):
         made += daemon.settle()
     assert made == [f"swap_features/{DAYS[0]}", "training_windows"]
+
+
+def test_what_failed_beside_its_inputs_heals_too(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("apeagent_pipeline.defs.assets.market.features_of", lambda *_: 1 / 0)
+        assert not daemon.run("raw_swaps swap_features", DAYS[2])
+    made = []
+    for _ in range(30):
+        made += daemon.settle()
+    assert made == [f"swap_features/{DAYS[2]}", "training_windows"]
 
 
 def test_expensive_assets_follow_the_policy_of_the_settings(tmp_path) -> None:
