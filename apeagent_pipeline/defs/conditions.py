@@ -18,8 +18,9 @@ def on_change(due: When | None = None) -> When:
     Args:
         due: What a change waits for beside that; None: nothing.
     """
-    # A run that made an input and then this asset has seen the change; if it failed in between, `failed` heals.
-    change = When.any_deps_match(When.data_version_changed() & ~When.executed_with_root_target())
+    # Also of an input that the same run made: `executed_with_root_target` would leave that change out, but only of the
+    # last day of a run, never of a job, and for good if the run is cancelled before it comes to this asset.
+    change = When.any_deps_match(When.data_version_changed())
     # What changes between the request and the next look may have come too late for the run that was requested.
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)

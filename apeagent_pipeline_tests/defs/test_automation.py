@@ -112,9 +112,21 @@ def test_a_new_day_is_taken_in(daemon: Daemon) -> None:
     assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
 
 
-def test_what_one_run_made_with_its_inputs_is_not_made_again(daemon: Daemon) -> None:
-    assert daemon.run("raw_swaps swap_features", DAYS[2])
-    assert daemon.settle() == ["training_windows"]
+def test_what_one_run_made_with_its_inputs_is_made_once_more_and_nothing_below_it_twice(daemon: Daemon) -> None:
+    assert daemon.run("raw_swaps swap_features", *DAYS[1:])
+    assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
+    assert daemon.settle() == []
+
+
+def test_a_change_is_not_lost_when_the_run_that_would_have_taken_it_in_is_cancelled(
+    daemon: Daemon, changing: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing.add(DAYS[1])
+    with monkeypatch.context() as broken:
+        broken.setattr("apeagent_pipeline.defs.assets.market.features_of", lambda *_: 1 / 0)
+        assert not daemon.run("raw_swaps swap_features", DAYS[1])
+    daemon.instance.report_run_canceled(daemon.instance.get_runs(limit=1)[0])
+    assert daemon.settle() == [f"swap_features/{DAYS[1]}", "training_windows"]
 
 
 def test_a_day_that_changes_after_both_were_made_is_taken_in(daemon: Daemon, changing: set[str]) -> None:
