@@ -381,8 +381,10 @@ def _trainer_class(decision_weight: float, control_kl: float, asked: Sequence[di
             targets = inputs["labels"][0, 1:]
             learned = targets != -100
             tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
-            kept = inputs["control"] if control_kl else torch.zeros_like(inputs["control"])
+            kept = inputs["control"] & bool(control_kl)
             learned &= ~kept[1:]
+            if kept.any():  # what they share with the trades is part of them
+                kept = kept | inputs["shared"]
             answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
             row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
             outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
@@ -393,7 +395,7 @@ def _trainer_class(decision_weight: float, control_kl: float, asked: Sequence[di
                 losses = losses * torch.tensor(weights, device=losses.device)
             loss = losses.sum()
             if len(told):
-                expected = self._base_logits(model, inputs).log_softmax(-1)
+                expected = self._base_logits(model, row, told).log_softmax(-1)
                 divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
                 loss = loss + control_kl * divergence
             loss = loss / tokens
@@ -402,16 +404,14 @@ def _trainer_class(decision_weight: float, control_kl: float, asked: Sequence[di
             return (loss, outputs) if return_outputs else loss
 
         @torch.no_grad()
-        def _base_logits(self, model: Any, inputs: dict[str, Any]) -> Any:
-            """What the bare base says at the tokens of controls: the row without the trades, which they do not see."""
-            part = (inputs["shared"] | inputs["control"]).nonzero()[:, 0]
+        def _base_logits(self, model: Any, row: dict[str, Any], told: Any) -> Any:
+            """What the bare base says at tokens of a row that see no others than one another."""
             peft = self.accelerator.unwrap_model(model)
             with peft.disable_adapter():
                 outputs = peft(
-                    input_ids=inputs["input_ids"][:, part],
-                    position_ids=inputs["position_ids"][:, part],
-                    attention_mask=inputs["attention_mask"][:, :, part][:, :, :, part],
-                    logits_to_keep=inputs["control"][part].nonzero()[:, 0],
+                    input_ids=row["input_ids"][:, told],
+                    position_ids=row["position_ids"][:, told],
+                    attention_mask=row["attention_mask"][:, :, told][:, :, :, told],
                     use_cache=False,
                 )
             return outputs.logits[0].float()
