@@ -16,20 +16,24 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Ev
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
+MOST_RUNS = 1_000
+"""So many at a time: Dagster gives a sensor one minute."""
+
 _KEPT = [kind.value for kind in ASSET_EVENTS | ASSET_CHECK_EVENTS]
 
 
-def forget_old_logs(instance: dg.DagsterInstance, since: datetime, before: datetime) -> list[str]:
+def forget_old_logs(instance: dg.DagsterInstance, since: datetime, before: datetime) -> tuple[int, datetime]:
     """Delete the logs and the output of the runs that ended in a span of time; their asset events stay.
 
     Returns:
-        The ids of these runs.
+        How many runs these were, `MOST_RUNS` at most, the oldest first; and until when all are done.
     """
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)
     ended = dg.RunsFilter(statuses=FINISHED_STATUSES, updated_after=since, updated_before=before)
-    run_ids = [record.dagster_run.run_id for record in instance.get_run_records(ended)]
-    for run_id in run_ids:
+    records = instance.get_run_records(ended, limit=MOST_RUNS, order_by="update_timestamp", ascending=True)
+    for record in records:
+        run_id = record.dagster_run.run_id
         other = Events.c.dagster_event_type.is_(None) | Events.c.dagster_event_type.not_in(_KEPT)
         with storage.run_connection(run_id) as connection:
             connection.execute(sa.delete(Events).where(Events.c.run_id == run_id, other))
@@ -37,7 +41,7 @@ def forget_old_logs(instance: dg.DagsterInstance, since: datetime, before: datet
             with closing(sqlite3.connect(storage.path_for_shard(run_id))) as file:
                 file.execute("VACUUM")
         instance.compute_log_manager.delete_logs(prefix=[run_id])
-    return run_ids
+    return len(records), records[-1].update_timestamp if len(records) == MOST_RUNS else before
 
 
 def log_retention(keep_days: int) -> dg.SensorDefinition:
@@ -52,8 +56,8 @@ def log_retention(keep_days: int) -> dg.SensorDefinition:
     def forget(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         since = datetime.fromisoformat(context.cursor) if context.cursor else datetime.fromtimestamp(0, UTC)
         before = datetime.now(UTC) - timedelta(days=keep_days)
-        forgotten = forget_old_logs(context.instance, since, before)
-        context.update_cursor(before.isoformat())
-        return dg.SkipReason(f"logs of {len(forgotten)} runs deleted")
+        runs, until = forget_old_logs(context.instance, since, before)
+        context.update_cursor(until.isoformat())
+        return dg.SkipReason(f"logs of {runs} runs deleted")
 
     return forget

@@ -84,8 +84,8 @@ def test_old_logs_are_forgotten_and_what_was_made_and_checked_is_not(
         young = dg.materialize([quick], instance=instance).run_id
         before, logs = known(instance), instance.all_logs(young)
         assert log_retention(90)(dg.build_sensor_context(instance)).skip_message == "logs of 0 runs deleted"
-        record = instance.get_run_record_by_id(old)
-        assert forget_old_logs(instance, at, record.update_timestamp + timedelta(microseconds=1)) == [old]
+        until = instance.get_run_record_by_id(old).update_timestamp + timedelta(microseconds=1)
+        assert forget_old_logs(instance, at, until) == (1, until)
         assert known(instance) == before
         left = {entry.dagster_event_type for entry in instance.all_logs(old)}
         assert left == ASSET_EVENTS.intersection(left) | ASSET_CHECK_EVENTS.intersection(left)
