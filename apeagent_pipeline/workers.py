@@ -8,8 +8,9 @@ nothing is started, nothing is reduced and nobody is waited for.
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -193,13 +194,15 @@ def _join(folder: str) -> None:
 
 def _pass_on(listener: Listener, progress: Progress) -> None:
     """Tell ``progress`` what the first process sends; after a restart another one calls."""
-    while True:
-        try:
-            with listener.accept() as line:
+    with listener:  # if telling fails, nobody else is to call and wait for an answer
+        while True:
+            try:
+                line = listener.accept()
+            except (EOFError, ConnectionError, AuthenticationError):  # died while it called
+                continue
+            except OSError:  # the listener was closed
+                return
+            with line, suppress(EOFError, ConnectionError):  # that process has ended
                 while True:
                     done, total, metrics = line.recv()
                     progress(done, total, **metrics)
-        except EOFError:  # that process has ended
-            continue
-        except OSError:  # the listener was closed
-            return

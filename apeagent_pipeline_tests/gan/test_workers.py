@@ -1,10 +1,16 @@
 """Two real processes on this machine, over gloo."""
 
+import socket
+from contextlib import suppress
+from multiprocessing.connection import Client, Listener
+from queue import Queue
+from threading import Thread
+
 import psutil
 import pytest
 
 from apeagent_pipeline.gan.training import train_gan
-from apeagent_pipeline.workers import WorkerError
+from apeagent_pipeline.workers import WorkerError, _pass_on
 
 
 def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windows, tiny):
@@ -16,8 +22,10 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
     def kill_one(done, total, **losses):
         told.append(done)
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        sockets = [socket for each in processes for socket in each.net_connections("inet")]
-        listening.update(socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                sockets = process.net_connections("inet")
+                listening.update(each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN)
         if done == 3 and told.count(3) == 1:
             workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
             workers[-1].kill()
@@ -28,6 +36,19 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
     assert listening <= {"127.0.0.1", "::1"}  # nobody else can join, or be sent what they exchange
     assert together.history["likelihood"]["valid"] == pytest.approx(alone.history["likelihood"]["valid"], abs=1e-4)
     assert len(together.history["adversarial"]["generator"]) == 2
+
+
+def test_a_process_that_dies_while_it_calls_keeps_the_next_one_from_nothing():
+    told, listener = Queue(), Listener(authkey=b"key")
+    Thread(target=_pass_on, args=(listener, lambda *step, **_: told.put(step)), daemon=True).start()
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as dying:
+            dying.connect(listener.address)  # what it is asked is never read
+    for step in (1, 2):
+        with Client(listener.address, authkey=b"key") as line:
+            line.send((step, 2, {}))
+        assert told.get(timeout=30) == (step, 2)
+    listener.close()
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(windows, tiny):
