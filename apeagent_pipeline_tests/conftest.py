@@ -1,6 +1,7 @@
 """What all tests share: an environment without the developer's own settings, and where the real sample lies."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,13 @@ DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
 """Where `apeagent devnet` keeps Anvil and the contracts too, so that one download serves both."""
 
 REAL_SWAPS = Path(__file__).parents[2] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
+
+
+@pytest.fixture(autouse=True)
+def no_instance_of_an_earlier_test() -> None:
+    """Dagster loads definitions with the storage of the instance opened last, and fails where that one is gone."""
+    if remembered := sys.modules.get("dagster._core.storage.defs_state.base"):
+        remembered._current_storage.set(None)
 
 
 @pytest.fixture(scope="session")
