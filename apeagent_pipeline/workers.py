@@ -167,7 +167,7 @@ def _worker(work: Callable[..., object], arguments: tuple[Any, ...], folder: str
     _join(folder)
     workers = Workers(together=True)
     if workers.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers.count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers.count))
     if workers.rank:
         work(*arguments, silent, workers)
         return
