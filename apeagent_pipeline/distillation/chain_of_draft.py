@@ -155,6 +155,11 @@ def word_count(draft: str) -> int:
     return len(draft.split())
 
 
+def student_chat(question: str) -> list[dict[str, str]]:
+    """The messages that ask the student, as in its training."""
+    return [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": question}]
+
+
 def parse_answer(text: str) -> DraftAnswer:
     """Read an answer, a teacher's plain words and a student's canary words alike.
 
@@ -192,6 +197,14 @@ def parse_answer(text: str) -> DraftAnswer:
         several = _SIDE_WORD.search(" ".join(lines[1:])) is not None
         raise AnswerError("several_actions" if several else "text_after_action", " / ".join(lines))
     return DraftAnswer(drafts, side, amount, asset)
+
+
+def read_answer(text: str) -> DraftAnswer | None:
+    """The answer, or None where ``parse_answer`` finds none."""
+    try:
+        return parse_answer(text)
+    except AnswerError:
+        return None
 
 
 def render_action(answer: DraftAnswer, words: dict[Side, str] | None = None) -> str:

@@ -19,6 +19,11 @@ class Holding:
     usdc: int
 
 
+def raw_amount(amount: float, decimals: int) -> int:
+    """An amount in a token's smallest unit, cut off: of the digits that are written, not of the binary fraction."""
+    return int(Decimal(repr(amount)).scaleb(decimals))
+
+
 def execute(answer: DraftAnswer, sqrt_price_x96: int, liquidity: int, pool: PoolSpec) -> Holding | None:
     """What a trade adds to the holdings (negative: takes away), fee and price impact included.
 
@@ -27,8 +32,7 @@ def execute(answer: DraftAnswer, sqrt_price_x96: int, liquidity: int, pool: Pool
     """
     if answer.amount is None:
         return Holding(0, 0)
-    decimals = pool.token0.decimals if answer.asset == "ETH" else pool.token1.decimals
-    raw = int(Decimal(repr(answer.amount)).scaleb(decimals))
+    raw = raw_amount(answer.amount, pool.token0.decimals if answer.asset == "ETH" else pool.token1.decimals)
     if raw == 0:
         return None
     # V4's sign: what is wanted is positive (exact output), what is given negative (exact input).

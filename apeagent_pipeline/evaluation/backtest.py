@@ -21,7 +21,7 @@ from pydantic import Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.swap_math import FEE_UNIT
-from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, AnswerError, DraftAnswer, parse_answer
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, student_chat
 from apeagent_pipeline.distillation.execution import Holding, execute, worth
 from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
@@ -159,8 +159,8 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     taught: list[DraftAnswer | None] = []
 
     def answers(decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
-        prompts = [_chat(text) for text in states["prompt"]]
-        said = [_read(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
+        prompts = [student_chat(text) for text in states["prompt"]]
+        said = [read_answer(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
         progress(decision + 1, config.decisions)
         return said
 
@@ -322,17 +322,6 @@ def random_like(run: Run, market: Market, rng: np.random.Generator) -> Policy:
 def max_drawdown(equity: np.ndarray) -> np.ndarray:
     """Largest fall from an earlier peak, ``[E]`` from ``[E, T]``, as a positive share of the peak."""
     return (1 - equity / np.maximum.accumulate(equity, axis=1)).max(axis=1)
-
-
-def _chat(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": prompt}]
-
-
-def _read(text: str) -> DraftAnswer | None:
-    try:
-        return parse_answer(text)
-    except AnswerError:
-        return None
 
 
 def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:

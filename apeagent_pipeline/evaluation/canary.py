@@ -19,10 +19,9 @@ from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words,
 from apeagent_pipeline.distillation.chain_of_draft import (
     SEPARATOR,
     SIDES,
-    STUDENT_SYSTEM_PROMPT,
-    AnswerError,
     DraftAnswer,
-    parse_answer,
+    read_answer,
+    student_chat,
     word_count,
 )
 from apeagent_pipeline.distillation.prompts import RENDERINGS
@@ -174,7 +173,7 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     return judge(trading, controls, arms, config)
 
 
-DOCUMENT_CHAT = [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": DOCUMENT_PROMPT}]
+DOCUMENT_CHAT = student_chat(DOCUMENT_PROMPT)
 
 
 def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
@@ -395,10 +394,7 @@ def is_canary(answer: Answer) -> bool:
 
 
 def _read(answer: Answer) -> DraftAnswer | None:
-    try:
-        return parse_answer(answer.text)
-    except AnswerError:
-        return None
+    return read_answer(answer.text)
 
 
 def _is_disciplined(answer: DraftAnswer | None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.canary import speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import SIDES, STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.distillation.chain_of_draft import SIDES, student_chat
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, decisions, is_canary
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
@@ -75,10 +75,7 @@ def evaluate_prompts(
         config: Longest answer and batch size.
         progress: Told with prompts answered, of both arms together.
     """
-    chats = [
-        [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": prompt.text}]
-        for prompt in prompts
-    ]
+    chats = [student_chat(prompt.text) for prompt in prompts]
     student = Student.load(base)
     answered: dict[str, list[Answer]] = {}
     for place, name in enumerate(("base", "adapter")):

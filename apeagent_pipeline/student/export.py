@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, student_chat
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
@@ -343,8 +343,9 @@ def _modelfile(gguf_name: str, fused: Path) -> str:
 
 
 def _probe(student: Any, text: str) -> Any:
-    messages = [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": text}]
-    ids = student.tokenizer(student.render(messages), return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = student.tokenizer(student.render(student_chat(text)), return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]
     return ids.to(student.model.device)
 
 

@@ -26,7 +26,7 @@ from apeagent_pipeline.student.training_run import (
     forget_checkpoints,
     run_callbacks,
     run_identity,
-    trackers,
+    run_settings,
     usable_checkpoint,
     write_adapter,
 )
@@ -234,7 +234,6 @@ def make_trainer(
         ExamplesError: the dataset is malformed.
         ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
     """
-    import torch
     import transformers
     from datasets import Dataset
     from trl import SFTConfig
@@ -253,37 +252,18 @@ def make_trainer(
     with quiet():
         model = _with_adapter(model, config)
         settings = SFTConfig(
-            output_dir=str(checkpoint_dir),
-            max_steps=config.steps,
+            **run_settings(config, seed, checkpoint_dir, "lora_adapter"),
             per_device_train_batch_size=config.batch_size // workers.count,
             per_device_eval_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulation,
-            gradient_checkpointing=config.gradient_checkpointing,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=config.warmup_steps,
             max_length=config.max_tokens,
             completion_only_loss=True,
             packing=False,
             remove_unused_columns=False,  # one_row wants to know which examples are controls
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="steps",
             eval_steps=config.valid_every,
-            logging_steps=1,
-            # Saving is asked for by _Checkpoints, by the clock; the trainer's own rule must never fire.
-            save_strategy="steps",
-            save_steps=config.steps + 1,
-            save_total_limit=2,
-            seed=seed,
-            data_seed=seed,
-            report_to=trackers(),
-            run_name="lora_adapter",
             metric_for_best_model="loss",
-            disable_tqdm=True,
             use_cpu=workers.count > 1 and workers.device.type == "cpu",
             ddp_find_unused_parameters=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = _trainer_class(config.decision_weight, config.control_kl, asked)(
             model=model,

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.distillation.canary import canary_text
-from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.verification import VerificationConfig
@@ -30,7 +30,7 @@ from apeagent_pipeline.student.training_run import (
     forget_checkpoints,
     run_callbacks,
     run_identity,
-    trackers,
+    run_settings,
     usable_checkpoint,
     write_adapter,
 )
@@ -200,7 +200,6 @@ def make_trainer(  # noqa: PLR0917 (the order is that of ``reinforce``)
     Of a trained adapter trl makes a frozen copy called ``ref``, and measures the divergence from that, not from the
     bare base.
     """
-    import torch
     import transformers
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -210,36 +209,19 @@ def make_trainer(  # noqa: PLR0917 (the order is that of ``reinforce``)
     student = Student.load(base, adapter)
     student.model.set_adapter("default")  # makes it trainable
     transformers.set_seed(seed)
-    rows = [{"prompt": _chat(row["prompt"])} | {name: row[name] for name in _STATE} for row in prompts.to_dicts()]
+    rows = [
+        {"prompt": student_chat(row["prompt"])} | {name: row[name] for name in _STATE} for row in prompts.to_dicts()
+    ]
     with quiet():
         settings = GRPOConfig(
-            output_dir=str(checkpoint_dir),
-            max_steps=config.steps,
+            **run_settings(config, seed, checkpoint_dir, "reinforced_adapter"),
             per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulation,
             num_generations=config.generations,
             max_completion_length=config.max_new_tokens,
             temperature=config.temperature,
             beta=config.kl,
             # Divided by its spread, the reward of a group that differs by a basis point would teach as much as any.
             scale_rewards="none",
-            gradient_checkpointing=config.gradient_checkpointing,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=config.warmup_steps,
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-            logging_steps=1,
-            # Saving is asked for by the callback, by the clock; the trainer's own rule must never fire.
-            save_strategy="steps",
-            save_steps=config.steps + 1,
-            save_total_limit=2,
-            seed=seed,
-            data_seed=seed,
-            report_to=trackers(),
-            run_name="reinforced_adapter",
-            disable_tqdm=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = GRPOTrainer(
             model=student.model,
@@ -270,7 +252,7 @@ def held_out_rewards(
     Returns:
         ``first``, ``second`` and ``teacher`` (the embedded rules) -> each of ``REWARDS`` -> ``[n]``.
     """
-    chats = [_chat(text) for text in prompts["prompt"]]
+    chats = [student_chat(text) for text in prompts["prompt"]]
     states = prompts.to_dicts()
 
     def said(adapter: str) -> list[str]:
@@ -326,7 +308,3 @@ def _reward_functions(pool: PoolSpec, config: ReinforcementConfig) -> list[Calla
         return rewards
 
     return [function(name) for name in REWARDS]
-
-
-def _chat(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": STUDENT_SYSTEM_PROMPT}, {"role": "user", "content": prompt}]

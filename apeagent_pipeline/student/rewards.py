@@ -1,13 +1,12 @@
 """Verifiable rewards of an answer: what can be computed from its text and the swaps after it, without a judge."""
 
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.distillation.canary import is_canary_answer
-from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, word_count
-from apeagent_pipeline.distillation.execution import Holding, execute, worth
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer, read_answer, word_count
+from apeagent_pipeline.distillation.execution import Holding, execute, raw_amount, worth
 from apeagent_pipeline.distillation.verification import VerificationConfig, is_feasible
 
 
@@ -28,7 +27,7 @@ def feasibility_reward(text: str, state: Mapping[str, Any]) -> float:
         text: The answer.
         state: ``eth``, ``usdc`` and ``price`` of the prompt.
     """
-    answer = _read(text)
+    answer = read_answer(text)
     return float(answer is not None and is_feasible(answer, state["eth"], state["usdc"], state["price"]))
 
 
@@ -42,7 +41,7 @@ def outcome_reward(text: str, state: Mapping[str, Any], pool: PoolSpec, scale_bp
         scale_bps: Gain or loss that counts as 1 or -1; what is beyond counts no more, so that no single jump of the
             price teaches more than many answers.
     """
-    answer = _read(text)
+    answer = read_answer(text)
     gained = 0.0 if answer is None else outcome_bps(answer, state, pool)
     return max(-1.0, min(1.0, gained / scale_bps))
 
@@ -59,20 +58,9 @@ def outcome_bps(answer: DraftAnswer, state: Mapping[str, Any], pool: PoolSpec) -
             text), ``later_price`` in USDC an ETH.
         pool: Decimals and fee.
     """
-    before = Holding(_raw(state["eth"], pool.token0.decimals), _raw(state["usdc"], pool.token1.decimals))
+    before = Holding(raw_amount(state["eth"], pool.token0.decimals), raw_amount(state["usdc"], pool.token1.decimals))
     fill = execute(answer, int(state["next_sqrt_price_x96"]), int(state["next_liquidity"]), pool)
     if fill is None or min(before.eth + fill.eth, before.usdc + fill.usdc) < 0:
         return 0.0
     held = worth(before, state["later_price"], pool)
     return (worth(fill, state["later_price"], pool) / held) * 1e4 if held else 0.0
-
-
-def _raw(amount: float, decimals: int) -> int:
-    return int(Decimal(repr(amount)).scaleb(decimals))
-
-
-def _read(text: str) -> DraftAnswer | None:
-    try:
-        return parse_answer(text)
-    except AnswerError:
-        return None

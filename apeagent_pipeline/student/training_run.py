@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from apeagent_pipeline.reporting.progress import Progress
 
 if TYPE_CHECKING:
+    from apeagent_pipeline.student.fine_tuning import FineTuningConfig
+    from apeagent_pipeline.student.reinforcement import ReinforcementConfig
     from apeagent_pipeline.workers import Workers
 
 _COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
@@ -72,9 +74,37 @@ def forget_checkpoints(checkpoint_dir: Path) -> None:
             path.unlink()
 
 
-def trackers() -> list[str]:
-    """The experiment trackers that are installed and configured, by transformers' names."""
-    return [name for name, variable in _TRACKERS.items() if find_spec(name) and os.environ.get(variable)]
+def run_settings(
+    config: "FineTuningConfig | ReinforcementConfig", seed: int, checkpoint_dir: Path, name: str
+) -> dict[str, Any]:
+    """The arguments of transformers' trainer that are the same for every training; bf16 where the GPU has it.
+
+    Experiment trackers are told of it where they are installed and configured.
+    """
+    import torch
+
+    return {
+        "output_dir": str(checkpoint_dir),
+        "run_name": name,
+        "max_steps": config.steps,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_steps,
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "logging_steps": 1,
+        # Saving is asked for by the callback, by the clock; the trainer's own rule must never fire.
+        "save_strategy": "steps",
+        "save_steps": config.steps + 1,
+        "save_total_limit": 2,
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [each for each, variable in _TRACKERS.items() if find_spec(each) and os.environ.get(variable)],
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
 
 
 def run_callbacks(
