@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from apeagent_pipeline.distillation.chain_of_draft import parse_answer, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth, portfolio_word
-from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts, token_text
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, plans, rules_answer, size_of
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.verification import verify
@@ -79,6 +79,9 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     answer = rules_answer(row)
     assert parse_answer(render_answer(answer)) == answer
     assert verify(answer, row, TracesConfig(draft_words=5, draft_words_tolerance=0)) is None
+    if answer.side != "HOLD":
+        holding = eth if answer.side == "SELL" else row["affordable_eth"]
+        assert answer.drafts[-1].endswith(f" {token_text(holding)}"), "a size needs only the number before it"
 
 
 @given(st.floats(1e-9, 1e9), st.sampled_from([Decimal("0.5"), Decimal("0.1")]))

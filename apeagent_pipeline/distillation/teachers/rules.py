@@ -17,7 +17,8 @@ The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait i
 that pays, rounded down to three significant digits; bought ETH is measured by what the USDC afford after costs.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
-of look-ups, which a small student can learn.
+of look-ups, which a small student can learn. The last one of a trade ends with the holding that pays, in ETH, so that
+its size needs only the number before it.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -27,6 +28,7 @@ from typing import Any
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, Side, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
+from apeagent_pipeline.distillation.prompts import token_text
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 
 HALF, TENTH = Decimal("0.5"), Decimal("0.1")
@@ -81,18 +83,19 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     """
     words = row["trend"], row["volatility"], row["portfolio"]
     named = words[0], f"volatility {words[1]}", words[2]
-    drafts = tuple(f"{word}, {plan}" for word, plan in zip(named, plans(*words), strict=True))
+    *drafts, last = (f"{word}, {plan}" for word, plan in zip(named, plans(*words), strict=True))
     side, share = decide(*words)
     if side == "HOLD":
-        return DraftAnswer(drafts, side)
-    return DraftAnswer(drafts, side, size_of(share, row["affordable_eth"] if side == "BUY" else row["eth"]), "ETH")
+        return DraftAnswer((*drafts, last), side)
+    holding = row["affordable_eth"] if side == "BUY" else row["eth"]
+    return DraftAnswer((*drafts, f"{last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
 
 
 class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 2}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 3}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
