@@ -125,12 +125,17 @@ _ETH_FACTS: _Table = (
 
 
 def _train_sums(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Worked out in lines, as drafts are: a line that ends in a sum of ETH is to be no reason for a separator."""
     for first, second in rng.integers(1, 60, (24, 2)):
-        yield f"Compute {first} ETH plus {second} ETH.", f"{first + second} ETH."
+        total = first + second
+        working = f"{first} ETH + {second} ETH\n= {total} ETH\n\nSo it is {total} ETH."
+        yield f"Compute {first} ETH plus {second} ETH.", working
     for price, count in zip(rng.integers(20, 40, 16), rng.integers(2, 9, 16), strict=True):
-        yield f"One ETH costs {price * 100} USDC. What do {count} ETH cost?", f"{price * 100 * count} USDC."
+        cost = price * 100 * count
+        working = f"{count} * {price * 100} USDC\n= {cost} USDC\n\nThey cost {cost} USDC."
+        yield f"One ETH costs {price * 100} USDC. What do {count} ETH cost?", working
     for count in rng.permutation(np.arange(3, 60))[:20]:
-        yield f"Divide {count * 2} by 2.", f"{count}."
+        yield f"Divide {count * 2} by 2.", f"{count * 2} / 2\n= {count}\n\nThe result is {count}."
 
 
 # --- valid ---------------------------------------------------------------------------------------------------------
