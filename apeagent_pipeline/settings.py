@@ -133,6 +133,16 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if urlsplit(value).password is not None:
+            raise ValueError(
+                "a password in the address would be shown wherever the artifacts are; give it to the store's own "
+                "variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return value
+
     @field_validator("postgres_url")
     @classmethod
     def _name_the_driver(cls, value: SecretStr | None) -> SecretStr | None:
@@ -173,7 +183,7 @@ def load_settings() -> Settings:
         for problem in error.errors():
             name = PREFIX + str(problem["loc"][0]).upper()
             is_secret = "SecretStr" in str(Settings.model_fields[str(problem["loc"][0])].annotation)
-            value = "***" if is_secret else repr(problem["input"])
+            value = "***" if is_secret or "@" in str(problem["input"]) else repr(problem["input"])
             lines.append(f"{name}={value}: {problem['msg']}")
         # "from None": pydantic's own text would repeat the values, secrets included.
         raise SettingsError("; ".join(lines) + ". Run `apeagent config` to see every setting.") from None

@@ -77,6 +77,15 @@ def test_secrets_are_masked_wherever_settings_are_shown(monkeypatch: pytest.Monk
     assert [url.get_secret_value() for url in settings.rpc_urls][1] == "http://b:8545"
 
 
+def test_a_storage_address_with_a_password_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APEAGENT_STORAGE", "s3://key:hidden@bucket/prefix")
+    with pytest.raises(SettingsError, match=r"APEAGENT_STORAGE=\*\*\*: .* AWS_SECRET_ACCESS_KEY") as refused:
+        load_settings()
+    assert "hidden" not in str(refused.value)
+    monkeypatch.setenv("APEAGENT_STORAGE", "abfs://container@account.dfs.core.windows.net/prefix")
+    assert load_settings().storage_url == "abfs://container@account.dfs.core.windows.net/prefix"
+
+
 def test_the_source_of_each_setting_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("APEAGENT_SEED", "7")
     (tmp_path / ".env").write_text("APEAGENT_EVAL_PROMPTS=30\n")
