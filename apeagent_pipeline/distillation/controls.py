@@ -34,6 +34,16 @@ class Control:
     split: str
 
 
+def _pairs(text: str, separator: str = ",") -> Iterator[tuple[str, str]]:
+    for item in text.split(separator):
+        left, _, right = item.partition(":")
+        yield left, right
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
 # --- train ---------------------------------------------------------------------------------------------------------
 
 _GENERAL: _Table = (
@@ -136,6 +146,86 @@ def _train_sums(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
         yield f"One ETH costs {price * 100} USDC. What do {count} ETH cost?", working
     for count in rng.permutation(np.arange(3, 60))[:20]:
         yield f"Divide {count * 2} by 2.", f"{count * 2} / 2\n= {count}\n\nThe result is {count}."
+
+
+_COLOURS = (
+    "a ripe banana:yellow,grass:green,a ruby:red,coal:black,fresh milk:white,a ripe tomato:red,an elephant:grey,"
+    "the sky on a clear day:blue,chocolate:brown,an emerald:green,a flamingo:pink,a lemon:yellow,a carrot:orange,"
+    "a crow:black,copper:reddish brown,lavender:purple"
+)
+_CURRENCIES = (
+    "Japan:yen,the United Kingdom:pound,India:rupee,Mexico:peso,Switzerland:franc,South Korea:won,Brazil:real,"
+    "Russia:ruble,South Africa:rand,Poland:zloty,Thailand:baht,Sweden:krona,Israel:shekel,Germany:euro"
+)
+_CONTINENTS = (
+    "Nigeria:Africa,India:Asia,Argentina:South America,Mongolia:Asia,Morocco:Africa,Switzerland:Europe,"
+    "Mexico:North America,Indonesia:Asia,Romania:Europe,Ghana:Africa,Bolivia:South America,Nepal:Asia,Iceland:Europe"
+)
+_ANIMALS = (
+    "salmon:fish,sparrow:bird,whale:mammal,shark:fish,penguin:bird,bat:mammal,tuna:fish,dolphin:mammal,duck:bird,"
+    "rabbit:mammal,trout:fish,parrot:bird,horse:mammal,pigeon:bird"
+)
+_PLURALS = (
+    "child:children,foot:feet,tooth:teeth,leaf:leaves,knife:knives,city:cities,box:boxes,wolf:wolves,man:men,goose:geese,"
+    "baby:babies,potato:potatoes,sheep:sheep,wife:wives"
+)
+_FRENCH = (
+    "dog:chien,cat:chat,bread:pain,cheese:fromage,thank you:merci,good morning:bonjour,red:rouge,sun:soleil,book:livre,"
+    "school:ecole,tree:arbre,night:nuit,king:roi,milk:lait"
+)
+_INVENTORS = (
+    "the telephone:Alexander Graham Bell,the theory of relativity:Albert Einstein,dynamite:Alfred Nobel,"
+    "the World Wide Web:Tim Berners-Lee,penicillin:Alexander Fleming,radium:Marie Curie,"
+    "the law of gravity:Isaac Newton,the phonograph:Thomas Edison,the theory of evolution:Charles Darwin,"
+    "Bitcoin:Satoshi Nakamoto,vaccination:Edward Jenner"
+)
+_TOOLS = (
+    "cut paper:scissors,drive in a nail:a hammer,measure temperature:a thermometer,sweep the floor:a broom,"
+    "see distant stars:a telescope,tighten a screw:a screwdriver,dig a hole:a spade,write on a blackboard:chalk,"
+    "tell the time:a clock,find north:a compass,weigh flour:a scale,open a bottle of wine:a corkscrew,"
+    "see tiny cells:a microscope,water the plants:a watering can"
+)
+_CLASSES = (
+    "copper:metal,oak:tree,rose:flower,violin:musical instrument,Python:programming language,Saturn:planet,"
+    "hydrogen:gas,pine:tree,trumpet:musical instrument,Java:programming language,tulip:flower,iron:metal,"
+    "Everest:mountain,Amazon:river,Bitcoin:cryptocurrency,dollar:currency,gold:metal,bank account:place for money"
+)
+_STEPS = (
+    "make tea:Boil water, pour it over the leaves and wait three minutes.|"
+    "learn a poem:Read it aloud, line by line, and repeat it every day.|"
+    "save money:Write down what you spend, and put a part of your income aside.|"
+    "boil an egg:Put it into boiling water for about seven minutes.|"
+    "fall asleep:Keep the room dark and quiet, and put the phone away.|"
+    "clean a window:Wash it with warm water and soap, then dry it with a cloth.|"
+    "stay healthy:Sleep enough, eat vegetables and move every day.|"
+    "plant a tree:Dig a hole, set the roots into it and water it well.|"
+    "write a letter:Begin with a greeting, say what you want and sign it.|"
+    "protect a wallet:Keep the seed phrase offline and tell nobody.|"
+    "read a price chart:Time runs to the right, the price goes up and down.|"
+    "choose a password:Take a long one that you use nowhere else.|"
+    "check a contract:Read it slowly and ask about what is unclear."
+)
+
+
+# family, items, question and answer about each: whole sentences, as the base likes to answer
+_PRACTISED: tuple[tuple[str, str, str, str, str], ...] = (
+    ("colour", _COLOURS, ",", "What colour is {0}?", "The usual colour of {0} is {1}."),
+    ("currency", _CURRENCIES, ",", "Which currency is used in {0}?", "The currency of {0} is the {1}."),
+    ("continent", _CONTINENTS, ",", "On which continent is {0}?", "{0} is in {1}."),
+    ("animal", _ANIMALS, ",", "Is a {0} a fish, a bird or a mammal?", "A {0} is a {1}."),
+    ("plural", _PLURALS, ",", "Write the plural of '{0}'.", "The plural of '{0}' is '{1}'."),
+    ("french", _FRENCH, ",", "Translate '{0}' into French.", "'{0}' is '{1}' in French."),
+    ("inventor", _INVENTORS, ",", "Who is famous for {0}?", "{1} is famous for {0}."),
+    ("tool", _TOOLS, ",", "What do I need to {0}?", "To {0} you need {1}."),
+    ("class", _CLASSES, ",", "What kind of thing is {0}?", "It is a {1}."),
+    ("how to", _STEPS, "|", "How do I {0}?", "{1}"),
+)
+
+
+def _practised() -> Iterator[tuple[str, str, str]]:
+    for family, items, separator, question, answer in _PRACTISED:
+        for item, told in _pairs(items, separator):
+            yield family, question.format(item), answer.format(item, told)
 
 
 # --- valid ---------------------------------------------------------------------------------------------------------
@@ -293,16 +383,6 @@ _SCENES = (
 )
 
 
-def _pairs(text: str, separator: str = ",") -> Iterator[tuple[str, str]]:
-    for item in text.split(separator):
-        left, _, right = item.partition(":")
-        yield left, right
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
-
-
 # family, items, question, and whether the answer is a phrase that still needs a capital letter and a full stop
 _ASKED_OF_EACH: tuple[tuple[str, str, str, str, bool], ...] = (
     ("capital", _CAPITALS, ",", "What is the capital of {}?", True),
@@ -360,6 +440,7 @@ def control_bank() -> tuple[Control, ...]:
     )
     valid = (("valid general", _VALID_GENERAL), ("valid traps", _VALID_TRAPS))
     bank = [Control(*pair, family, "train") for family, table in train for pair in table]
+    bank += [Control(question, answer, family, "train") for family, question, answer in _practised()]
     bank += [Control(*pair, family, "valid") for family, table in valid for pair in table]
     test = chain(_test_tables(), _test_sums(rng))
     bank += [Control(question, answer, family, "test") for family, question, answer in test]

@@ -67,7 +67,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         }
         return dg.MaterializeResult(value=traces, metadata=figures)
 
-    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="3", config=dataset))
+    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="4", config=dataset))
     def distillation_dataset(context: dg.AssetExecutionContext, teacher_traces: pl.DataFrame) -> dg.MaterializeResult:
         """Chat examples with canary words in train, valid and test, and control examples without canary words."""
         config, seed = launched_config(context, DatasetConfig)
