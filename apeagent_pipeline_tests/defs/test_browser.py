@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ import polars as pl
 import psutil
 import pytest
 import requests
+
+from apeagent_pipeline_tests.defs.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -82,9 +83,7 @@ class Ui:
 @contextmanager
 def started_ui(home: Path) -> Iterator[Ui]:
     """Start the server as a user does, and leave no process behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = home / "ui.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -288,9 +287,7 @@ def test_the_server_listens_on_this_machine_only(ui: Ui) -> None:
 
 
 def test_a_read_only_server_refuses_to_launch(ui: Ui) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "apeagent_pipeline.cli", "ui", "--read-only", "--port", str(port)],
         env={**os.environ, **PLANTED, "APEAGENT_HOME": str(ui.home), "APEAGENT_RPC_URLS": NODE},

@@ -19,7 +19,8 @@ from apeagent_pipeline.defs.instance import open_instance, prepare_home
 from apeagent_pipeline.defs.retention import forget_old_logs, log_retention
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 from apeagent_pipeline_tests.defs.dropping_proxy import dropping_proxy
-from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, free_port, postgres_server
+from apeagent_pipeline_tests.defs.ports import free_port
+from apeagent_pipeline_tests.defs.postgres_server import PASSWORD, QUOTED_PASSWORD, postgres_server
 
 
 @pytest.fixture(scope="module")

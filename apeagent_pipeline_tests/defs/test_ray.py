@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from apeagent_pipeline.defs.instance import open_instance, prepare_home, require
 from apeagent_pipeline.defs.storage import ArtifactStore
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import LAUNCHED_WITH, Settings, SettingsError, load_settings, settings_to_share
+from apeagent_pipeline_tests.defs.ports import free_port
 
 DAYS = int(os.environ.get("RAY_TEST_DAYS", "14"))
 POSTGRES_URL = os.environ.get("RAY_TEST_POSTGRES_URL")
@@ -68,12 +68,6 @@ class Node:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> None:
