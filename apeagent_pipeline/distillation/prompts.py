@@ -119,7 +119,7 @@ class PromptsConfig(StateWords):
     )
     seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
     plain_share: float = Field(
-        0.3, description="Share of train prompts in the plain sentence, which is harder to learn", ge=0, le=1
+        0.4, description="Share of train prompts in the plain sentence, which is harder to learn", ge=0, le=1
     )
     test_plain_share: float = Field(0.1, description="The same share of valid and test prompts", ge=0, le=1)
     held_out_share: float = Field(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from apeagent_pipeline.distillation.chain_of_draft import parse_answer, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth, portfolio_word
-from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts, token_text
+from apeagent_pipeline.distillation.prompts import RENDERINGS, PromptsConfig, build_prompts, token_text
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, plans, rules_answer, size_of
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.verification import verify
@@ -54,13 +54,14 @@ holdings = st.floats(1e-6, 1e6)
 @given(
     trend=st.sampled_from(TRENDS),
     volatility=st.sampled_from(VOLATILITIES),
+    rendering=st.sampled_from(RENDERINGS),
     eth=st.just(0.0) | holdings,
     usdc=st.just(0.0) | holdings.map(lambda x: round(x, 2)).filter(bool),
     price=st.floats(100, 20_000),
     seed=st.integers(0, 2**32),
 )
 def test_the_policy_never_trades_more_than_is_held_and_always_passes_verification(
-    trend: str, volatility: str, eth: float, usdc: float, price: float, seed: int
+    trend: str, volatility: str, rendering: str, eth: float, usdc: float, price: float, seed: int
 ) -> None:
     assume(eth * price + usdc >= 100 or 0 < eth * price + usdc < 1)  # as prompts draw them: worth a trade, or dust
     columns = (pl.lit(eth), pl.lit(usdc), pl.lit(price))
@@ -70,7 +71,10 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
         "trend": trend,
         "volatility": volatility,
         "portfolio": pl.select(portfolio_word(*columns)).item(),
+        "rendering": rendering,
         "change_bps": change,
+        "change_ticks": change,
+        "volatility_bps": 76.4,
         "price": price,
         "eth": eth,
         "usdc": usdc,
@@ -82,6 +86,8 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     if answer.side != "HOLD":
         holding = eth if answer.side == "SELL" else row["affordable_eth"]
         assert answer.drafts[-1].endswith(f" {token_text(holding)}"), "a size needs only the number before it"
+    numbers = f"{change:+.0f}/76 " if rendering == "plain" else ""
+    assert answer.drafts[0].startswith(numbers + trend), "a word that the prompt lacks needs only the numbers before it"
 
 
 @given(st.floats(1e-9, 1e9), st.sampled_from([Decimal("0.5"), Decimal("0.1")]))

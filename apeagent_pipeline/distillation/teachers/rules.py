@@ -1,7 +1,7 @@
 """The embedded teacher: a small documented policy that follows the trend within its inventory.
 
 It is a rule, not a language model, and every report names it so. Its decision depends on nothing but the three words
-of a digested prompt, one after the other; each changes the plan that the words before it left:
+of a market state and a portfolio, one after the other; each changes the plan that the words before it left:
 
 ===================================  ===========================================================================
 word                                 plan
@@ -17,8 +17,10 @@ The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait i
 that pays, rounded down to three significant digits; bought ETH is measured by what the USDC afford after costs.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
-of look-ups, which a small student can learn. The last one of a trade ends with the holding that pays, in ETH, so that
-its size needs only the number before it.
+of look-ups, which a small student can learn. A plain prompt does not say the words: there the first draft begins with
+the numbers that the trend lies in, change in ticks over volatility in basis points ("-5/24 flat, wait"), so that the
+word needs only to compare them. The last draft of a trade ends with the holding that pays, in ETH, so that its size
+needs only the number before it.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -79,10 +81,13 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     """The policy's answer to one prompt.
 
     Args:
-        row: A row of ``build_prompts``: trend, volatility, portfolio, eth, affordable_eth.
+        row: A row of ``build_prompts``: trend, volatility, portfolio, eth, affordable_eth, rendering; of a plain one
+            change_ticks and volatility_bps too.
     """
     words = row["trend"], row["volatility"], row["portfolio"]
-    named = words[0], f"volatility {words[1]}", words[2]
+    named = [words[0], f"volatility {words[1]}", words[2]]
+    if row["rendering"] == "plain":
+        named[0] = f"{int(row['change_ticks']):+d}/{row['volatility_bps']:.0f} {words[0]}"
     *drafts, last = (f"{word}, {plan}" for word, plan in zip(named, plans(*words), strict=True))
     side, share = decide(*words)
     if side == "HOLD":
@@ -95,7 +100,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 3}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 4}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
