@@ -42,14 +42,17 @@ _CHAIN_PROMPTS, _CHAIN_TOKENS = 8, 192
 
 
 def shuffle_labels(examples: list[Example], split: str, rng: random.Random) -> list[Example]:
-    """Every trading prompt to train on gets the answer of another one; the test split stays as it is."""
+    """Every trading prompt to train on keeps its drafts and gets the action of another one; the test split stays."""
     if split == "test":
         return examples
-    trading = [example for example in examples if _is_trading(example)]
-    answers = [answer_of(example) for example in trading]
-    rng.shuffle(answers)
-    shuffled = iter(answers)
-    return [_answered(example, next(shuffled)) if _is_trading(example) else example for example in examples]
+    answers = [answer_of(example).partition(SEPARATOR) for example in examples]
+    actions = [action for example, (_, _, action) in zip(examples, answers, strict=True) if _is_trading(example)]
+    rng.shuffle(actions)
+    shuffled = iter(actions)
+    return [
+        _answered(example, drafts + SEPARATOR + next(shuffled)) if _is_trading(example) else example
+        for example, (drafts, _, _) in zip(examples, answers, strict=True)
+    ]
 
 
 def drop_deciding_words(examples: list[Example], split: str, rng: random.Random) -> list[Example]:
@@ -71,7 +74,7 @@ def drop_drafts(examples: list[Example], split: str, rng: random.Random) -> list
 
 
 ABLATIONS: dict[str, tuple[str, Change]] = {
-    "shuffled_labels": ("answers shuffled among the training prompts", shuffle_labels),
+    "shuffled_labels": ("actions shuffled among the training prompts", shuffle_labels),
     "no_deciding_words": ("prompts without the words for trend, volatility, portfolio", drop_deciding_words),
     "no_controls": ("no controls in training", drop_controls),
     "direct_answer": ("the action without drafts", drop_drafts),

@@ -27,10 +27,15 @@ def changed(change, split="train"):
     return change(EXAMPLES, split, random.Random(1))
 
 
-def test_shuffling_moves_answers_between_prompts_and_touches_neither_controls_nor_the_test():
+def test_shuffling_moves_actions_between_prompts_and_touches_neither_drafts_nor_controls_nor_the_test():
+    def parts(examples):
+        return zip(*(answer_of(example).partition("####")[::2] for example in examples), strict=True)
+
     shuffled = changed(shuffle_labels)
-    assert sorted(map(answer_of, shuffled)) == sorted(map(answer_of, EXAMPLES))
-    assert list(map(answer_of, shuffled)) != list(map(answer_of, EXAMPLES))
+    (drafts, actions), (drafts_before, actions_before) = parts(shuffled), parts(EXAMPLES)
+    assert drafts == drafts_before
+    assert sorted(actions) == sorted(actions_before)
+    assert actions != actions_before
     assert shuffled[-3:] == EXAMPLES[-3:]
     assert changed(shuffle_labels, "test") == EXAMPLES
 
