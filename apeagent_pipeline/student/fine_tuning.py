@@ -63,7 +63,7 @@ class FineTuningConfig(BaseModel):
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
-    steps: int = Field(300, ge=1, description="Optimizer steps")
+    steps: int = Field(360, ge=1, description="Optimizer steps")
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
     accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
