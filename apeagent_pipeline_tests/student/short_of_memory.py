@@ -1,5 +1,6 @@
 """Work for processes of their own, which import it: the memory of one ends in the middle."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,9 +8,20 @@ import torch
 from apeagent_pipeline.student import fine_tuning
 
 
+def in_float32(make_trainer: Callable[..., Any]) -> Callable[..., Any]:
+    """``make_trainer`` without the bfloat16 that some processors load, which sums too coarsely to compare."""
+
+    def made(*arguments: Any, **options: Any) -> Any:
+        trainer = make_trainer(*arguments, **options)
+        trainer.model.float()
+        return trainer
+
+    return made
+
+
 def fine_tune_with_room_for_one(*arguments: Any) -> None:
     """``_fine_tune`` where the second process, after three steps, has room for one example only."""
-    make_trainer, workers = fine_tuning.make_trainer, arguments[-1]
+    make_trainer, workers = in_float32(fine_tuning.make_trainer), arguments[-1]
 
     def short_of_memory(*arguments: Any, **options: Any) -> Any:
         trainer = make_trainer(*arguments, **options)

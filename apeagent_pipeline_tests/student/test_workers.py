@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from apeagent_pipeline.student import fine_tuning
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline.workers import WorkerError
-from apeagent_pipeline_tests.student.short_of_memory import fine_tune_with_room_for_one
+from apeagent_pipeline_tests.student.short_of_memory import fine_tune_with_room_for_one, in_float32
 
 CONFIG = FineTuningConfig(
     steps=6, batch_size=4, valid_every=3, valid_examples=12, last_blocks=1, warmup_steps=1, checkpoint_seconds=0
@@ -51,6 +51,7 @@ def gradient_norms(checkpoints):
 def test_two_processes_learn_what_one_does_even_when_the_memory_of_one_ends(
     tiny_base, uneven, tmp_path, monkeypatch, capfd
 ):
+    monkeypatch.setattr(fine_tuning, "make_trainer", in_float32(fine_tuning.make_trainer))
     expected = fine_tune(tiny_base, uneven, CONFIG, 1, tmp_path / "alone", tmp_path / "c1")
     told = []
     monkeypatch.setattr(fine_tuning, "_fine_tune", fine_tune_with_room_for_one)
