@@ -1,7 +1,7 @@
 """Prompts: questions about one market state and one portfolio, in the two renderings the student is trained on.
 
 ``plain`` is the sentence of the source document, numbers only. ``digested`` puts words beside the numbers ("trend up
-strong (+112 bps)"); a small student learns its decisions from these words, and the numbers alone teach it the form.
+strong (+112 bps)"); a small student learns its decisions from these words first, and with more effort from the numbers.
 """
 
 import hashlib

@@ -300,7 +300,7 @@ def judge(
 def _by_rendering(
     trading: Sequence[Mapping[str, Any]], answers: Sequence[Answer], right: Sequence[bool]
 ) -> dict[str, tuple[int, int]]:
-    """Canary answers and agreement of each rendering: numbers alone teach a small student the form, not the policy."""
+    """Canary answers and agreement of each rendering: numbers alone are harder for a small student than words."""
     counts = {}
     for rendering in RENDERINGS:
         asked = [number for number, example in enumerate(trading) if example.get("rendering") == rendering]
