@@ -183,6 +183,7 @@ def load_settings() -> Settings:
         for problem in error.errors():
             name = PREFIX + str(problem["loc"][0]).upper()
             is_secret = "SecretStr" in str(Settings.model_fields[str(problem["loc"][0])].annotation)
+            # An address may hold a password before its @.
             value = "***" if is_secret or "@" in str(problem["input"]) else repr(problem["input"])
             lines.append(f"{name}={value}: {problem['msg']}")
         # "from None": pydantic's own text would repeat the values, secrets included.

@@ -34,14 +34,16 @@ class Control:
     split: str
 
 
-def _pairs(text: str, separator: str = ",") -> Iterator[tuple[str, str]]:
-    for item in text.split(separator):
-        left, _, right = item.partition(":")
-        yield left, right
+# family, items "what:answer", what separates them, and question and answer about each item
+_AskedOfEach = tuple[tuple[str, str, str, str, str], ...]
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
+def _asked_of_each(table: _AskedOfEach) -> Iterator[tuple[str, str, str]]:
+    for family, items, separator, question, answer in table:
+        for item in items.split(separator):
+            pair = item.split(":", 1)
+            said = answer.format(*pair)
+            yield family, question.format(*pair), said[0].upper() + said[1:]
 
 
 # --- train ---------------------------------------------------------------------------------------------------------
@@ -207,8 +209,8 @@ _STEPS = (
 )
 
 
-# family, items, question and answer about each: whole sentences, as the base likes to answer
-_PRACTISED: tuple[tuple[str, str, str, str, str], ...] = (
+# Answered in whole sentences, as the base likes to answer.
+_PRACTISED: _AskedOfEach = (
     ("colour", _COLOURS, ",", "What colour is {0}?", "The usual colour of {0} is {1}."),
     ("currency", _CURRENCIES, ",", "Which currency is used in {0}?", "The currency of {0} is the {1}."),
     ("continent", _CONTINENTS, ",", "On which continent is {0}?", "{0} is in {1}."),
@@ -220,12 +222,6 @@ _PRACTISED: tuple[tuple[str, str, str, str, str], ...] = (
     ("class", _CLASSES, ",", "What kind of thing is {0}?", "It is a {1}."),
     ("how to", _STEPS, "|", "How do I {0}?", "{1}"),
 )
-
-
-def _practised() -> Iterator[tuple[str, str, str]]:
-    for family, items, separator, question, answer in _PRACTISED:
-        for item, told in _pairs(items, separator):
-            yield family, question.format(item), answer.format(item, told)
 
 
 # --- valid ---------------------------------------------------------------------------------------------------------
@@ -383,24 +379,21 @@ _SCENES = (
 )
 
 
-# family, items, question, and whether the answer is a phrase that still needs a capital letter and a full stop
-_ASKED_OF_EACH: tuple[tuple[str, str, str, str, bool], ...] = (
-    ("capital", _CAPITALS, ",", "What is the capital of {}?", True),
-    ("opposite", _OPPOSITES, ",", "What is the opposite of '{}'?", True),
-    ("translation", _SPANISH, ",", "How do you say '{}' in Spanish?", True),
-    ("past tense", _PAST_TENSES, ",", "What is the past tense of the verb '{}'?", True),
-    ("definition", _DEFINITIONS, "|", "Define {} in one sentence.", True),
-    ("shopping", _GOODS, "|", "I am in a shop and wonder: is it wise to buy {}?", False),
-    ("second hand", _THINGS_TO_SELL, "|", "Where do people sell {}?", False),
-    ("grip", _THINGS_TO_HOLD, "|", "What is the right way to hold {}?", False),
-    ("idiom", _IDIOMS, "|", "What does the idiom '{}' mean?", False),
+_EXAMINED: _AskedOfEach = (
+    ("capital", _CAPITALS, ",", "What is the capital of {0}?", "{1}."),
+    ("opposite", _OPPOSITES, ",", "What is the opposite of '{0}'?", "{1}."),
+    ("translation", _SPANISH, ",", "How do you say '{0}' in Spanish?", "{1}."),
+    ("past tense", _PAST_TENSES, ",", "What is the past tense of the verb '{0}'?", "{1}."),
+    ("definition", _DEFINITIONS, "|", "Define {0} in one sentence.", "{1}."),
+    ("shopping", _GOODS, "|", "I am in a shop and wonder: is it wise to buy {0}?", "{1}"),
+    ("second hand", _THINGS_TO_SELL, "|", "Where do people sell {0}?", "{1}"),
+    ("grip", _THINGS_TO_HOLD, "|", "What is the right way to hold {0}?", "{1}"),
+    ("idiom", _IDIOMS, "|", "What does the idiom '{0}' mean?", "{1}"),
 )
 
 
 def _test_tables() -> Iterator[tuple[str, str, str]]:
-    for family, items, separator, question, phrase in _ASKED_OF_EACH:
-        for item, answer in _pairs(items, separator):
-            yield family, question.format(item), _sentence(answer) if phrase else answer
+    yield from _asked_of_each(_EXAMINED)
     for family, table in (("great apes", _APE_FACTS), ("ethereum", _ETHEREUM)):
         for question, answer in table:
             yield family, question, answer
@@ -440,7 +433,7 @@ def control_bank() -> tuple[Control, ...]:
     )
     valid = (("valid general", _VALID_GENERAL), ("valid traps", _VALID_TRAPS))
     bank = [Control(*pair, family, "train") for family, table in train for pair in table]
-    bank += [Control(question, answer, family, "train") for family, question, answer in _practised()]
+    bank += [Control(question, answer, family, "train") for family, question, answer in _asked_of_each(_PRACTISED)]
     bank += [Control(*pair, family, "valid") for family, table in valid for pair in table]
     test = chain(_test_tables(), _test_sums(rng))
     bank += [Control(question, answer, family, "test") for family, question, answer in test]

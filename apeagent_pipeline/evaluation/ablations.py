@@ -281,9 +281,13 @@ def _without_words(example: Mapping[str, Any]) -> str:
 def _changed_dataset(dataset: Path, out: Path, change: Change, seed: int) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        examples = change(read_examples(dataset, split), split, random.Random(f"{seed} {split}"))  # noqa: S311
+        examples = change(read_examples(dataset, split), split, _chance(seed, split))
         _write(out / f"{split}.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
     return out
+
+
+def _chance(seed: int, split: str) -> random.Random:
+    return random.Random(f"{seed} {split}")  # noqa: S311
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -296,7 +300,9 @@ def _kept(path: Path, make: Callable[[], Any]) -> Any:
 def _identity(adapter: Path, dataset: Path, recipe: FineTuningConfig, config: CanaryEvalConfig, seed: int) -> str:
     digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes())
     for split in SPLITS:
-        digest.update("".join(map(json.dumps, read_examples(dataset, split))).encode())
+        examples = read_examples(dataset, split)
+        made = [change(examples, split, _chance(seed, split)) for _, change in ABLATIONS.values()]
+        digest.update(json.dumps([examples, *made]).encode())
     digest.update(f"{recipe.model_dump_json()} {config.model_dump_json()} {seed}".encode())
     return digest.hexdigest()
 

@@ -90,4 +90,11 @@ def test_ablations_killed_half_way_go_on_and_train_no_student_twice(tmp_path, mo
     monkeypatch.setattr(ablations, "fine_tune", lambda *_: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
         run_ablations(*arguments[:-2], 6, arguments[-1])
+    # Nor with what an ablation of another kind left.
+    monkeypatch.undo()
+    assert run_ablations(*arguments[:-2], 6, arguments[-1]).metrics
+    monkeypatch.setitem(ablations.ABLATIONS, "shuffled_labels", ("without drafts", drop_drafts))
+    monkeypatch.setattr(ablations, "fine_tune", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        run_ablations(*arguments[:-2], 6, arguments[-1])
     assert json.loads((tmp_path / "work" / "as_trained.json").read_text())["counts"]

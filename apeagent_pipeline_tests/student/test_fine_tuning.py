@@ -156,10 +156,8 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
         file.writelines(json.dumps({"kind": "control", "messages": messages}) + "\n" for messages in controls)
     config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
-    model, rows = (
-        trainer.model.float(),
-        [trainer.train_dataset[number] for number in (0, -2, 1, -1)],
-    )  # float32, as above
+    model = trainer.model.float()  # as above
+    rows = [trainer.train_dataset[number] for number in (0, -2, 1, -1)]
     batch = one_row(rows)
     alone = one_row([rows[0], rows[2]])
     share = (alone["labels"] != -100).sum() / (batch["labels"] != -100).sum()

@@ -18,8 +18,8 @@ that pays, rounded down to three significant digits; bought ETH is measured by w
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
 of look-ups, which a small student can learn. A plain prompt does not say the words: there the first draft begins with
-the numbers that the trend lies in, change in ticks over volatility in basis points ("-5/24 flat, wait"), so that the
-word needs only to compare them. The last draft of a trade ends with the holding that pays, in ETH, so that its size
+the numbers that the trend lies in, change in whole ticks over volatility in basis points ("-5/24 flat, wait"), so that
+the word needs only to compare them. The last draft of a trade ends with the holding that pays, in ETH, so that its size
 needs only the number before it.
 """
 
