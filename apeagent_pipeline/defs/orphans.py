@@ -44,6 +44,9 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
         begun = record.start_time or record.create_timestamp.timestamp()
         if pid is None or _is_alive(pid, begun):
             continue
+        now = instance.get_run_by_id(run.run_id)
+        if now is None or now.status not in _ALIVE:
+            continue  # it ended by itself while we looked
         at = datetime.fromtimestamp(begun, UTC)
         instance.report_run_failed(run, f"The process {pid} of this run, begun {at:%Y-%m-%d %H:%M} UTC, is gone.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -69,3 +69,19 @@ def test_a_number_that_a_younger_process_took_over_is_no_sign_of_life(
         assert fail_orphaned_runs(instance) == []
         monkeypatch.setattr("psutil.Process.create_time", lambda self: time.time())
         assert fail_orphaned_runs(instance) == [run_id]
+
+
+def test_a_run_that_ends_while_we_look_is_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    with open_instance(Settings(home=tmp_path)) as instance:
+
+        @dg.asset
+        def quick() -> None:
+            seen.extend(instance.get_run_records())
+
+        run_id = dg.materialize([quick], instance=instance).run_id
+        assert [each.dagster_run.status for each in seen] == [DagsterRunStatus.STARTED]
+        monkeypatch.setattr(instance, "get_run_records", lambda _: seen)
+        monkeypatch.setattr("apeagent_pipeline.defs.orphans._is_alive", lambda pid, begun: False)
+        assert fail_orphaned_runs(instance) == []
+        assert instance.get_run_by_id(run_id).status is DagsterRunStatus.SUCCESS  # type: ignore[union-attr]
