@@ -29,6 +29,12 @@ DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
 REAL_SWAPS = Path(__file__).parents[2] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: a long one at the end would keep one process busy and the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def no_instance_of_an_earlier_test() -> None:
     """Dagster loads definitions with the storage of the instance opened last, and fails where that one is gone."""

@@ -44,6 +44,13 @@ class GanConfig(BaseModel):
     diversity: float = Field(0.05, description="Weight of the diversity loss", ge=0)
     instance_noise: float = Field(0.1, description="Noise on the critic's input at the start; decays to zero", ge=0)
 
+    control_steps: int = Field(
+        450,
+        description="Steps of a control, which goes on from the warm start by likelihood alone, about as long as the "
+        "WGAN-GP stage takes; 0: none",
+        ge=0,
+    )
+
     workers: int = Field(
         0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
     )
@@ -69,10 +76,16 @@ class GanConfig(BaseModel):
                 likelihood_rate=4e-4,
                 adversarial_steps=1_000,
                 adversarial_ema=0.99,
+                control_steps=7_500,
             )
         return cls()
 
     @property
-    def steps(self) -> int:
-        """Steps of both stages."""
+    def generator_steps(self) -> int:
+        """Steps of the two stages that make the generator."""
         return self.likelihood_steps + self.adversarial_steps
+
+    @property
+    def steps(self) -> int:
+        """Steps of everything, the control too."""
+        return self.generator_steps + self.control_steps

@@ -1,5 +1,7 @@
 """Training: a likelihood warm start, then WGAN-GP on free-running samples, with exact resume.
 
+What the second stage adds shows beside a control: a generator that goes on from the warm start by likelihood alone.
+
 Every step draws its randomness from (seed, step) alone, so a run that was killed and resumed from a checkpoint ends
 with the same weights as one that was not (on the CPU, with the same number of threads). Several processes share the
 batches of one: the same rows in every step, but dropout, samples and noise of their own.
@@ -26,21 +28,22 @@ from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.model import Critic, Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
-from apeagent_pipeline.gan.selection import held_out_score
+from apeagent_pipeline.gan.selection import HeldOutScore, held_out_score
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.workers import Workers, run_together, worker_count
 
 _CHECKPOINT_SECONDS = 20.0
 _CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT = 3
+_FORMAT = 4
 _VALID_EVERY = 40
 _VALID_WINDOWS = 128
 _WARM_UP_STEPS = 20
 _ANNEALING_POWER = 0.7
 _CRITIC_DRIFT = 1e-3
 _CANDIDATES = 3
-_MODULES = ("generator", "averaged", "critic", "best")
+_MODULES = ("generator", "averaged", "critic", "best", "control", "control_averaged")
+_CONTROL_FILE = "control.safetensors"
 
 History = dict[str, dict[str, list[float]]]
 
@@ -54,8 +57,9 @@ class TrainedGan:
     """A generator with averaged weights, its critic, the bins of its rows, and how it was trained.
 
     Attributes:
-        history: Stage ("likelihood", "adversarial"; "held_out": scores of the weights that stood to choice) -> name ->
-            values, ``step`` among the names.
+        history: Stage ("likelihood", "adversarial", "control"; "held_out" and "control_held_out": scores of the weights
+            that stood to choice, and of the control at its end) -> name -> values, ``step`` among the names.
+        control: What likelihood alone made of the same warm start; None if it was not trained.
     """
 
     config: GanConfig
@@ -64,12 +68,15 @@ class TrainedGan:
     generator: Generator
     critic: Critic
     history: History = field(default_factory=dict)
+    control: Generator | None = None
 
     def save(self, folder: Path) -> None:
         """Write weights and bins as safetensors, configuration and history as JSON, into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_on_cpu(self.generator.state_dict()), folder / "generator.safetensors")
         save_file(_on_cpu(self.critic.state_dict()), folder / "critic.safetensors")
+        if self.control is not None:
+            save_file(_on_cpu(self.control.state_dict()), folder / _CONTROL_FILE)
         self.bins.save(folder)
         shape = {name: getattr(self.generator, name) for name in ("context", "length", "tick_spacing")}
         _write_json(folder / "config.json", {**shape, "seed": self.seed, "gan": self.config.model_dump()})
@@ -87,12 +94,17 @@ class TrainedGan:
             raise TrainingError(f"{folder} has no {missing}; materialize trained_gan first")
         stored = json.loads((folder / "config.json").read_text())
         config, bins = GanConfig.model_validate(stored["gan"]), RowBins.load(folder)
-        generator = Generator(config, bins, stored["context"], stored["length"], stored["tick_spacing"])
+
+        def loaded(name: str) -> Generator:
+            generator = Generator(config, bins, stored["context"], stored["length"], stored["tick_spacing"])
+            generator.load_state_dict(load_file(folder / name))
+            return generator.eval()
+
         critic = Critic(config, bins.features)
-        generator.load_state_dict(load_file(folder / "generator.safetensors"))
         critic.load_state_dict(load_file(folder / "critic.safetensors"))
         history = json.loads((folder / "history.json").read_text())
-        return cls(config, stored["seed"], bins, generator.eval(), critic.eval(), history)
+        control = loaded(_CONTROL_FILE) if (folder / _CONTROL_FILE).is_file() else None
+        return cls(config, stored["seed"], bins, loaded("generator.safetensors"), critic.eval(), history, control)
 
     def summary(self) -> dict[str, float]:
         """Sizes and last losses: numbers to show beside the artifact."""
@@ -174,7 +186,7 @@ def _train(  # noqa: PLR0917 - as `train_gan`
     log = None if log_dir is None else SummaryWriter(str(log_dir), purge_step=run.step)
     saved = time.monotonic()
     while run.step < config.steps:
-        losses = run.likelihood_step() if run.step < config.likelihood_steps else run.adversarial_step()
+        losses = run.next_step()
         broken = {name: value for name, value in losses.items() if not np.isfinite(value)}
         if broken:
             raise TrainingError(
@@ -227,13 +239,24 @@ class _Run:
             self.generator.parameters(), lr=config.adversarial_rate, betas=(0.5, 0.9)
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.0, 0.9))
+        self.control, self.control_averaged = copy.deepcopy(self.generator), copy.deepcopy(self.averaged)
+        self.control_optimizer = torch.optim.Adam(
+            self.control.parameters(), lr=config.adversarial_rate, betas=(0.5, 0.9)
+        )
         self.step = 0
-        self.history: History = {"likelihood": {}, "adversarial": {}, "held_out": {}}
+        stages = ("likelihood", "adversarial", "control", "held_out", "control_held_out")
+        self.history: History = {stage: {} for stage in stages}
         # The weights to keep, and how far the classifier was from a coin on their windows.
         self.best, self.best_distance = copy.deepcopy(self.averaged), float("inf")
         self.valid = float("nan")
 
     # One step of each stage
+
+    def next_step(self) -> dict[str, float]:
+        """The step of the stage that training has come to; returns its losses."""
+        if self.step < self.config.likelihood_steps:
+            return self.likelihood_step()
+        return self.adversarial_step() if self.step < self.config.generator_steps else self.control_step()
 
     def likelihood_step(self) -> dict[str, float]:
         """Raise the likelihood of real windows; learning rate annealed to zero, weights averaged."""
@@ -255,7 +278,8 @@ class _Run:
             self.valid = self._valid_loss()
             self._remember("likelihood", {**losses, "valid": self.valid})
         if last:
-            self.generator.load_state_dict(self.averaged.state_dict())
+            for module in (self.generator, self.control, self.control_averaged):
+                module.load_state_dict(self.averaged.state_dict())
         return losses if np.isnan(self.valid) else {**losses, "valid": self.valid}
 
     def adversarial_step(self) -> dict[str, float]:
@@ -314,6 +338,21 @@ class _Run:
         self._remember("adversarial", losses)
         return losses
 
+    def control_step(self) -> dict[str, float]:
+        """Raise the likelihood of real windows further, at the rate and with the averaging of the adversarial stage."""
+        rng = np.random.default_rng([self.seed, 9, self.step])
+        real = self._windows(rng.choice(self.starts, self.config.batch), rng)
+        self.control.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._own_seed())
+            loss = -self.control.log_likelihood(*real).mean()
+        self._descend(self.control_optimizer, self.control, loss)
+        _average(self.control_averaged, self.control, self.config.adversarial_ema)
+        losses = {"loss": loss.item()}
+        if (self.step + 1) % _VALID_EVERY == 0:
+            self._remember("control", losses)
+        return losses
+
     def _critic_step(self, seen: list[Tensor], sigma: float, chance: torch.Generator) -> dict[str, float]:
         condition, real, fake = seen
         real = real + sigma * _normal_like(real, chance)
@@ -345,17 +384,25 @@ class _Run:
 
     def consider(self) -> None:
         """At the end of the warm start and thrice after it: keep the weights if they score better held out."""
-        begun = self.step - self.config.likelihood_steps
+        begun, end = self.step - self.config.likelihood_steps, self.config.generator_steps
         every = max(1, -(-self.config.adversarial_steps // _CANDIDATES))
-        if begun < 0 or (begun % every and self.step < self.config.steps):
+        if self.step > end:
+            if self.step == self.config.steps:
+                self._held_out("control_held_out", self.control_averaged)
             return
-        score = held_out_score(self.averaged, self.bins, self.rows, (self.starts, self.valid_starts), self.seed)
-        if score is not None:
-            self._remember("held_out", {**score._asdict(), "step": float(self.step)})
+        if begun < 0 or (begun % every and self.step < end):
+            return
+        score = self._held_out("held_out", self.averaged)
         # Weights that copy are worse than any that do not.
         distance = 0.0 if score is None else score.distance + (score.copied > self.config.largest_copied)
         if score is None or distance < self.best_distance:
             self.best, self.best_distance = copy.deepcopy(self.averaged), distance
+
+    def _held_out(self, stage: str, generator: Generator) -> HeldOutScore | None:
+        score = held_out_score(generator, self.bins, self.rows, (self.starts, self.valid_starts), self.seed)
+        if score is not None:
+            self._remember(stage, {**score._asdict(), "step": float(self.step)})
+        return score
 
     # Steps of an optimizer, history, checkpoints
 
@@ -382,14 +429,16 @@ class _Run:
             columns.setdefault(name, []).append(value)
 
     def result(self) -> TrainedGan:
-        generator = self.best.cpu()
-        return TrainedGan(self.config, self.seed, self.bins, generator, self.critic.cpu().eval(), self.history)
+        generator, critic = self.best.cpu(), self.critic.cpu().eval()
+        control = self.control_averaged.cpu() if self.config.control_steps else None
+        return TrainedGan(self.config, self.seed, self.bins, generator, critic, self.history, control)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {
             "likelihood": self.likelihood_optimizer,
             "generator": self.generator_optimizer,
             "critic": self.critic_optimizer,
+            "control": self.control_optimizer,
         }
 
     def checkpoint(self, path: Path) -> None:

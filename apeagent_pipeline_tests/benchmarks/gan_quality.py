@@ -11,6 +11,7 @@ minutes more with ablations.
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
 
     def fresh(changes: dict[str, object]) -> training._Run:
         run = training._Run(windows, config.model_copy(update=changes), seed)
-        for module in (run.generator, run.averaged, run.best):
+        for module in (run.generator, run.averaged, run.best, run.control, run.control_averaged):
             module.load_state_dict(weights)
         run.step = config.likelihood_steps
         return run
@@ -74,7 +75,7 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
     spent = 0.0
     for name, changes in ways.items():
         run, begun = fresh(changes), time.process_time()
-        while run.step < config.steps:
+        while run.step < config.generator_steps:
             run.adversarial_step()
             run.step += 1
         if not changes:
@@ -83,15 +84,13 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
         if not changes:
             control, begun = fresh({}), time.process_time()
             while time.process_time() - begun < spent:
-                rng = np.random.default_rng([seed, 9, control.step])
-                torch.manual_seed(training._mix(seed, control.step))
-                control.generator.train()
-                real = control.rows.windows(rng.choice(control.starts, config.batch), rng, control.device)
-                loss = -control.generator.log_likelihood(*real).mean()
-                control._descend(control.generator_optimizer, control.generator, loss)
-                training._average(control.averaged, control.generator, config.adversarial_ema)
+                control.control_step()
                 control.step += 1
-            yield "likelihood alone as long", warm_result(control)
+            steps = control.step - config.likelihood_steps
+            yield (
+                f"likelihood alone as long ({steps} steps)",
+                replace(warm_result(run), generator=control.control_averaged),
+            )
 
 
 def warm_result(run: training._Run) -> TrainedGan:

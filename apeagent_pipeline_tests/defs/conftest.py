@@ -21,7 +21,10 @@ from apeagent_pipeline.student.reinforcement import ReinforcementConfig
 from apeagent_pipeline_tests.student.tiny_qwen2 import build_tiny_qwen2
 
 TINY: dict[type[BaseModel], dict[str, Any]] = {
-    GanConfig: {"hidden": 16, "layers": 1, "heads": 2, "likelihood_steps": 6, "adversarial_steps": 2, "batch": 8},
+    GanConfig: {
+        "hidden": 16, "layers": 1, "heads": 2, "batch": 8,
+        "likelihood_steps": 6, "adversarial_steps": 2, "control_steps": 2,
+    },
     SamplingConfig: {"n_windows": 300},
     # What a GAN of eight steps makes is bad: the limits must not stop the graph that is tested here.
     QualityConfig: {"windows": 60, "folds": 2, "gru_epochs": 1, "largest_auc": 1.0, "largest_ks": 1.0},

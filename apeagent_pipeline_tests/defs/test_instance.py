@@ -182,6 +182,7 @@ def make(home: Path, url: str, day: str) -> None:
         assert dg.materialize([daily], partition_key=day, instance=instance).success
 
 
+@pytest.mark.slow
 def test_twenty_days_at_once_each_in_a_process_of_its_own_are_all_recorded(tmp_path: Path, postgres_url: str) -> None:
     with open_instance(in_postgres(tmp_path, postgres_url)) as instance:  # the first makes the tables
         fork = multiprocessing.get_context("fork")  # without importing Dagster twenty times
@@ -194,6 +195,7 @@ def test_twenty_days_at_once_each_in_a_process_of_its_own_are_all_recorded(tmp_p
         assert instance.get_materialized_partitions(daily.key) == set(TWENTY_DAYS)
 
 
+@pytest.mark.slow
 def test_a_short_outage_of_postgres_is_waited_for_and_a_long_one_told_clearly(
     tmp_path: Path, postgres_url: str
 ) -> None:

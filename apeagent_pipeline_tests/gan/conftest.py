@@ -23,6 +23,7 @@ TINY = GanConfig(
     samples=3,
     critic_steps=2,
     critic_channels=8,
+    control_steps=2,
 )
 
 

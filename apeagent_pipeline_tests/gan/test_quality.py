@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -43,12 +44,17 @@ def report(synthetic, windows, gan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gan")
     gan.save(folder)
     later = sample_windows(gan, windows, BASE_ETH_USDC, SamplingConfig(n_windows=80, conditions=["holdout"]), seed=5)
-    history = folder / "history.json"
-    return quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3, history=history, later=later)
+    alone = replace(gan, generator=gan.control)
+    control = sample_windows(alone, windows, BASE_ETH_USDC, SamplingConfig(n_windows=160), seed=5)
+    return quality_report(
+        synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3,
+        history=folder / "history.json", later=later, control=control,
+    )  # fmt: skip
 
 
 def test_the_report_has_every_score_its_floor_and_its_baseline(report):
-    kinds = ("", "_floor", "_block_bootstrap", "_gaussian_copula")
+    kinds = ("", "_floor", "_block_bootstrap", "_gaussian_copula", "_likelihood")
+    assert "likelihood alone |" in report.markdown
     assert {name + kind for name in NAMES for kind in kinds} <= report.metrics.keys()
     assert report.intervals.keys() == {"discriminative_auc" + kind for kind in kinds}
     assert {f"discriminative_{score}_{of}" for score in ("gbm", "auc") for of in ("holdout", "drift")} <= set(
@@ -68,7 +74,7 @@ def test_the_report_has_every_score_its_floor_and_its_baseline(report):
 
 
 def test_synthetic_rows_obey_the_pool_in_every_row(report):
-    for kind in ("", "_block_bootstrap", "_gaussian_copula"):
+    for kind in ("", "_block_bootstrap", "_gaussian_copula", "_likelihood"):
         for name in ("price_matches_tick", "opposite_signs", "effective_price"):
             assert report.metrics[name + kind] == 1.0
 
@@ -85,8 +91,11 @@ def test_a_gaussian_copula_keeps_every_distribution_and_copies_nothing(report):
 
 def test_the_seed_decides_the_report(report, synthetic, windows):
     again = quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3).metrics
-    later = {name for name in report.metrics if name.endswith("_holdout")}
-    assert again == {name: value for name, value in report.metrics.items() if name not in later}
+    # Without later windows and without a control, which others are drawn after.
+    rest = {name for name in report.metrics if name.endswith(("_holdout", "_drift", "_likelihood"))}
+    assert {name: value for name, value in again.items() if name not in rest} == {
+        name: value for name, value in report.metrics.items() if name not in rest
+    }
 
 
 def test_bad_windows_score_badly_and_fail_the_check(windows):

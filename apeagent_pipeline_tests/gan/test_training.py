@@ -18,15 +18,15 @@ class Killed(Exception):
 
 
 def weights(gan):
-    states = {**gan.generator.state_dict(), **{f"critic.{k}": v for k, v in gan.critic.state_dict().items()}}
-    return {name: tensor.clone() for name, tensor in states.items()}
+    parts = {"generator": gan.generator, "critic": gan.critic, "control": gan.control}
+    return {f"{part}.{name}": w.clone() for part, model in parts.items() for name, w in model.state_dict().items()}
 
 
 def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("killed_after", [4, 8], ids=["warm start", "adversarial stage"])
+@pytest.mark.parametrize("killed_after", [4, 8, 10], ids=["warm start", "adversarial stage", "control"])
 def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
 
@@ -68,6 +68,7 @@ def test_saved_gans_come_back(gan, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "generator.safetensors",
         "critic.safetensors",
+        "control.safetensors",
         "bins.safetensors",
         "config.json",
         "history.json",
@@ -76,12 +77,13 @@ def test_saved_gans_come_back(gan, tmp_path):
         TrainedGan.load(tmp_path / "nowhere")
 
 
-def test_losses_of_both_stages_are_kept_and_shown(windows, tiny, gan):
+def test_losses_of_all_stages_are_kept_and_shown(windows, tiny, gan):
     shown = []
     train_gan(windows, tiny, 1, lambda done, total, **losses: shown.append((done, total, losses)))
     assert [(done, total) for done, total, _ in shown] == [(k + 1, tiny.steps) for k in range(tiny.steps)]
     assert all(isinstance(value, float) for _, _, losses in shown for value in losses.values())
-    assert {"critic", "gp", "generator", "feature_matching", "diversity"} <= shown[-1][2].keys()
+    assert {"critic", "gp", "generator", "feature_matching", "diversity"} <= shown[tiny.generator_steps - 1][2].keys()
+    assert shown[-1][2].keys() == {"loss"}
     assert {"step", "loss", "valid"} == gan.history["likelihood"].keys()
     assert len(gan.history["adversarial"]["critic"]) == tiny.adversarial_steps
     json.dumps(gan.history)
@@ -97,6 +99,7 @@ def test_losses_of_both_stages_are_kept_and_shown(windows, tiny, gan):
         {"instance_noise": 0.0},
         {"adversarial_steps": 0},
         {"likelihood_steps": 0},
+        {"control_steps": 0},
     ],
     ids=lambda off: next(iter(off)),
 )
@@ -112,6 +115,20 @@ def test_the_warm_start_learns(windows, tiny):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
+def test_the_control_goes_on_from_the_warm_start_and_leaves_the_generator_alone(windows, tiny, gan):
+    def trained(**changes):
+        return train_gan(windows, tiny.model_copy(update=changes), 1)
+
+    warm = trained(adversarial_steps=0, control_steps=0)
+    assert warm.control is None
+    one = trained(adversarial_steps=0, control_steps=1)
+    learned = one.control.state_dict()
+    assert all(torch.allclose(w, learned[name], atol=1e-5) for name, w in warm.generator.state_dict().items())
+    moved = trained(control_steps=4)
+    assert same(moved.generator.state_dict(), gan.generator.state_dict())
+    assert not same(moved.control.state_dict(), gan.control.state_dict())
+
+
 def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
     run = training._Run(windows, tiny.model_copy(update={"likelihood_steps": 0}), 1)
     before = {**run.generator.state_dict(), **{f"critic.{name}": w for name, w in run.critic.state_dict().items()}}
@@ -123,7 +140,15 @@ def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
 
 
 def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never_copies(windows, tiny, monkeypatch):
-    scores = iter([HeldOutScore(0.60, 0.0), HeldOutScore(0.51, 0.5), HeldOutScore(0.55, 0.0), HeldOutScore(0.70, 0.0)])
+    scores = iter(
+        [
+            HeldOutScore(0.60, 0.0),
+            HeldOutScore(0.51, 0.5),
+            HeldOutScore(0.55, 0.0),
+            HeldOutScore(0.70, 0.0),
+            HeldOutScore(0.5, 0.0),
+        ]
+    )
     monkeypatch.setattr(training, "held_out_score", lambda *_: next(scores))
     seen = []
     consider = training._Run.consider
@@ -137,6 +162,7 @@ def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never
     wanted = dict(seen)[tiny.likelihood_steps + 2]
     assert all(torch.equal(wanted[name], tensor) for name, tensor in kept.generator.state_dict().items())
     assert kept.history["held_out"]["auc"] == [0.60, 0.51, 0.55, 0.70]
+    assert kept.history["control_held_out"]["auc"] == [0.5], "the control stands to no choice"
     assert kept.history["held_out"]["step"] == [tiny.likelihood_steps + k for k in range(4)]
 
 

@@ -13,6 +13,7 @@ from apeagent_pipeline.gan.training import train_gan
 from apeagent_pipeline.workers import WorkerError, _pass_on
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windows, tiny):
     """Without dropout the warm start of two differs from that of one by rounding alone."""
     config = tiny.model_copy(update={"dropout": 0.0, "adversarial_steps": 2})

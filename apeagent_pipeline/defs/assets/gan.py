@@ -1,5 +1,6 @@
 """The generator of swaps and the proof of its quality."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +22,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         **runtime.declare(
             "gan",
             {"pytorch"},
-            code="2",
+            code="3",
             config=GanConfig.preset(profile),
             pool="training",
             memory_gib=4,
@@ -71,7 +72,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         **runtime.declare(
-            "gan", {"python", "markdown"}, memory_gib=4, gpu=True, code="2", config=QualityConfig.preset(profile)
+            "gan", {"python", "markdown"}, memory_gib=4, gpu=True, code="3", config=QualityConfig.preset(profile)
         )
     )
     def synthetic_quality(
@@ -87,7 +88,12 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         config, seed = launched_config(context, QualityConfig)
         pool = runtime.source.pool
         holdout = SamplingConfig(n_windows=config.windows, conditions=["holdout"])
-        later = sample_windows(TrainedGan.load(trained_gan), training_windows, pool, holdout, seed=seed)
+        gan = TrainedGan.load(trained_gan)
+        later = sample_windows(gan, training_windows, pool, holdout, seed=seed)
+        control = None
+        if gan.control is not None:
+            alone, judged = replace(gan, generator=gan.control), SamplingConfig(n_windows=2 * config.windows)
+            control = sample_windows(alone, training_windows, pool, judged, seed=seed)
         report = quality_report(
             synthetic_windows,
             training_windows,
@@ -97,6 +103,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             progress=runtime.watcher.started(context),
             history=trained_gan / "history.json",
             later=later,
+            control=control,
         )
         return dg.MaterializeResult(value=report)
 

@@ -1,0 +1,84 @@
+"""How far the student's figures move from seed to seed: prompts, training and answers anew for each.
+
+    python -m apeagent_pipeline_tests.benchmarks.student_seeds --home .apeagent --seeds 42,43,44 --work DIR
+
+Run it after ``apeagent demo``: prompts are made from its synthetic windows, answered by the embedded teacher, learned
+with the demo's recipe, and the canary evaluation asks 300 held-out prompts and 300 controls. One CPU thread; about half
+an hour a seed. Finished seeds are kept in DIR, an interrupted training goes on from its checkpoint.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, evaluate_canary
+from apeagent_pipeline.settings import SMOLLM2
+from apeagent_pipeline.student.base_model import resolve_base_model
+from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
+
+ASKED = 300
+TEST_PROMPTS = 390  # some are refused or are near twins
+SCORES = {
+    "canary_rate_adapter": "canary",
+    "canary_rate_base": "of the base",
+    "agreement": "agreement",
+    "agreement_digested": "with words",
+    "agreement_plain": "numbers alone",
+    "macro_f1": "macro-F1",
+    "min_class_recall": "weakest recall",
+    "control_leak_rate": "leak",
+    "controls_preserved": "preserved",
+    "size_error_median": "size off by",
+    "feasible_rate": "feasible",
+}
+
+
+def judged(home: Path, work: Path, seed: int) -> dict[str, float]:
+    """Scores of one seed, from prompts to answers."""
+    kept = work / "scores.json"
+    if not kept.is_file():
+        windows = pl.read_parquet(home / "storage" / "synthetic_windows" / "synthetic_windows.parquet")
+        prompts = build_prompts(windows, PromptsConfig(test_prompts=TEST_PROMPTS), seed)
+        traces = collect_traces(prompts, RulesTeacher(), TracesConfig(), work / "answers", seed)
+        build_dataset(traces, DatasetConfig(n_test_trading=ASKED, n_test_controls=ASKED), seed).save(work / "dataset")
+        base = resolve_base_model(SMOLLM2, home / "cache" / "models")
+        adapter = work / "adapter"
+        if not (adapter / "training.json").is_file():
+            fine_tune(base, work / "dataset", FineTuningConfig(), seed, adapter, work / "checkpoints")
+        config = CanaryEvalConfig(n_trading=ASKED, n_controls=ASKED, n_disabled=1, n_merged=0, n_sampled=0)
+        metrics = evaluate_canary(base, adapter, work / "dataset", config, seed).metrics
+        kept.write_text(json.dumps({name: metrics[name] for name in SCORES}, indent=2) + "\n")
+    scores: dict[str, float] = json.loads(kept.read_text())
+    return scores
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path(".apeagent"))
+    parser.add_argument("--seeds", default="42,43,44")
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=180)
+    table = Table("seed", *SCORES.values(), title=f"{ASKED} trading prompts and {ASKED} controls a seed")
+    rows = []
+    for seed in map(int, arguments.seeds.split(",")):
+        rows.append(judged(arguments.home, arguments.work / str(seed), seed))
+        console.print(f"seed {seed}: {json.dumps(rows[-1])}", markup=False)
+        table.add_row(str(seed), *(f"{value:.3f}" for value in rows[-1].values()))
+    table.add_row("mean", *(f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in SCORES))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
