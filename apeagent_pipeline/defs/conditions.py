@@ -1,5 +1,6 @@
 """When an asset is made again by itself."""
 
+from dagster import AssetSelection
 from dagster import AutomationCondition as When
 
 WEEKLY = "0 3 * * 0"
@@ -8,12 +9,16 @@ WEEKLY = "0 3 * * 0"
 RETRY = "*/30 * * * *"
 """What failed is tried again every half hour: soon enough to heal, too seldom to burn a budget."""
 
+_WHOLE = AssetSelection.all() - AssetSelection.assets("raw_swaps", "swap_features")
+"""The assets that are there or not: of daily ones there are always days that nobody asked for."""
+
 
 def on_change(due: When | None = None) -> When:
     """Made again after the content of an input changed; equal content made again changes nothing.
 
     A change is kept in mind until the asset was asked for, so none is lost while something is under way, and several
-    between two looks are one run. What was asked for in vain is asked for again.
+    between two looks are one run. What was asked for in vain is asked for again. An asset waits until each of its
+    inputs was made, or is asked for with it.
 
     Args:
         due: What a change waits for beside that; None: nothing.
@@ -25,7 +30,7 @@ def on_change(due: When | None = None) -> When:
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
-    idle = ~When.any_deps_in_progress() & ~When.in_progress()
+    idle = ~When.any_deps_missing().allow(_WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
 

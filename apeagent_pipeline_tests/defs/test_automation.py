@@ -27,19 +27,19 @@ class Daemon:
         self.graph, self.instance, self.cursor = graph, instance, None
         self.now = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
-    def due(self) -> dict[str, set[str | None]]:
-        """What this tick asks for: asset -> days."""
+    def due(self, *more: str) -> dict[str, set[str | None]]:
+        """What this tick asks for, of the chain and more assets: asset -> days."""
         self.now += timedelta(minutes=1)
         result = dg.evaluate_automation_conditions(
             self.graph.definitions,
             self.instance,
-            asset_selection=dg.AssetSelection.assets(*CHAIN),
+            asset_selection=dg.AssetSelection.assets(*CHAIN, *more),
             evaluation_time=self.now,
             cursor=self.cursor,
         )
         self.cursor = result.cursor
         found: dict[str, set[str | None]] = {}
-        for name in CHAIN:
+        for name in (*CHAIN, *more):
             if keys := result.get_requested_partitions(dg.AssetKey(name)):
                 found[name] = set(keys)
         return found
@@ -152,6 +152,20 @@ def test_a_change_while_the_asset_below_is_being_made_is_not_lost(daemon: Daemon
     daemon.run("raw_swaps", DAYS[0])
     daemon.run("swap_features", DAYS[0])
     assert daemon.settle()[0] == f"swap_features/{DAYS[0]}"
+
+
+def test_what_lacks_an_input_waits_until_it_is_there(daemon: Daemon) -> None:
+    """The GAN and the adapter, which the policy leaves to their user, have never been made."""
+    more = ("synthetic_windows", "synthetic_quality", "backtest", "canary_eval")
+    assert daemon.due(*more) == {}  # the first look at them only remembers
+    daemon.run("raw_swaps", DAYS[2])
+    assert daemon.due(*more) == {"swap_features": {DAYS[2]}}
+    daemon.run("swap_features", DAYS[2])
+    assert daemon.due(*more) == {"training_windows": {None}}
+    daemon.run("training_windows", None)
+    assert [daemon.due(*more) for _ in range(3)] == [{}, {}, {}]
+    daemon.instance.report_runless_asset_event(dg.AssetMaterialization("trained_gan"))
+    assert daemon.due(*more) == {"synthetic_windows": {None}, "synthetic_quality": {None}}
 
 
 def test_what_failed_is_asked_for_again_and_heals(
