@@ -51,6 +51,9 @@ class GanConfig(BaseModel):
         ge=0,
     )
 
+    judged_windows: int = Field(
+        1_000, description="At most so many windows of a split are shown to the classifier that chooses weights", ge=50
+    )
     workers: int = Field(
         0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
     )
@@ -76,7 +79,7 @@ class GanConfig(BaseModel):
                 likelihood_rate=4e-4,
                 adversarial_steps=1_000,
                 adversarial_ema=0.99,
-                control_steps=7_500,
+                control_steps=3_000,
             )
         return cls()
 

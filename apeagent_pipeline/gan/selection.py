@@ -17,7 +17,6 @@ from apeagent_pipeline.gan.discriminators import window_summaries
 from apeagent_pipeline.gan.model import LIQUIDITY, RETURN, SIZE, Generator, Rows
 from apeagent_pipeline.gan.real_rows import RealRows
 
-_MOST_WINDOWS = 1_000
 _FEWEST_HELD_OUT = 30
 
 
@@ -39,7 +38,7 @@ class HeldOutScore(NamedTuple):
 
 
 def held_out_score(
-    generator: Generator, bins: RowBins, real: RealRows, splits: tuple[np.ndarray, np.ndarray], seed: int
+    generator: Generator, bins: RowBins, real: RealRows, splits: tuple[np.ndarray, np.ndarray], seed: int, *, most: int
 ) -> HeldOutScore | None:
     """Score of a generator; None where the valid blocks are too short to judge by.
 
@@ -49,6 +48,7 @@ def held_out_score(
         real: The real rows.
         splits: Starts [n] of the windows it was trained on, and those [m] of the held-out windows.
         seed: Of the choice of windows, the noise and the classifier.
+        most: At most so many windows of a split are shown to the classifier.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
@@ -59,7 +59,7 @@ def held_out_score(
     rng = np.random.default_rng([seed, 5])
     sets, labels, copied = [], [], 0.0
     for starts in splits:
-        chosen = rng.permutation(starts)[:_MOST_WINDOWS]
+        chosen = rng.permutation(starts)[:most]
         device = next(generator.parameters()).device
         condition, window = real.windows(chosen, rng, device)
         chance = torch.Generator().manual_seed(int(rng.integers(1 << 62)))

@@ -399,7 +399,8 @@ class _Run:
             self.best, self.best_distance = copy.deepcopy(self.averaged), distance
 
     def _held_out(self, stage: str, generator: Generator) -> HeldOutScore | None:
-        score = held_out_score(generator, self.bins, self.rows, (self.starts, self.valid_starts), self.seed)
+        splits = self.starts, self.valid_starts
+        score = held_out_score(generator, self.bins, self.rows, splits, self.seed, most=self.config.judged_windows)
         if score is not None:
             self._remember(stage, {**score._asdict(), "step": float(self.step)})
         return score

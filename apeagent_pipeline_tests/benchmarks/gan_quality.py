@@ -121,7 +121,7 @@ def main() -> None:
         )
         metrics = quality_report(made, windows, BASE_ETH_USDC, QualityConfig(), seed, later=later).metrics
         real, splits = RealRows(windows, gan.bins), (windows.starts("train"), windows.starts("valid"))
-        held_out = held_out_score(gan.generator, gan.bins, real, splits, seed)
+        held_out = held_out_score(gan.generator, gan.bins, real, splits, seed, most=config.judged_windows)
         metrics["held_out_auc"] = float("nan") if held_out is None else held_out.auc
         key = name.split(" (", maxsplit=1)[0]
         found.setdefault(key, []).append([metrics[score] for score in SCORES])

@@ -23,7 +23,7 @@ from apeagent_pipeline_tests.student.tiny_qwen2 import build_tiny_qwen2
 TINY: dict[type[BaseModel], dict[str, Any]] = {
     GanConfig: {
         "hidden": 16, "layers": 1, "heads": 2, "batch": 8,
-        "likelihood_steps": 6, "adversarial_steps": 2, "control_steps": 2,
+        "likelihood_steps": 6, "adversarial_steps": 2, "control_steps": 2, "judged_windows": 100,
     },
     SamplingConfig: {"n_windows": 300},
     # What a GAN of eight steps makes is bad: the limits must not stop the graph that is tested here.

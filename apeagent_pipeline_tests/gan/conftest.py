@@ -24,6 +24,7 @@ TINY = GanConfig(
     critic_steps=2,
     critic_channels=8,
     control_steps=2,
+    judged_windows=100,
 )
 
 
