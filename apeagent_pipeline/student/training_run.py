@@ -83,6 +83,11 @@ def run_settings(
     """
     import torch
 
+    trackers = [each for each, variable in _TRACKERS.items() if find_spec(each) and os.environ.get(variable)]
+    if "wandb" in trackers:
+        # Else it writes into whatever folder the command was called in.
+        (checkpoint_dir / _LOGS).mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DIR", str(checkpoint_dir / _LOGS))
     return {
         "output_dir": str(checkpoint_dir),
         "run_name": name,
@@ -100,7 +105,7 @@ def run_settings(
         "save_total_limit": 2,
         "seed": seed,
         "data_seed": seed,
-        "report_to": [each for each, variable in _TRACKERS.items() if find_spec(each) and os.environ.get(variable)],
+        "report_to": trackers,
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
