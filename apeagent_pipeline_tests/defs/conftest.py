@@ -38,6 +38,14 @@ TINY: dict[type[BaseModel], dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# In the order in which they are made; all but the export to GGUF, whose converter knows real tokenizers only (tested
+# with the student's room).
+ASSETS = [
+    "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
+    "teacher_traces", "distillation_dataset", "lora_adapter", "backtest", "canary_eval", "promoted_adapter",
+    "fused_model",
+]  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:

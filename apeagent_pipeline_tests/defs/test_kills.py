@@ -19,15 +19,9 @@ from apeagent_pipeline.defs.orphans import fail_orphaned_runs
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.reporting.progress import Progress
 from apeagent_pipeline.settings import Settings
-from apeagent_pipeline_tests.defs.conftest import tiny_presets
+from apeagent_pipeline_tests.defs.conftest import ASSETS, tiny_presets
 
 DAYS = ["2025-01-21", "2025-01-22"]
-# In the order in which they are made; all but the export to GGUF, whose converter knows real tokenizers only.
-ASSETS = [
-    "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
-    "teacher_traces", "distillation_dataset", "lora_adapter", "backtest", "canary_eval", "promoted_adapter",
-    "fused_model",
-]  # fmt: skip
 LONG = ["trained_gan", "lora_adapter"]
 """Those that go on from a checkpoint; each of the others takes seconds, or keeps every finished answer or range."""
 

@@ -17,15 +17,11 @@ from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.defs.provenance import provenance
 from apeagent_pipeline.defs.updating import update
 from apeagent_pipeline.settings import Settings
+from apeagent_pipeline_tests.defs import conftest
 from apeagent_pipeline_tests.distillation.scripted_server import ScriptedServer, completion
 
 DAYS = ["2025-01-21", "2025-01-22"]
-# Everything but the export to GGUF: llama.cpp's converter knows real tokenizers only (tested with the student's room).
-ASSETS = {
-    "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
-    "teacher_traces", "distillation_dataset", "lora_adapter", "promoted_adapter", "fused_model", "canary_eval",
-    "backtest",
-}  # fmt: skip
+ASSETS = set(conftest.ASSETS)
 
 pytestmark = pytest.mark.slow
 
