@@ -79,7 +79,7 @@ class GanConfig(BaseModel):
                 likelihood_rate=4e-4,
                 adversarial_steps=1_000,
                 adversarial_ema=0.99,
-                control_steps=3_000,
+                control_steps=4_500,
             )
         return cls()
 

@@ -164,7 +164,8 @@ def main() -> None:
     starts = torch.from_numpy(windows.starts("train"))
     plain = PlainTraining(rows, starts, windows.context, windows.length, BATCH)
     faster = train(windows, plain)
-    brief = GanConfig.preset("demo").model_copy(update={"likelihood_steps": 30, "adversarial_steps": 0})
+    steps = {"likelihood_steps": 30, "adversarial_steps": 0, "control_steps": 0}
+    brief = GanConfig.preset("demo").model_copy(update=steps)
     rate, gain = sample(windows, train_gan(windows, brief, SEED), plain)
     shown = Table("target", "asked for", "measured", "met")
     for target, least, measured in (
