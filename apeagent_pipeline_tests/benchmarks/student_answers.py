@@ -77,18 +77,19 @@ def speed(base: Path, adapter: Path, prompts: list[Any]) -> None:
 
 
 def served(base: Path, adapter: Path, exported: Path, prompts: list[Any]) -> None:
-    student = Student.load(base, adapter)
-    expected = [answer.text for answer in student.answers(prompts, max_new_tokens=MAX_NEW_TOKENS)]
+    said = {}
+    for dtype in ("float32", "bfloat16"):
+        answers = Student.load(base, adapter, dtype=dtype).answers(prompts, max_new_tokens=MAX_NEW_TOKENS)
+        said[f"transformers, {dtype}"] = [answer.text.strip() for answer in answers]
     for gguf in sorted(exported.glob("apeagent-*.gguf")):
-        if "adapter" in gguf.name:
-            continue
-        with llama_server(gguf) as url:
-            said = served_answers(url, prompts, MAX_NEW_TOKENS)
-        pairs = [(a.strip(), b.strip()) for a, b in zip(expected, said, strict=True)]
-        different = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
-        for ours, theirs in different:
-            console.print(f"{gguf.name}: {ours!r} became {theirs!r}", style="dim", markup=False, highlight=False)
-        console.print(f"{gguf.name}: the same text as transformers on {len(pairs) - len(different)} of {len(pairs)}")
+        if "adapter" not in gguf.name:
+            with llama_server(gguf) as url:
+                said[gguf.name] = [text.strip() for text in served_answers(url, prompts, MAX_NEW_TOKENS)]
+    table = Table("", *list(said)[:2], title=f"The same text, of {len(prompts)} prompts")
+    for name, texts in said.items():
+        same = (sum(a == b for a, b in zip(texts, said[other], strict=True)) for other in list(said)[:2])
+        table.add_row(name, *map(str, same))
+    console.print(table)
 
 
 def main() -> None:
