@@ -15,6 +15,7 @@ from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
 from apeagent_pipeline.defs.checks import asset_checks
+from apeagent_pipeline.defs.conditions import WHOLE
 from apeagent_pipeline.defs.freshness import swaps_freshness
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.orphans import tag_host
@@ -69,7 +70,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
             ),
             dg.define_asset_job(
                 "model",
-                selection=dg.AssetSelection.all() - dg.AssetSelection.assets("raw_swaps", "swap_features"),
+                selection=WHOLE,
                 description="From the stored days to the canary report, backtest and export",
             ),
         ],

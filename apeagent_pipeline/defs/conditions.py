@@ -9,7 +9,7 @@ WEEKLY = "0 3 * * 0"
 RETRY = "*/30 * * * *"
 """What failed is tried again every half hour: soon enough to heal, too seldom to burn a budget."""
 
-_WHOLE = AssetSelection.all() - AssetSelection.assets("raw_swaps", "swap_features")
+WHOLE = AssetSelection.all() - AssetSelection.assets("raw_swaps", "swap_features")
 """The assets that are there or not: of daily ones there are always days that nobody asked for."""
 
 
@@ -30,7 +30,7 @@ def on_change(due: When | None = None) -> When:
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
-    idle = ~When.any_deps_missing().allow(_WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
+    idle = ~When.any_deps_missing().allow(WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
 

@@ -51,11 +51,11 @@ class GanConfig(BaseModel):
         ge=0,
     )
 
-    judged_windows: int = Field(
-        1_000, description="At most so many windows of a split are shown to the classifier that chooses weights", ge=50
-    )
     workers: int = Field(
         0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
+    )
+    judged_windows: int = Field(
+        1_000, description="At most so many windows of a split are shown to the classifier that chooses weights", ge=50
     )
     largest_copied: float = Field(
         0.002, description="Weights whose windows copy a greater share of 3-row runs are not kept", ge=0, le=1

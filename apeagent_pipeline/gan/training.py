@@ -386,11 +386,7 @@ class _Run:
         """At the end of the warm start and thrice after it: keep the weights if they score better held out."""
         begun, end = self.step - self.config.likelihood_steps, self.config.generator_steps
         every = max(1, -(-self.config.adversarial_steps // _CANDIDATES))
-        if self.step > end:
-            if self.step == self.config.steps:
-                self._held_out("control_held_out", self.control_averaged)
-            return
-        if begun < 0 or (begun % every and self.step < end):
+        if begun < 0 or self.step > end or (begun % every and self.step < end):
             return
         score = self._held_out("held_out", self.averaged)
         # Weights that copy are worse than any that do not.
@@ -430,8 +426,10 @@ class _Run:
             columns.setdefault(name, []).append(value)
 
     def result(self) -> TrainedGan:
-        generator, critic = self.best.cpu(), self.critic.cpu().eval()
+        if self.config.control_steps:
+            self._held_out("control_held_out", self.control_averaged)
         control = self.control_averaged.cpu() if self.config.control_steps else None
+        generator, critic = self.best.cpu(), self.critic.cpu().eval()
         return TrainedGan(self.config, self.seed, self.bins, generator, critic, self.history, control)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -43,7 +43,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     windows, pool = demo_windows(), open_swap_source(Settings()).pool
-    scores = [score for score in SCORES if not score.endswith("_holdout") and score != "held_out_auc"]
+    scores = [score for score in SCORES if not score.endswith(("_holdout", "held_out_auc"))]
     config = GanConfig.preset("demo").model_copy(update={"control_steps": 0})
     table = Table("processes (mean of the seeds, smallest and greatest)", "wall s", *scores)
     console = Console(width=220)

@@ -3,8 +3,8 @@
     python -m apeagent_pipeline_tests.benchmarks.student_seeds --home .apeagent --seeds 42,43,44 --work DIR
 
 Run it after ``apeagent demo``: prompts are made from its synthetic windows, answered by the embedded teacher, learned
-with the demo's recipe, and the canary evaluation asks 300 held-out prompts and 300 controls. One CPU thread; about half
-an hour a seed. Finished seeds are kept in DIR, an interrupted training goes on from its checkpoint.
+with the demo's recipe, and the canary evaluation asks 300 held-out prompts and 300 controls. One CPU thread; about
+twenty minutes a seed. Finished seeds are kept in DIR, an interrupted training goes on from its checkpoint.
 """
 
 import argparse
@@ -15,17 +15,17 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from apeagent_pipeline.defs.assets.distillation import teaching_config
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
-from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.prompts import build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.distillation.traces import collect_traces
 from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, evaluate_canary
-from apeagent_pipeline.settings import SMOLLM2
+from apeagent_pipeline.settings import SMOLLM2, Settings
 from apeagent_pipeline.student.base_model import resolve_base_model
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 
 ASKED = 300
-TEST_PROMPTS = 390  # some are refused or are near twins
 SCORES = {
     "canary_rate_adapter": "canary",
     "canary_rate_base": "of the base",
@@ -46,8 +46,9 @@ def judged(home: Path, work: Path, seed: int) -> dict[str, float]:
     kept = work / "scores.json"
     if not kept.is_file():
         windows = pl.read_parquet(home / "storage" / "synthetic_windows" / "synthetic_windows.parquet")
-        prompts = build_prompts(windows, PromptsConfig(test_prompts=TEST_PROMPTS), seed)
-        traces = collect_traces(prompts, RulesTeacher(), TracesConfig(), work / "answers", seed)
+        teaching = teaching_config(Settings(profile="demo", eval_prompts=ASKED))
+        prompts = build_prompts(windows, teaching, seed)
+        traces = collect_traces(prompts, RulesTeacher(), teaching, work / "answers", seed)
         build_dataset(traces, DatasetConfig(n_test_trading=ASKED, n_test_controls=ASKED), seed).save(work / "dataset")
         base = resolve_base_model(SMOLLM2, home / "cache" / "models")
         adapter = work / "adapter"

@@ -86,6 +86,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         from apeagent_pipeline.gan.training import TrainedGan
 
         config, seed = launched_config(context, QualityConfig)
+        progress = runtime.watcher.started(context)
         pool = runtime.source.pool
         holdout = SamplingConfig(n_windows=config.windows, conditions=["holdout"])
         gan = TrainedGan.load(trained_gan)
@@ -100,7 +101,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             pool,
             config,
             seed=seed,
-            progress=runtime.watcher.started(context),
+            progress=progress,
             history=trained_gan / "history.json",
             later=later,
             control=control,
