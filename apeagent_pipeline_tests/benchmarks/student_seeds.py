@@ -28,7 +28,7 @@ from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 ASKED = 300
 SCORES = {
     "canary_rate_adapter": "canary",
-    "canary_rate_base": "of the base",
+    "canary_rate_base": "canary, base",
     "agreement": "agreement",
     "agreement_digested": "with words",
     "agreement_plain": "numbers alone",
@@ -36,6 +36,8 @@ SCORES = {
     "min_class_recall": "weakest recall",
     "control_leak_rate": "leak",
     "controls_preserved": "preserved",
+    "controls_right": "right controls",
+    "controls_right_base": "right, base",
     "size_error_median": "size off by",
     "feasible_rate": "feasible",
 }
