@@ -426,9 +426,10 @@ class _Run:
             columns.setdefault(name, []).append(value)
 
     def result(self) -> TrainedGan:
+        control = None
         if self.config.control_steps:
             self._held_out("control_held_out", self.control_averaged)
-        control = self.control_averaged.cpu() if self.config.control_steps else None
+            control = self.control_averaged.cpu()
         generator, critic = self.best.cpu(), self.critic.cpu().eval()
         return TrainedGan(self.config, self.seed, self.bins, generator, critic, self.history, control)
 
