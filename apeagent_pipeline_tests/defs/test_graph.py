@@ -1,5 +1,6 @@
 """The graph people see: names, dependencies, groups and checks. A change here changes everyone's lineage."""
 
+import json
 import os
 import subprocess
 import sys
@@ -118,6 +119,19 @@ def test_changing_a_profile_or_seed_changes_the_code_versions_it_concerns(tmp_pa
     }
     assert plain["raw_swaps"] == seeded["raw_swaps"]
     assert plain["trained_gan"] != seeded["trained_gan"]
+
+
+@pytest.mark.parametrize("profile", ["demo", "full"])
+def test_stored_artifacts_stay_up_to_date_unless_a_code_version_is_raised_on_purpose(
+    tmp_path: Path, profile: str
+) -> None:
+    """A moved module or a renamed function must not make anybody's artifacts stale.
+
+    When an asset's output or configuration really changes, record its new code version in ``code_versions.json``.
+    """
+    recorded = json.loads(Path(__file__).with_name("code_versions.json").read_text())[profile]
+    assets = build_graph(Settings(home=tmp_path, profile=profile, second_stage="grpo")).assets  # type: ignore[arg-type]
+    assert {asset.key.to_user_string(): asset.get_asset_spec(asset.key).code_version for asset in assets} == recorded
 
 
 def test_loading_the_graph_and_the_command_imports_nothing_heavy(tmp_path: Path) -> None:
