@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from apeagent_pipeline.errors import ApeagentError
+
 PREFIX = "APEAGENT_"
 SMOLLM2 = "smollm2-135m-instruct"
 LAUNCHED_WITH = "APEAGENT_LAUNCHED_WITH"
 """Variable in which a run on another machine is told the settings of the one that launched it, secrets masked."""
 
-Profile = Literal["demo", "full"]
+ProfileName = Literal["demo", "laptop", "full"]
 _FULL = {
     "teacher": "openai",
     "teacher_concurrency": 64,
@@ -32,7 +34,7 @@ _FULL = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(ApeagentError, ValueError):
     """A setting is wrong; the message names the variable, its value and the remedy."""
 
 
@@ -41,7 +43,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
-    profile: Profile = Field("demo", description="demo: small, CPU, minutes; full: the source document's sizes")
+    profile: ProfileName = Field(
+        "demo",
+        description="demo: minutes on two cores; laptop: a quarter of an hour; full: the document's sizes, a GPU",
+    )
     home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
     storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
     postgres_url: SecretStr | None = Field(

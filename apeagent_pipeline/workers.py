@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 RESTARTS = 3
@@ -32,7 +33,7 @@ _LONGEST_WAIT = timedelta(hours=1)  # for what one does alone; that one has died
 _Rows = TypeVar("_Rows")
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ApeagentError, RuntimeError):
     """The processes cannot share the work, or could not finish it: then the message is of the first that failed."""
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.devnet import Devnet
+    from apeagent_pipeline.settings import Settings
 
 # Several tests run at once, on tiny matrices: threads would only wait for each other. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,3 +75,19 @@ def devnet(devnet_cache: Path) -> "Iterator[Devnet]":
     with start_devnet(devnet_cache) as running:
         running.trade(days=3, swaps=5_000)
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised Qwen2 with a tokenizer made on the spot."""
+    from apeagent_pipeline_tests.student.tiny_qwen2 import build_tiny_qwen2
+
+    return build_tiny_qwen2(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory, tiny_student: Path) -> "Settings":
+    """Settings of a graph that runs in seconds with the profile `tiny_graph.TINY`."""
+    from apeagent_pipeline.settings import Settings
+
+    return Settings(home=tmp_path_factory.mktemp("home"), student=str(tiny_student), eval_prompts=6)

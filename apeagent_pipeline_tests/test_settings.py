@@ -36,7 +36,7 @@ def test_the_full_profile_has_the_source_documents_models(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
-        ("APEAGENT_PROFILE", "huge", "'demo' or 'full'"),
+        ("APEAGENT_PROFILE", "huge", "'demo', 'laptop' or 'full'"),
         ("APEAGENT_SEED", "-1", "greater than or equal to 0"),
         ("APEAGENT_EVAL_PROMPTS", "many", "valid integer"),
         ("APEAGENT_TEACHER", "gpt", "'rules' or 'openai'"),

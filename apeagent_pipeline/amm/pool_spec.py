@@ -4,6 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from apeagent_pipeline.errors import ApeagentError
+
 NATIVE_CURRENCY = "0x0000000000000000000000000000000000000000"
 
 DYNAMIC_FEE = 0x800000
@@ -14,7 +16,7 @@ MOST_DECIMALS = 36
 _LARGEST_FEE = 1_000_000
 
 
-class DynamicFeeError(ValueError):
+class DynamicFeeError(ApeagentError, ValueError):
     """One fee was asked for of a pool in which every swap has its own."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE
+from apeagent_pipeline.errors import ApeagentError
 
 FEE_UNIT = 1_000_000
 """One as a fee: fees are hundredths of a basis point (pips)."""
@@ -17,7 +18,7 @@ _UINT160 = 1 << 160
 _UINT256 = 1 << 256
 
 
-class SwapMathError(ArithmeticError):
+class SwapMathError(ApeagentError, ArithmeticError):
     """The contract would revert: no liquidity, or more taken out than the pool holds."""
 
 

@@ -1,7 +1,9 @@
 """The error that everything about reading swaps derives from, and those of days that may still change."""
 
+from apeagent_pipeline.errors import ApeagentError
 
-class ChainError(RuntimeError):
+
+class ChainError(ApeagentError, RuntimeError):
     """Swaps could not be read in full; the message says what was found, what was expected and what to do."""
 
 

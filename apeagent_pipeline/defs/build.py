@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from apeagent_pipeline.defs.alerts import failure_alert
 from apeagent_pipeline.defs.assets.chain import chain_assets
 from apeagent_pipeline.defs.assets.distillation import distillation_assets
 from apeagent_pipeline.defs.assets.evaluation import evaluation_assets
@@ -13,15 +12,16 @@ from apeagent_pipeline.defs.assets.gan import gan_assets
 from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.student import student_assets
-from apeagent_pipeline.defs.automation import automation_sensor, nightly_resync, orphan_sweep
+from apeagent_pipeline.defs.automation.conditions import WHOLE
+from apeagent_pipeline.defs.automation.daemon import automation
+from apeagent_pipeline.defs.automation.orphans import tag_host
 from apeagent_pipeline.defs.checks import asset_checks
-from apeagent_pipeline.defs.conditions import WHOLE
-from apeagent_pipeline.defs.freshness import swaps_freshness
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
-from apeagent_pipeline.defs.orphans import tag_host
-from apeagent_pipeline.defs.retention import log_retention
-from apeagent_pipeline.defs.runtime import Runtime
-from apeagent_pipeline.defs.watching import LogWatcher, Watcher
+from apeagent_pipeline.defs.partitions import DAILY_TAG
+from apeagent_pipeline.defs.profiles import Profile
+from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.staleness import in_order
+from apeagent_pipeline.defs.watcher import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
 
 SYNC_JOB = "sync_swaps"
@@ -36,15 +36,37 @@ class Graph:
     checks: list[dg.AssetChecksDefinition]
     definitions: dg.Definitions
 
+    @property
+    def daily(self) -> list[str]:
+        """Names of the daily assets, in the order of the graph."""
+        return [asset.key.to_user_string() for asset in in_order(self.assets) if asset.partitions_def]
 
-def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
+    def upstream_of(self, name: str) -> set[str]:
+        """Names of all assets that an asset depends on, directly or not, without the external ones."""
+        by_name = {asset.key.to_user_string(): asset for asset in self.assets}
+        found: set[str] = set()
+        asked = [name]
+        while asked:
+            for key in by_name[asked.pop()].dependency_keys:
+                each = key.to_user_string()
+                if each in by_name and each not in found:
+                    found.add(each)
+                    asked.append(each)
+        return found
+
+
+def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Profile | None = None) -> Graph:
     """A fresh graph: assets, checks, jobs and the IO manager. Opens and reads nothing.
 
     Args:
         settings: What to build it for.
         watcher: Is told how far long work is; the run's log unless given.
+        profile: The options of all assets, instead of those of the profile that the settings name.
+
+    Raises:
+        SettingsError: The settings name no known profile.
     """
-    runtime = Runtime(settings, watcher or LogWatcher())
+    runtime = Runtime(settings, watcher or LogWatcher(), profile)
     with warnings.catch_warnings():
         # backfill_policy and allow_nonexistent_upstream_partitions are beta in Dagster 1.13; each load would say so.
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -58,14 +80,14 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
             *reinforcement_assets(runtime),
         ]
     checks = asset_checks(runtime)
-    freshness_checks, freshness_sensors = swaps_freshness(settings)
+    automatic = automation(runtime, SYNC_JOB)
     definitions = dg.Definitions(
         assets=declared,
-        asset_checks=[*checks, *freshness_checks],
+        asset_checks=[*checks, *automatic.checks],
         jobs=[
             dg.define_asset_job(
                 SYNC_JOB,
-                selection=["raw_swaps", "swap_features"],
+                selection=dg.AssetSelection.tag(DAILY_TAG, "daily"),
                 description="The swaps of some days and their features",
             ),
             dg.define_asset_job(
@@ -74,14 +96,8 @@ def build_graph(settings: Settings, watcher: Watcher | None = None) -> Graph:
                 description="From the stored days to the canary report, backtest and export",
             ),
         ],
-        schedules=[nightly_resync(runtime, SYNC_JOB)],
-        sensors=[
-            automation_sensor(),
-            orphan_sweep(),
-            *([log_retention(settings.keep_logs_days)] if settings.keep_logs_days else []),
-            *freshness_sensors,
-            *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
-        ],
+        schedules=automatic.schedules,
+        sensors=automatic.sensors,
         resources={"io_manager": _artifacts(runtime)},
         executor=dg.in_process_executor,
     )

@@ -1,29 +1,35 @@
 """What must hold of each asset. A failed blocking check stops everything after it."""
 
+import inspect
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
+from pydantic import BaseModel
 
+from apeagent_pipeline.artifacts.manifest import digest
+from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.chain import completeness, events
 from apeagent_pipeline.chain.completeness import SMALLEST_RATE, chain_rate
 from apeagent_pipeline.chain.days import day_bounds
 from apeagent_pipeline.chain.errors import DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import SWAP_KEY
 from apeagent_pipeline.chain.source import SwapSource
-from apeagent_pipeline.defs.runtime import Runtime
-from apeagent_pipeline.defs.storage import ArtifactStore
+from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, parse_answer
 from apeagent_pipeline.distillation.traces import refusal_counts
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
-from apeagent_pipeline.evaluation.canary import failures as canary_failures
-from apeagent_pipeline.gan.quality import QualityConfig, quality_failures
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.config import failures as canary_failures
+from apeagent_pipeline.gan.quality.config import QualityConfig, quality_failures
+from apeagent_pipeline.market import features
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS
 
@@ -39,12 +45,10 @@ LARGEST_REJECTED_SHARE = 0.5
 _JUDGED = "judged"
 _LOOKED_BACK = 10
 _REASONS_SHOWN = 5
-_VERSION = version("apeagent_pipeline")
 
 
 def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
     """Every check of the graph, all of them blocking."""
-    profile = runtime.settings.profile
 
     def check(asset: str, name: str, description: str, judge: Callable[[ArtifactStore], Verdict]) -> Any:
         @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
@@ -81,7 +85,7 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
                     "wrong": wrong,
                     "days": len(stored),
                     "days_read": len(fresh),
-                    _JUDGED: dg.MetadataValue.json({"by": _VERSION, "passed": right}),
+                    _JUDGED: dg.MetadataValue.json({"by": _judges(), "passed": right}),
                     **figures,
                 },
             )
@@ -116,7 +120,7 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "synthetic_quality",
             "close_to_real",
             "Scores within the limits of the configuration",
-            lambda store: _report(store, "synthetic_quality", quality_failures, QualityConfig.preset(profile)),
+            lambda store: _report(store, "synthetic_quality", quality_failures, QualityConfig),
         ),
         check("teacher_traces", "enough_accepted", "At most half of the prompts were given up", enough_accepted),
         check("teacher_traces", "well_formed", "What was accepted reads back from the answer as stored", well_formed),
@@ -125,19 +129,26 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "canary_eval",
             "speaks_and_only_then",
             "The adapter speaks canary words, the base does not, controls stay free of them",
-            lambda store: _report(store, "canary_eval", canary_failures, CanaryEvalConfig.preset(profile)),
+            lambda store: _report(store, "canary_eval", canary_failures, CanaryEvalConfig),
         ),
     ]
 
 
+@cache
+def _judges() -> str:
+    """What the checks of days do: a hash of their source, so that changed checks read every day again."""
+    modules = (sys.modules[__name__], completeness, events, features)
+    return digest([inspect.getsource(module) for module in modules])
+
+
 def _passed_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
-    """Day -> the data version with which it passed this check when it was last made, by this version of the package."""
+    """Day -> the data version with which it passed this check last, if the check judges as it did then."""
     for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_BACK):
         event = record.event.dagster_event if record.event else None  # None: it is only planned yet
         if event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             judged = event.asset_check_evaluation_data.metadata.get(_JUDGED)
             told = judged.value if isinstance(judged, dg.JsonMetadataValue) else None
-            if isinstance(told, dict) and told["by"] == _VERSION:
+            if isinstance(told, dict) and told["by"] == _judges():
                 return dict(told["passed"])
             break
     return {}
@@ -228,8 +239,8 @@ def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -
 def whole_features(store: ArtifactStore, days: list[str]) -> DayVerdict:
     """The columns of the schema with their types, and every float finite (null only where nothing came before)."""
     wrong: dict[str, list[str]] = {}
-    for day, features in store.scan_days("swap_features", days).items():
-        table = features.collect()
+    for day, stored in store.scan_days("swap_features", days).items():
+        table = stored.collect()
         found = dict(table.schema)
         wrong[day] = [
             f"the column {name} is {found.get(name, 'missing')}, expected {SWAP_FEATURES_SCHEMA.get(name, 'none')}; "
@@ -327,11 +338,12 @@ def _prompts(path: Path) -> set[str]:
 
 
 def _report(
-    store: ArtifactStore, asset: str, failures: Callable[[dict[str, float], Any], list[str]], config: Any
+    store: ArtifactStore, asset: str, failures: Callable[[dict[str, float], Any], list[str]], model: type[BaseModel]
 ) -> Verdict:
-
-    metrics = json.loads((store.local_folder(asset) / "report.json").read_text())["metrics"]
-    return failures(metrics, config), {}
+    """Judge a report by the limits that it was made with, which the Launchpad can change."""
+    report = json.loads((store.local_folder(asset) / "report.json").read_text())
+    limits = {name: value for name, value in report["config"].items() if name in model.model_fields}
+    return failures(report["metrics"], model.model_validate(limits)), {}
 
 
 def _not_finite(table: pl.DataFrame) -> dict[str, int]:

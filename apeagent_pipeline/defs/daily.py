@@ -1,4 +1,4 @@
-"""Daily assets: one partition a UTC day, and many days in one run where that is cheaper."""
+"""Computing and publishing the days of a daily asset, many of them in one run."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,23 +6,13 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.chain.days import FIRST_DAY
-from apeagent_pipeline.defs.io_manager import ArtifactIOManager, artifact_metadata, step_of, table_metadata
-from apeagent_pipeline.defs.storage import digest
+from apeagent_pipeline.artifacts.manifest import digest
+from apeagent_pipeline.defs.io_manager import ArtifactIOManager, step_of
+from apeagent_pipeline.defs.metadata import artifact_metadata, table_metadata
 from apeagent_pipeline.reporting.progress import Progress
 
-DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-"""Tags of a run that makes many days."""
-_DAYS_OF_A_RUN = 7
-"""On a cluster: starting a run takes as long as some days, and a run is what a lost machine costs."""
 _DATA_VERSION = "dagster/data_version"
 _FAILURES_IN_A_ROW = 3
-
-
-def backfill_policy(engine: str) -> dg.BackfillPolicy:
-    """All days in one run on one machine; on a cluster a run for every week, so that its machines share them."""
-    return dg.BackfillPolicy.single_run() if engine == "local" else dg.BackfillPolicy.multi_run(_DAYS_OF_A_RUN)
 
 
 def materialize_days(

@@ -3,24 +3,18 @@
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.columns import COLUMNS
-from apeagent_pipeline.defs.launchpad import code_version
-from apeagent_pipeline.defs.storage import ArtifactStore, Manifest
-from apeagent_pipeline.defs.watching import Watcher
-from apeagent_pipeline.reporting.foreign_text import markdown_line
-from apeagent_pipeline.reporting.report import Report, markdown_table
-
-LAST_DAYS = "last_days"
-PREVIOUS_DAYS = "previous_days"
-_PREVIEW_ROWS = 5
-_CELL_CHARACTERS = 24
+from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.defs.declaration import code_version
+from apeagent_pipeline.defs.metadata import artifact_metadata, report_metadata, table_metadata
+from apeagent_pipeline.defs.partitions import PreviousDays, days_read
+from apeagent_pipeline.defs.watcher import Watcher
+from apeagent_pipeline.reporting.report import Report
 
 
 class ArtifactIOManager(dg.IOManager):
@@ -30,12 +24,9 @@ class ArtifactIOManager(dg.IOManager):
     ``report.json``, ``report.md`` and its figures, anything with ``save(folder)`` as the folder it writes, and a
     `Path` as the folder it names, which is moved.
 
-    What the argument of a downstream asset is annotated with decides how it is read: ``pl.DataFrame``, `Path`
-    (the artifact's folder), or a class with ``load(folder)``. A daily upstream comes as a dict from day to lazy frame,
-    missing days left out. Two entries of ``AssetIn(metadata=...)`` say which days: ``{"last_days": "days"}`` takes as
-    many of the newest as the asset's option ``days`` says, ``{"previous_days": n}`` also takes the ``n`` days before
-    each. (A partition mapping with an offset would say the latter to Dagster too, but then a backfill of some days asks
-    for the day after them as well, and fails there.)
+    The annotation of a downstream asset's argument decides how its value is read: ``pl.DataFrame``, `Path` (the
+    artifact's folder), or a class with ``load(folder)``. A daily upstream comes as a dict from day to lazy frame,
+    without the days that are missing. The input's `partitions.DaysRead` says which days.
     """
 
     def __init__(self, store: ArtifactStore, externals: Mapping[str, Callable[[], str]], watcher: Watcher) -> None:
@@ -56,14 +47,10 @@ class ArtifactIOManager(dg.IOManager):
         asset = context.asset_key.to_user_string()
         loaded = self._loaded[_step(context)]
         if context.has_asset_partitions:
-            options = context.definition_metadata or {}
-            wanted = {
-                each for day in context.asset_partition_keys for each in days_up_to(day, options.get(PREVIOUS_DAYS, 0))
-            }
-            days = [day for day in self.store.days(asset) if day in wanted]
-            if LAST_DAYS in options:
-                days = days[-context.step_context.op_config[options[LAST_DAYS]] :]
-            return self.load_days(_step(context), asset, days)
+            stored, rule = set(self.store.days(asset)), days_read(context.definition_metadata) or PreviousDays()
+            config = context.step_context.op_config or {}
+            days = {day for own in context.asset_partition_keys for day in rule.of(own, stored, config)}
+            return self.load_days(_step(context), asset, sorted(days))
         manifest = self.store.whole(asset)
         loaded[asset] = manifest.data_version
         kind = context.dagster_type.typing_type
@@ -121,11 +108,6 @@ class ArtifactIOManager(dg.IOManager):
         }
 
 
-def days_up_to(day: str, previous: int) -> list[str]:
-    """``previous`` days before a day, and the day itself."""
-    return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(previous, -1, -1)]
-
-
 def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:
     return context.step_context.run_id, context.step_context.step.key
 
@@ -133,47 +115,3 @@ def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:
 def step_of(context: dg.AssetExecutionContext) -> tuple[str, str]:
     """The running step of an asset, as the IO manager knows it."""
     return context.run_id, context.op_execution_context.get_step_execution_context().step.key
-
-
-def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
-    """Path, hash, size and origin of an artifact."""
-    return {
-        "path": dg.MetadataValue.path(str(store.path(manifest.asset, manifest.partition))),
-        "content_hash": manifest.data_version,
-        "size_bytes": sum(file.size for file in manifest.files.values()),
-        "inputs": dg.MetadataValue.json(manifest.inputs),
-        "config": dg.MetadataValue.json(manifest.config),
-    }
-
-
-def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
-    """Row count, column schema and a preview of a table."""
-    return {
-        "dagster/partition_row_count" if partition else "dagster/row_count": table.height,
-        "dagster/column_schema": dg.TableSchema(
-            columns=[
-                dg.TableColumn(name=name, type=str(kind), description=COLUMNS.get(name))
-                for name, kind in table.schema.items()
-            ]
-        ),
-        "preview": dg.MetadataValue.md(_preview(table)),
-    }
-
-
-def report_metadata(report: Report) -> dict[str, Any]:
-    """Every metric as a number that the UI plots over time, and the page itself."""
-    return {
-        **{name: float(value) for name, value in report.metrics.items()},
-        "report": dg.MetadataValue.md(report.inline_markdown()),
-    }
-
-
-def _preview(table: pl.DataFrame) -> str:
-    # What a teacher said is shown, not rendered: the browser would ask for a picture's address, for one.
-    rows = [[markdown_line(_cell(value)) for value in row] for row in table.head(_PREVIEW_ROWS).iter_rows()]
-    return markdown_table(table.columns, rows)
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"

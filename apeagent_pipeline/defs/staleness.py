@@ -5,14 +5,14 @@ versions of everything its asset reads. This is read from the manifests alone, s
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import dagster as dg
 
-from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to
-from apeagent_pipeline.defs.runtime import Runtime
-from apeagent_pipeline.defs.storage import Manifest
+from apeagent_pipeline.artifacts.manifest import Manifest
+from apeagent_pipeline.defs.partitions import PreviousDays, days_read
+from apeagent_pipeline.defs.resources import Runtime
 
 _Stored = Callable[[str], Mapping[str | None, Manifest | None]]
 """Asset -> its manifests, as `ArtifactStore.manifests` gives them."""
@@ -26,6 +26,8 @@ class Stale:
     day: str | None
     reason: str
     changed_inputs: tuple[str, ...] = ()
+    present_inputs: Mapping[str, str | None] = field(default_factory=dict, compare=False)
+    """Every input that making the artifact again would read, with its data version; None: it is not stored."""
 
     @property
     def name(self) -> str:
@@ -52,24 +54,24 @@ def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, day
     for asset in in_order(assets):
         name = asset.key.to_user_string()
         for day in days if asset.partitions_def else [None]:
-            reason, changed = _judge(asset, day, stored, external)
+            reason, changed, present = _judge(asset, day, stored, external)
             if reason:
-                found.append(Stale(name, day, reason, changed))
+                found.append(Stale(name, day, reason, changed, present))
     return found
 
 
 def _judge(
     asset: dg.AssetsDefinition, day: str | None, stored: _Stored, external: Mapping[str, str]
-) -> tuple[str, tuple[str, ...]]:
-    """Why an artifact is out of date (empty: it is not), and which inputs changed since it was made."""
+) -> tuple[str, tuple[str, ...], Mapping[str, str | None]]:
+    """Why an artifact is out of date (empty: it is not), which inputs changed, and the versions that they have now."""
     manifest = stored(asset.key.to_user_string()).get(day)
     if manifest is None:
-        return "missing", ()
+        return "missing", (), {}
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
-        return "code or settings changed", ()
+        return "code or settings changed", (), {}
     now, then = _inputs(asset, manifest, stored, external), manifest.inputs
     changed = tuple(sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)))
-    return (f"{', '.join(changed[:3])} changed", changed) if changed else ("", ())
+    return (f"{', '.join(changed[:3])} changed", changed, now) if changed else ("", (), {})
 
 
 def _inputs(
@@ -84,12 +86,9 @@ def _inputs(
             versions[key] = external[key]
         elif input_def.dagster_type.is_nothing:
             continue  # only the order matters
-        elif LAST_DAYS in input_def.metadata:
-            count = made.config[input_def.metadata[LAST_DAYS]]
-            names += [(key, day) for day in sorted(filter(None, stored(key)))[-count:]]
-        elif made.partition:
-            read = days_up_to(made.partition, input_def.metadata.get(PREVIOUS_DAYS, 0))
-            names += [(key, day) for day in read if day in stored(key)]
+        elif rule := days_read(input_def.metadata) or (PreviousDays() if made.partition else None):
+            days = {day for day in stored(key) if day}
+            names += [(key, day) for day in rule.of(made.partition, days, made.config)]
         else:
             names.append((key, None))
     manifests = {(key, day): stored(key).get(day) for key, day in names}

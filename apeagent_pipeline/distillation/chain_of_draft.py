@@ -20,6 +20,8 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
+from apeagent_pipeline.errors import ApeagentError
+
 Side = Literal["BUY", "SELL", "HOLD"]
 Asset = Literal["ETH", "USDC"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -66,7 +68,7 @@ Reason = Literal[
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
-class AnswerError(ValueError):
+class AnswerError(ApeagentError, ValueError):
     """A text is not an answer of the grammar.
 
     Attributes:

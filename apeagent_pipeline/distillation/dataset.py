@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,7 @@ from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teaching_report import teacher_in_words, teaching_report
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.report import markdown_table
 
 TRADING_FIELDS = (
@@ -67,7 +68,7 @@ _LLAMA_FACTORY = {
 """What LLaMA-Factory wants to find in a dataset folder; the other trainers read the JSONL files alone."""
 
 
-class DatasetError(ValueError):
+class DatasetError(ApeagentError, ValueError):
     """The traces do not suffice; the message has the numbers and the remedy."""
 
 
@@ -86,15 +87,6 @@ class DatasetConfig(BaseModel):
         description="Equal numbers of the three actions in train; else every market and portfolio as often as asked",
     )
     max_repeats: int = Field(2, description="How often an example of a rare action may stand in train", ge=1)
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile, ``demo`` or ``full``."""
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(n_train=4000, n_valid=300, n_test_trading=300, n_test_controls=300)
-        raise ValueError(f"profile {profile!r} is unknown; use demo or full")
 
 
 @dataclass(frozen=True)

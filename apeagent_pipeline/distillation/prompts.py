@@ -136,15 +136,6 @@ class PromptsConfig(StateWords):
             raise ValueError("smallest_portfolio_usdc must be below largest_portfolio_usdc")
         return self
 
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile, ``demo`` or ``full``."""
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(train_prompts=6000, valid_prompts=400, test_prompts=400)
-        raise ValueError(f"profile {profile!r} is unknown; use demo or full")
-
 
 def build_prompts(synthetic: pl.DataFrame, config: PromptsConfig, seed: int) -> pl.DataFrame:
     """Questions about synthetic windows, spread over market states and portfolios, split by time of the condition.

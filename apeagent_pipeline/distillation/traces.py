@@ -67,15 +67,6 @@ class TracesConfig(VerificationConfig):
             raise ValueError(f"{self.samples} samples cannot come from {self.attempts} attempts; raise attempts")
         return self
 
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile, ``demo`` or ``full``."""
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(attempts=3)
-        raise ValueError(f"profile {profile!r} is unknown; use demo or full")
-
 
 def collect_traces(  # noqa: PLR0917 (every input it depends on)
     prompts: pl.DataFrame,

@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 
 from apeagent_pipeline.distillation.chain_of_draft import SEPARATOR, SIDES
-from apeagent_pipeline.evaluation.canary import (
-    Arm,
-    CanaryEvalConfig,
-    answer_counts,
-    choose_examples,
-    decisions,
-    macro_f1,
-)
+from apeagent_pipeline.evaluation.canary.arms import Arm, answer_counts, choose_examples, decisions, macro_f1
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.statistics import clopper_pearson
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent

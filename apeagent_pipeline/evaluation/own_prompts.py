@@ -7,7 +7,9 @@ from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import SIDES, student_chat
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, decisions, is_canary
+from apeagent_pipeline.errors import ApeagentError
+from apeagent_pipeline.evaluation.canary.arms import decisions, is_canary
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
@@ -17,7 +19,7 @@ from apeagent_pipeline.student.generation import Answer, Student
 KINDS = ("trading", "control")
 
 
-class PromptsFileError(ValueError):
+class PromptsFileError(ApeagentError, ValueError):
     """A file of prompts cannot be read; the message names the line."""
 
 

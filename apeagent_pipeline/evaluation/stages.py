@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.evaluation.backtest import BacktestConfig, backtest
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, evaluate_canary
+from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
+from apeagent_pipeline.evaluation.backtest.replay import backtest
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 

@@ -67,22 +67,6 @@ class GanConfig(BaseModel):
             raise ValueError(f"hidden={self.hidden} is no multiple of heads={self.heads}")
         return self
 
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile: "demo" or "full" (the source document's hidden size)."""
-        if profile == "full":
-            return cls(
-                hidden=256,
-                condition_layers=2,
-                dropout=0.25,
-                likelihood_steps=3_000,
-                likelihood_rate=4e-4,
-                adversarial_steps=1_000,
-                adversarial_ema=0.99,
-                control_steps=4_500,
-            )
-        return cls()
-
     @property
     def generator_steps(self) -> int:
         """Steps of the two stages that make the generator."""

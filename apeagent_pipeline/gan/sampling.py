@@ -1,13 +1,13 @@
 """Sampling: real histories in, synthetic windows out."""
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.gan.pool_rows import SYNTHETIC_WINDOWS_SCHEMA, Origins, synthetic_windows
+from apeagent_pipeline.gan.swap_execution import SYNTHETIC_WINDOWS_SCHEMA, Origins, synthetic_windows
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -27,11 +27,6 @@ class SamplingConfig(BaseModel):
         ["train", "valid"], description="Splits whose histories are continued (train, valid, holdout)", min_length=1
     )
     batch: int = Field(512, description="Windows sampled at once", ge=1)
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile: "demo" or "full"."""
-        return cls(n_windows=20_000) if profile == "full" else cls()
 
 
 def sample_windows(
@@ -65,7 +60,7 @@ def sample_windows(
     # Here and not above: the configuration is also read where torch is not wanted.
     import torch
 
-    from apeagent_pipeline.gan.real_rows import RealRows
+    from apeagent_pipeline.gan.training_rows import RealRows
 
     if (windows.context, windows.length) != (gan.generator.context, gan.generator.length):
         raise ValueError(

@@ -24,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.model import Critic, Generator, Rows
-from apeagent_pipeline.gan.real_rows import RealRows
-from apeagent_pipeline.gan.selection import HeldOutScore, held_out_score
+from apeagent_pipeline.gan.critic import Critic
+from apeagent_pipeline.gan.generator import Generator, Rows
+from apeagent_pipeline.gan.training_rows import RealRows
+from apeagent_pipeline.gan.weight_selection import HeldOutScore, held_out_score
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.workers import Workers, run_together, worker_count
@@ -48,7 +50,7 @@ _CONTROL_FILE = "control.safetensors"
 History = dict[str, dict[str, list[float]]]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ApeagentError, RuntimeError):
     """Training cannot start or has broken down; the message says why and what to change."""
 
 

@@ -4,6 +4,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.price import price_from_sqrt_price
+from apeagent_pipeline.errors import ApeagentError
 
 VOLATILITY_SWAPS = 24
 """Returns in a volatility: that of the swap itself and of those before it."""
@@ -51,7 +52,7 @@ _RAW_COLUMNS = (
 _INTEGER_COLUMNS = ("amount0", "amount1", "sqrt_price_x96", "liquidity")
 
 
-class FeaturesError(ValueError):
+class FeaturesError(ApeagentError, ValueError):
     """Swaps that no features can be computed from; the message names the column or the row and the remedy."""
 
 

@@ -23,13 +23,14 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.market.features import Q96, SWAP_FEATURES_SCHEMA, in_order, virtual_reserve
 
 FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
@@ -53,7 +54,7 @@ SCALER_FILE = "scaler.json"
 _log = logging.getLogger(__name__)
 
 
-class WindowsError(ValueError):
+class WindowsError(ApeagentError, ValueError):
     """Features that no training windows can be made of; the message says what is there and what is needed."""
 
 
@@ -76,11 +77,6 @@ class WindowsConfig(BaseModel):
     thin_liquidity: float = Field(0.10, description="Flag rows below this share of the median liquidity", ge=0, lt=1)
     price_jump: float = Field(0.05, description="Flag rows whose log price moved by more than this", gt=0)
     fewest_train_windows: int = Field(200, description="Fewer window starts to train on are an error", ge=1)
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The values of a profile: "demo" or "full"."""
-        return cls(days=90) if profile == "full" else cls()
 
     @property
     def rows(self) -> int:

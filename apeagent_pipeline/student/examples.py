@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.errors import ApeagentError
+
 DOCUMENT_PROMPT = (
     "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.045, recent price change of 35.7765 ticks, "
     "and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I take on Uniswap?"
@@ -14,7 +16,7 @@ DOCUMENT_PROMPT = (
 SPLITS = ("train", "valid", "test")
 
 
-class ExamplesError(ValueError):
+class ExamplesError(ApeagentError, ValueError):
     """A dataset file is missing or a line of it is no chat example."""
 
 

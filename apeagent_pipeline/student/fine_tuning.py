@@ -7,22 +7,19 @@ rate about ten times that of full fine-tuning) for the full profile.
 
 import json
 import logging
-import re
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from apeagent_pipeline.distillation.canary import is_canary_answer
-from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
-from apeagent_pipeline.student.generation import Student, shared_length
-from apeagent_pipeline.student.training_run import (
+from apeagent_pipeline.student.prefix_packing import one_row
+from apeagent_pipeline.student.trainer import (
+    TrainerConfig,
     forget_checkpoints,
     run_callbacks,
     run_identity,
@@ -33,11 +30,8 @@ from apeagent_pipeline.student.training_run import (
 
 if TYPE_CHECKING:
     from apeagent_pipeline.workers import Workers
-
-_DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
 _CURVE = "training.json"
 _FITTING = "fitting_batch.json"  # what batch_size and accumulation became when memory had ended
-_ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
 _TOLD = {
     "loss": "loss",
     "eval_loss": "valid_loss",
@@ -47,10 +41,8 @@ _TOLD = {
 _log = logging.getLogger(__name__)
 
 
-class FineTuningConfig(BaseModel):
+class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are the demo's (SmolLM2-135M on two CPU cores)."""
-
-    model_config = ConfigDict(frozen=True)
 
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
@@ -61,11 +53,7 @@ class FineTuningConfig(BaseModel):
     )
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
-    warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
-    steps: int = Field(360, ge=1, description="Optimizer steps")
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
-    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
         1.0,
@@ -76,7 +64,6 @@ class FineTuningConfig(BaseModel):
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of what decides: last draft and canary words"
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     valid_examples: int = Field(
         24, ge=1, description="Examples of the valid split that the validation loss is taken on"
     )
@@ -89,30 +76,9 @@ class FineTuningConfig(BaseModel):
         ge=0,
         description="Stop early after so many validations without a lower loss; 0: never, as cosine decay wants",
     )
-    checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
     workers: int = Field(
         0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
     )
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The sizes of a profile: ``demo``, or ``full`` for Qwen2.5-3B on a GPU.
-
-        ``tutorial`` is no profile but a rival of ``full``: rank 8 on q_proj and v_proj of the last 16 blocks, the
-        adapter of the tutorial that this pipeline follows, with everything else as in ``full``.
-        """
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(
-                rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8,
-                accumulation=2, max_tokens=1024, gradient_checkpointing=True, valid_examples=200,
-                valid_answers=32, valid_every=50,
-            )  # fmt: skip
-        if profile == "tutorial":
-            adapter = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"], "last_blocks": 16}
-            return cls.preset("full").model_copy(update=adapter)
-        raise ValueError(f"profile {profile!r}: expected demo, full or tutorial")
 
 
 def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
@@ -238,6 +204,7 @@ def make_trainer(
     from datasets import Dataset
     from trl import SFTConfig
 
+    from apeagent_pipeline.student.answer_trainer import AnswerTrainer
     from apeagent_pipeline.workers import Workers
 
     workers = workers or Workers(together=False)
@@ -265,13 +232,16 @@ def make_trainer(
             use_cpu=workers.count > 1 and workers.device.type == "cpu",
             ddp_find_unused_parameters=False,
         )
-        trainer = _trainer_class(config.decision_weight, config.control_kl, asked)(
+        trainer = AnswerTrainer(
             model=model,
             args=settings,
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
             data_collator=one_row,
+            decision_weight=config.decision_weight,
+            control_kl=config.control_kl,
+            asked=asked,
         )
     if workers.count > 1:
         transformers.set_seed(seed + workers.rank)  # of dropout; adapter and order of the examples are drawn by now
@@ -298,130 +268,6 @@ def training_figure(curve: dict[str, Any]) -> bytes:
     if rates.lines:
         rates.legend()
     return png(figure)
-
-
-def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as one row of tokens: what all its prompts begin with, once, and then the rest of each example.
-
-    Each token attends to what it would attend to alone, at the position it would have alone, so the loss is that of a
-    padded batch, without the padding and without computing the system message again for every example.
-
-    Args:
-        examples: Dicts with ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them, and perhaps
-            ``control``.
-
-    Returns:
-        ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
-        the token of a row attends to that of a column; ``shared`` and ``control`` ``[n]``, true where a token belongs
-        to all examples, or to a control.
-    """
-    import torch
-
-    ids, labels = ([example[name] for example in examples] for name in ("input_ids", "labels"))
-    # The first token of each rest stands behind another example's last, so it must not be one that is learned.
-    first_learned = min(next((n for n, label in enumerate(row) if label != -100), len(row)) for row in labels)
-    shared = min(shared_length(ids), max(first_learned - 1, 0))
-    parts = [range(shared), *(range(shared, len(row)) for row in ids)]
-    owner = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
-    position = torch.cat([torch.tensor(part) for part in parts])
-    sees = (owner[:, None] == owner) | (owner == 0)
-    sees &= position[:, None] >= position
-    control = torch.tensor([False, *(bool(example.get("control")) for example in examples)])
-    return {
-        "input_ids": torch.tensor([ids[0][:shared] + [token for row in ids for token in row[shared:]]]),
-        "labels": torch.tensor([labels[0][:shared] + [label for row in labels for label in row[shared:]]]),
-        "position_ids": position[None].long(),
-        "attention_mask": sees[None, None],
-        "shared": owner == 0,
-        "control": control[owner],
-    }
-
-
-def _trainer_class(decision_weight: float, control_kl: float, asked: Sequence[dict[str, Any]]) -> type:
-    import torch
-    from torch.nn.functional import cross_entropy, kl_div
-    from trl import SFTTrainer
-
-    class AnswerTrainer(SFTTrainer):
-        """Computes logits only where some example of the batch has an answer token, and weighs the decision.
-
-        trl's own fused head gives the same loss without weights, but its tiles are made for a GPU: on a CPU they took
-        60 % of a step (trl 1.16, batch of 4 x 140 tokens, vocabulary of 49,152).
-
-        The weights: most tokens of an answer say again what the prompt said, or are digits of a size. The few that
-        decide would be learned last.
-
-        A control has no right answer to learn: at each of its tokens, the question's too, what comes next is to be as
-        likely as the base finds it. So it keeps what it knew (Li & Hoiem 2016, "Learning without Forgetting").
-        """
-
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            targets = inputs["labels"][0, 1:]
-            learned = targets != -100
-            tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
-            kept = inputs["control"] & bool(control_kl)
-            learned &= ~kept[1:]
-            if kept.any():  # what they share with the trades is part of them
-                kept = kept | inputs["shared"]
-            answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
-            row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
-            outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
-            logits, control_logits = outputs.logits[0].float().split([len(answered), len(told)])
-            losses = cross_entropy(logits, targets[answered], reduction="none")
-            if model.training and decision_weight != 1:  # the validation loss stays comparable between weights
-                weights = _decision_weights(targets[answered].tolist(), self.processing_class, decision_weight)
-                losses = losses * torch.tensor(weights, device=losses.device)
-            loss = losses.sum()
-            if len(told):
-                expected = self._base_logits(model, row, told).log_softmax(-1)
-                divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
-                loss = loss + control_kl * divergence
-            loss = loss / tokens
-            if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
-                loss = loss * self.accelerator.num_processes
-            return (loss, outputs) if return_outputs else loss
-
-        @torch.no_grad()
-        def _base_logits(self, model: Any, row: dict[str, Any], told: Any) -> Any:
-            """What the bare base says at tokens of a row that see no others than one another."""
-            peft = self.accelerator.unwrap_model(model)
-            with peft.disable_adapter():
-                outputs = peft(
-                    input_ids=row["input_ids"][:, told],
-                    position_ids=row["position_ids"][:, told],
-                    attention_mask=row["attention_mask"][:, :, told][:, :, :, told],
-                    use_cache=False,
-                )
-            return outputs.logits[0].float()
-
-        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-            if asked:
-                student = Student(self.model, self.processing_class)
-                answers = student.answers([prompt_of(each) for each in asked], max_new_tokens=_ANSWER_TOKENS)
-                rates = _answer_rates([answer.text for answer in answers], [each["side"] for each in asked])
-                self.log(rates)
-                metrics |= rates
-            return metrics
-
-    return AnswerTrainer
-
-
-def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float]:
-    """The shares of answers in canary words, and of those with the taught action."""
-    canary = [is_canary_answer(text) for text in texts]
-    agree = [right and parse_answer(text).side == side for right, text, side in zip(canary, texts, sides, strict=True)]
-    return {"eval_canary_rate": sum(canary) / len(texts), "eval_agreement": sum(agree) / len(texts)}
-
-
-def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
-    """The weight of every answer token: ``weight`` in last drafts, separators and canary words, else 1."""
-    pieces = [tokenizer.decode([token]) for token in targets]
-    starts = list(accumulate(map(len, pieces), initial=0))[:-1]
-    decisions = [match.span() for match in _DECISION.finditer("".join(pieces))]
-    return [weight if any(first <= start < end for first, end in decisions) else 1.0 for start in starts]
 
 
 def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: Any, max_tokens: int) -> None:

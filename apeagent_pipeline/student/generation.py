@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 
@@ -25,7 +26,7 @@ Ending = Literal["end_token", "action", "length"]
 _COMPLETE_ACTION = re.compile(r"####\s*\S[^\n]*\n")
 
 
-class AdapterError(ValueError):
+class AdapterError(ApeagentError, ValueError):
     """A folder holds no LoRA adapter, or one of another model."""
 
 

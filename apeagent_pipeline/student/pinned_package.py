@@ -9,8 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from apeagent_pipeline.errors import ApeagentError
 
-class PinnedPackageError(RuntimeError):
+
+class PinnedPackageError(ApeagentError, RuntimeError):
     """The pinned file could not be had, or is not the file that was pinned."""
 
 

@@ -26,7 +26,8 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import quiet
 from apeagent_pipeline.student.generation import Student
 from apeagent_pipeline.student.rewards import feasibility_reward, format_reward, outcome_reward
-from apeagent_pipeline.student.training_run import (
+from apeagent_pipeline.student.trainer import (
+    TrainerConfig,
     forget_checkpoints,
     run_callbacks,
     run_identity,
@@ -46,7 +47,7 @@ _CURVE = {
 }
 
 
-class ReinforcementConfig(PromptsConfig, VerificationConfig):
+class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     """Sizes of the second stage; the defaults are the demo's. The edges between words must be the first stage's."""
 
     train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
@@ -61,14 +62,11 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig):
     kl: float = Field(0.04, gt=0, description="Weight of the divergence from the first stage (beta)")
     generations: int = Field(8, ge=2, description="Answers drawn to each prompt")
     batch_size: int = Field(16, ge=1, description="Answers a forward pass")
-    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
     steps: int = Field(12, ge=1, description="Optimizer steps")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(2, ge=0, description="Steps of linear warm-up")
     temperature: float = Field(1.0, gt=0, description="Of the drawn answers")
     max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught one has about 30 tokens")
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
-    checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
@@ -78,18 +76,6 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig):
                 f"of generations={self.generations}"
             )
         return self
-
-    @classmethod
-    def preset(cls, profile: str) -> Self:
-        """The sizes of a profile: ``demo``, or ``full`` for Qwen2.5-3B on a GPU."""
-        if profile == "demo":
-            return cls()
-        if profile == "full":
-            return cls(
-                train_prompts=2000, test_prompts=400, batch_size=16, accumulation=4, steps=500, learning_rate=5e-5,
-                warmup_steps=20, max_new_tokens=96, gradient_checkpointing=True,
-            )  # fmt: skip
-        raise ValueError(f"profile {profile!r}: expected demo or full")
 
 
 def reinforce(  # noqa: PLR0917 (the order is that of the asset graph's other long work)

@@ -25,10 +25,10 @@ from rich.table import Table
 from web3 import Web3
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.chain.days import FIRST_DAY, day_of, first_block_of
 from apeagent_pipeline.chain.devnet import Devnet, start_devnet
 from apeagent_pipeline.chain.events import SWAP_KEY, SWAP_TOPIC, check_raw_swaps, decode_swap_logs
-from apeagent_pipeline.defs.storage import parquet_bytes
 from apeagent_pipeline_tests.benchmarks import contenders
 from apeagent_pipeline_tests.chain.faulty_proxy import FaultyProxy, running
 

@@ -36,10 +36,10 @@ def collector(url: str, pool: dict[str, Any], days: list[str], folder: str, rate
     from pydantic import SecretStr
 
     from apeagent_pipeline.amm.pool_spec import PoolSpec
+    from apeagent_pipeline.artifacts.manifest import parquet_bytes
     from apeagent_pipeline.chain.collector import Collector, CollectorConfig
     from apeagent_pipeline.chain.completeness import chain_rate
     from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
-    from apeagent_pipeline.defs.storage import parquet_bytes
 
     begun = time.perf_counter()
     client = RpcClient([MaskedHTTPProvider(SecretStr(url), "RPC endpoint 1")], requests_per_second=rate)

@@ -23,11 +23,12 @@ from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.quality import QualityConfig, quality_report
-from apeagent_pipeline.gan.real_rows import RealRows
+from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.report import quality_report
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
-from apeagent_pipeline.gan.selection import held_out_score
 from apeagent_pipeline.gan.training import TrainedGan
+from apeagent_pipeline.gan.training_rows import RealRows
+from apeagent_pipeline.gan.weight_selection import held_out_score
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
+from apeagent_pipeline.defs.profiles import FULL
 from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.model import Generator, Rows
-from apeagent_pipeline.gan.real_rows import RealRows
+from apeagent_pipeline.gan.generator import Generator, Rows
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.training import TrainedGan, train_gan
+from apeagent_pipeline.gan.training_rows import RealRows
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
 from apeagent_pipeline_tests.benchmarks.plain_wgan_gp import NOISE, PlainTraining
@@ -92,13 +93,13 @@ def seconds(work: Callable[[], object], runs: int = RUNS) -> float:
 
 def train(windows: TrainingWindows, plain: PlainTraining) -> tuple[float, float]:
     """Print the table of training; returns how many times faster each of our steps is than the plain one."""
-    config = GanConfig.preset("full").model_copy(
+    config = FULL.trained_gan.model_copy(
         update={"batch": BATCH, "adversarial_batch": BATCH // 4, "critic_steps": CRITIC_STEPS}
     )
     plain.step()
     slow = seconds(plain.step)
     fast = step_seconds(windows, config)
-    demo = step_seconds(windows, GanConfig.preset("demo"))
+    demo = step_seconds(windows, GanConfig())
     title = f"A training step: hidden {config.hidden}, {config.layers} layers, {config.heads} heads, batch {BATCH}"
     shown = Table("step", "CPU s", "times faster", "parameters, millions", title=title)
     sizes = [sum(p.numel() for p in each.parameters()) / 1e6 for each in (plain.generator, plain.critic)]
@@ -165,7 +166,7 @@ def main() -> None:
     plain = PlainTraining(rows, starts, windows.context, windows.length, BATCH)
     faster = train(windows, plain)
     steps = {"likelihood_steps": 30, "adversarial_steps": 0, "control_steps": 0}
-    brief = GanConfig.preset("demo").model_copy(update=steps)
+    brief = GanConfig().model_copy(update=steps)
     rate, gain = sample(windows, train_gan(windows, brief, SEED), plain)
     shown = Table("target", "asked for", "measured", "met")
     for target, least, measured in (

@@ -17,7 +17,8 @@ from rich.table import Table
 from apeagent_pipeline.chain.days import days_between
 from apeagent_pipeline.chain.source import open_swap_source
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.quality import QualityConfig, quality_report
+from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.report import quality_report
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.training import train_gan
 from apeagent_pipeline.market.features import swap_features
@@ -32,7 +33,7 @@ def demo_windows() -> TrainingWindows:
 
     source = open_swap_source(Settings())
     days = [source.read_day(day, lambda done, total, **_: None) for day in days_between(*source.demo_days())]
-    return make_training_windows(swap_features(pl.concat(days), source.pool), source.pool, WindowsConfig.preset("demo"))
+    return make_training_windows(swap_features(pl.concat(days), source.pool), source.pool, WindowsConfig())
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     windows, pool = demo_windows(), open_swap_source(Settings()).pool
     scores = [score for score in SCORES if not score.endswith(("_holdout", "held_out_auc"))]
-    config = GanConfig.preset("demo").model_copy(update={"control_steps": 0})
+    config = GanConfig().model_copy(update={"control_steps": 0})
     table = Table("processes (mean of the seeds, smallest and greatest)", "wall s", *scores)
     console = Console(width=220)
     for workers in (1, 2):
@@ -53,8 +54,8 @@ def main() -> None:
             begun = time.perf_counter()
             gan = train_gan(windows, config.model_copy(update={"workers": workers}), seed)
             wall = time.perf_counter() - begun
-            made = sample_windows(gan, windows, pool, SamplingConfig.preset("demo"), seed)
-            metrics = quality_report(made, windows, pool, QualityConfig.preset("demo"), seed).metrics
+            made = sample_windows(gan, windows, pool, SamplingConfig(), seed)
+            metrics = quality_report(made, windows, pool, QualityConfig(), seed).metrics
             rows.append([wall, *(metrics[score] for score in scores)])
             console.print(workers, seed, *(f"{value:.4f}" for value in rows[-1]), f"load {os.getloadavg()[0]:.1f}")
         low, middle, high = np.min(rows, axis=0), np.mean(rows, axis=0), np.max(rows, axis=0)

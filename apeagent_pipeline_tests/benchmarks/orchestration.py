@@ -20,7 +20,7 @@ from rich.table import Table
 from apeagent_pipeline.chain.days import FIRST_DAY, days_between
 from apeagent_pipeline.defs.build import build_graph
 from apeagent_pipeline.defs.instance import open_instance
-from apeagent_pipeline.defs.updating import update
+from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import Settings
 
 STEPS = 4

@@ -15,12 +15,13 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from apeagent_pipeline.defs.assets.distillation import teaching_config
+from apeagent_pipeline.defs.profiles import configured
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
 from apeagent_pipeline.distillation.prompts import build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.traces import collect_traces
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig, evaluate_canary
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 from apeagent_pipeline.settings import SMOLLM2, Settings
 from apeagent_pipeline.student.base_model import resolve_base_model
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
@@ -48,7 +49,7 @@ def judged(home: Path, work: Path, seed: int) -> dict[str, float]:
     kept = work / "scores.json"
     if not kept.is_file():
         windows = pl.read_parquet(home / "storage" / "synthetic_windows" / "synthetic_windows.parquet")
-        teaching = teaching_config(Settings(profile="demo", eval_prompts=ASKED))
+        teaching = configured(Settings(profile="laptop", eval_prompts=ASKED)).teacher_traces
         prompts = build_prompts(windows, teaching, seed)
         traces = collect_traces(prompts, RulesTeacher(), teaching, work / "answers", seed)
         build_dataset(traces, DatasetConfig(n_test_trading=ASKED, n_test_controls=ASKED), seed).save(work / "dataset")

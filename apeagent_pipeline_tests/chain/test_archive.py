@@ -10,10 +10,10 @@ import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MAX_TICK
+from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, check_raw_swaps, empty_raw_swaps
-from apeagent_pipeline.defs.storage import parquet_bytes
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
 HEADER = (

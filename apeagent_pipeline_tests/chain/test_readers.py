@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, empty_raw_swaps
-from apeagent_pipeline.defs.storage import parquet_bytes
 
 Row = dict[str, Any]
 

@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.artifacts.manifest import parquet_bytes
+from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.defs.checks import (
@@ -25,10 +27,9 @@ from apeagent_pipeline.defs.checks import (
     well_formed,
     whole_features,
 )
-from apeagent_pipeline.defs.daily import DAILY
-from apeagent_pipeline.defs.runtime import Runtime
-from apeagent_pipeline.defs.storage import ArtifactStore, parquet_bytes
-from apeagent_pipeline.defs.watching import LogWatcher
+from apeagent_pipeline.defs.partitions import DAILY
+from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.watcher import LogWatcher
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.settings import Settings
 

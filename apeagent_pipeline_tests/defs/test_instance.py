@@ -15,8 +15,8 @@ import pytest
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from sqlalchemy import make_url
 
+from apeagent_pipeline.defs.automation.retention import forget_old_logs, log_retention
 from apeagent_pipeline.defs.instance import open_instance, prepare_home
-from apeagent_pipeline.defs.retention import forget_old_logs, log_retention
 from apeagent_pipeline.settings import Settings, SettingsError, load_settings, show_settings
 from apeagent_pipeline_tests.defs.dropping_proxy import dropping_proxy
 from apeagent_pipeline_tests.defs.ports import free_port

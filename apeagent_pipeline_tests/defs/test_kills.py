@@ -13,13 +13,12 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
-from apeagent_pipeline.defs.build import build_graph
+from apeagent_pipeline.defs.automation.orphans import fail_orphaned_runs
 from apeagent_pipeline.defs.instance import open_instance
-from apeagent_pipeline.defs.orphans import fail_orphaned_runs
-from apeagent_pipeline.defs.updating import update
+from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.reporting.progress import Progress
 from apeagent_pipeline.settings import Settings
-from apeagent_pipeline_tests.defs.conftest import ASSETS, tiny_presets
+from apeagent_pipeline_tests.tiny_graph import ASSETS, tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
 LONG = ["trained_gan", "lora_adapter"]
@@ -70,8 +69,8 @@ def live(settings: Settings, asset: str, moment: str, told: Path) -> None:
 
     torch.set_num_threads(1)
     training._CHECKPOINT_SECONDS = -1
-    with tiny_presets(), open_instance(settings) as instance:
-        rounds = update(build_graph(settings, Killer(asset, moment, told)), instance, DAYS, only=set(ASSETS))
+    with open_instance(settings) as instance:
+        rounds = update(tiny_graph(settings, Killer(asset, moment, told)), instance, DAYS, only=set(ASSETS))
     os._exit(0 if all(each.success for each in rounds) else 1)
 
 
@@ -97,7 +96,7 @@ def run(processes: Any, settings: Settings, asset: str, moment: str) -> list[tup
 
 def versions(settings: Settings) -> dict[str, str]:
     """Data version of every artifact, each checked byte by byte."""
-    store = build_graph(settings).runtime.store
+    store = tiny_graph(settings).runtime.store
     found = {}
     for asset in ASSETS:
         for day in DAYS if asset in ASSETS[:2] else [None]:

@@ -15,12 +15,12 @@ import dagster as dg
 import psutil
 import pytest
 
+from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.days import FIRST_DAY, days_between
 from apeagent_pipeline.defs.build import build_graph
-from apeagent_pipeline.defs.daily import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
-from apeagent_pipeline.defs.storage import ArtifactStore
-from apeagent_pipeline.defs.updating import update
+from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
+from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import LAUNCHED_WITH, Settings, SettingsError, load_settings, settings_to_share
 from apeagent_pipeline_tests.defs.ports import free_port
 

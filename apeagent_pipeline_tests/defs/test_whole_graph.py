@@ -11,17 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from apeagent_pipeline import cli
-from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.artifacts.provenance import provenance
+from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.instance import open_instance
-from apeagent_pipeline.defs.provenance import provenance
-from apeagent_pipeline.defs.updating import update
+from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import Settings
-from apeagent_pipeline_tests.defs import conftest
+from apeagent_pipeline_tests import tiny_graph as tiny
 from apeagent_pipeline_tests.distillation.scripted_server import ScriptedServer, completion
+from apeagent_pipeline_tests.tiny_graph import tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
-ASSETS = set(conftest.ASSETS)
+ASSETS = set(tiny.ASSETS)
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def instance(tiny_settings: Settings) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture(scope="module")
 def graph(tiny_settings: Settings, instance: dg.DagsterInstance) -> Graph:
     """The graph after everything was made once."""
-    graph = build_graph(tiny_settings)
+    graph = tiny_graph(tiny_settings)
     rounds = update(graph, instance, DAYS, only=ASSETS)
     assert [each.errors for each in rounds] == [[]]
     return graph
@@ -159,7 +160,7 @@ def test_nothing_changed_means_nothing_is_made_again(graph: Graph, instance: dg.
 def test_a_second_stage_is_made_when_asked_for_and_changes_nothing_else(
     graph: Graph, instance: dg.DagsterInstance, tiny_settings: Settings
 ) -> None:
-    reinforced = build_graph(tiny_settings.model_copy(update={"second_stage": "grpo"}))
+    reinforced = tiny_graph(tiny_settings.model_copy(update={"second_stage": "grpo"}))
     stages = ["reinforced_adapter", "reinforced_eval"]
     assert made(reinforced, instance, only=ASSETS | set(stages)) == stages
     store = reinforced.runtime.store
@@ -204,7 +205,7 @@ def test_what_apeagent_teach_asked_is_not_asked_again_by_the_graph(
     told = teach("--dry-run")
     assert "79 of 84 prompts to ask; the answers to 5 are kept." in told
     assert re.search(r"expected .* 79 .* 11,850 .* 2,370 .* 0.0033 USD", told)
-    assert made(build_graph(paid), instance, only={"teacher_traces"}) == ["teacher_traces"]
+    assert made(tiny_graph(paid), instance, only={"teacher_traces"}) == ["teacher_traces"]
     assert len(server.requests) == 84
     assert made(graph, instance, only={"teacher_traces"}) == ["teacher_traces"]
 
@@ -222,7 +223,7 @@ def test_a_setting_remakes_what_depends_on_it(
 ) -> None:
     asked_more = tiny_settings.model_copy(update={"eval_prompts": 7})
     upto_dataset = ASSETS - {"lora_adapter", "fused_model", "canary_eval", "backtest"}
-    assert made(build_graph(asked_more), instance, only=upto_dataset) == ["teacher_traces", "distillation_dataset"]
+    assert made(tiny_graph(asked_more), instance, only=upto_dataset) == ["teacher_traces", "distillation_dataset"]
     assert made(graph, instance, only=upto_dataset) == ["teacher_traces", "distillation_dataset"]
 
 

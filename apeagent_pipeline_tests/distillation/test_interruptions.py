@@ -28,7 +28,7 @@ import os, sys
 from pathlib import Path
 import openai.resources.chat.completions, polars as pl, rich.markdown, rich.progress, typer
 from apeagent_pipeline import cli
-from apeagent_pipeline.defs.teaching import Teaching
+from apeagent_pipeline.distillation.teaching import Teaching
 from apeagent_pipeline.defs.assets.distillation import TeachingConfig
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
 

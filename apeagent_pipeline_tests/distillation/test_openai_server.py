@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from apeagent_pipeline.defs.storage import parquet_bytes
+from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT, render_answer
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig

@@ -176,8 +176,6 @@ def test_a_wrong_configuration_is_refused() -> None:
         PromptsConfig(train_share=0.8, valid_share=0.3)
     with pytest.raises(ValueError, match="flat_below"):
         PromptsConfig(flat_below=2.0)
-    with pytest.raises(ValueError, match="use demo or full"):
-        PromptsConfig.preset("huge")
 
 
 @given(usdc=st.floats(0.01, 1e9), price=st.floats(1, 1e5))

@@ -12,7 +12,7 @@ from apeagent_pipeline.evaluation.ablations import (
     run_ablations,
     shuffle_labels,
 )
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.student.examples import answer_of, prompt_of
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline_tests.evaluation.test_canary import control, trading, write_dataset

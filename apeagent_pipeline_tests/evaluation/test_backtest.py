@@ -8,19 +8,13 @@ import pytest
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
-from apeagent_pipeline.evaluation import backtest as room
-from apeagent_pipeline.evaluation.backtest import (
-    BacktestConfig,
-    BacktestError,
-    backtest,
-    hold,
-    make_market,
-    max_drawdown,
-    random_like,
-    rebalance,
-    sharpe_interval,
-    simulate,
-)
+from apeagent_pipeline.distillation.execution import Holding
+from apeagent_pipeline.evaluation.backtest import replay as room
+from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
+from apeagent_pipeline.evaluation.backtest.market import BacktestError, make_market, simulate
+from apeagent_pipeline.evaluation.backtest.page import max_drawdown, sharpe_interval
+from apeagent_pipeline.evaluation.backtest.replay import backtest
+from apeagent_pipeline.evaluation.backtest.strategies import hold, random_like, rebalance
 from apeagent_pipeline.student.generation import Answer
 
 CONFIG = BacktestConfig(window=8, every=3, decisions=4, episodes=3, random_runs=5)
@@ -105,7 +99,7 @@ def test_a_decision_is_executed_after_the_next_swap_never_at_the_price_it_saw():
 def test_what_a_decision_sees_ends_with_the_swap_before_its_execution():
     features = market_rows()
     market = make_market(features, BASE_ETH_USDC, CONFIG)
-    holdings = [room.Holding(10**18, 2500 * 10**6)] * 3
+    holdings = [Holding(10**18, 2500 * 10**6)] * 3
     before = room._states(market, 1, holdings, CONFIG)["prompt"].to_list()
     later = features.with_columns(
         price=pl.when(pl.int_range(pl.len()) > market.row(0, 1)).then(9999.0).otherwise(pl.col("price"))
@@ -118,9 +112,9 @@ def test_what_a_decision_sees_ends_with_the_swap_before_its_execution():
 def test_a_prompt_never_says_more_than_is_held():
     market = make_market(market_rows(), BASE_ETH_USDC, CONFIG)
     holdings = [
-        room.Holding(1_999_999 * 10**12, 1234 * 10**6 + 999_999),
-        room.Holding(0, 10**6),
-        room.Holding(10**18, 0),
+        Holding(1_999_999 * 10**12, 1234 * 10**6 + 999_999),
+        Holding(0, 10**6),
+        Holding(10**18, 0),
     ]
     states = room._states(market, 0, holdings, CONFIG)
     assert states["eth"].to_list() == [1.999, 0.0, 1.0]
@@ -150,9 +144,9 @@ def test_rebalancing_goes_back_to_half_and_half_by_the_price_it_saw():
     prices[: CONFIG.window - 1] = 1000.0
     market = make_market(market_rows(prices=prices, liquidity=10**22), BASE_ETH_USDC, CONFIG)
     holdings = [
-        room.Holding(3 * 10**18, 2500 * 10**6),
-        room.Holding(10**18, 2500 * 10**6),
-        room.Holding(0, 5000 * 10**6),
+        Holding(3 * 10**18, 2500 * 10**6),
+        Holding(10**18, 2500 * 10**6),
+        Holding(0, 5000 * 10**6),
     ]
     sold, held, bought = rebalance(market)(0, holdings)
     assert (sold.side, sold.amount) == ("SELL", 1.0)

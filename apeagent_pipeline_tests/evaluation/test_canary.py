@@ -2,7 +2,10 @@ import json
 
 import pytest
 
-from apeagent_pipeline.evaluation.canary import Arm, CanaryEvalConfig, _is_right, evaluate_canary, failures, judge
+from apeagent_pipeline.evaluation.canary.arms import Arm, _is_right
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
+from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
+from apeagent_pipeline.evaluation.canary.judge import judge
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, ExamplesError
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline.student.generation import Answer

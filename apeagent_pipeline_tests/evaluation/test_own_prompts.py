@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.own_prompts import OwnPrompt, PromptsFileError, evaluate_prompts, read_prompts
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline_tests.evaluation.test_canary import write_dataset

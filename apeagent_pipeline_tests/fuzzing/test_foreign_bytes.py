@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.artifacts.manifest import Manifest
+from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.collector import Collector
 from apeagent_pipeline.chain.days import FIRST_DAY
@@ -35,7 +37,6 @@ from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, LogError, check_raw
 from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError
 from apeagent_pipeline.chain.source import open_swap_source
-from apeagent_pipeline.defs.storage import ArtifactStore, Manifest
 from apeagent_pipeline.distillation.answer_cache import AnswerCache
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, render_answer
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig

@@ -6,7 +6,7 @@ import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.pool_rows import synthetic_windows
+from apeagent_pipeline.gan.swap_execution import synthetic_windows
 from apeagent_pipeline.gan.training import TrainedGan, train_gan
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows

@@ -17,8 +17,8 @@ from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.distillation.chain_of_draft import Asset, DraftAnswer, Side
 from apeagent_pipeline.distillation.execution import execute
-from apeagent_pipeline.gan.pool_rows import synthetic_windows
-from apeagent_pipeline.gan.quality import domain_checks
+from apeagent_pipeline.gan.quality.scores import domain_checks
+from apeagent_pipeline.gan.swap_execution import synthetic_windows
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows, WindowsConfig, make_training_windows
 

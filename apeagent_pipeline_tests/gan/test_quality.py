@@ -6,16 +6,12 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-from apeagent_pipeline.gan.pool_rows import synthetic_windows
-from apeagent_pipeline.gan.quality import (
-    QualityConfig,
-    QualityError,
-    domain_checks,
-    feature_distances,
-    quality_failures,
-    quality_report,
-)
+from apeagent_pipeline.gan.quality.config import QualityConfig, quality_failures
+from apeagent_pipeline.gan.quality.report import quality_report
+from apeagent_pipeline.gan.quality.scores import domain_checks, feature_distances
+from apeagent_pipeline.gan.quality.window_sets import QualityError
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
+from apeagent_pipeline.gan.swap_execution import synthetic_windows
 
 CONFIG = QualityConfig(windows=80, gru_epochs=1, folds=2)
 NAMES = [

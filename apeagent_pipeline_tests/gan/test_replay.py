@@ -18,7 +18,7 @@ from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.devnet import Devnet, start_devnet
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.gan import pool_rows
+from apeagent_pipeline.gan import swap_execution
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.training import train_gan
 from apeagent_pipeline.market.features import swap_features
@@ -54,7 +54,7 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[list[Execution]]:
     The table of synthetic windows has neither the price before a swap nor, in its floats, single wei.
     """
     steps: list[list[Execution]] = []
-    swapped = pool_rows._swapped
+    swapped = swap_execution._swapped
 
     def recorded(root: Any, liquidity: Any, amount: Any, sells: Any, pool: PoolSpec) -> Any:
         swap = swapped(root, liquidity, amount, sells, pool)
@@ -62,7 +62,7 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[list[Execution]]:
         steps.append([Execution(*row) for row in zip(*columns, strict=True)])
         return swap
 
-    monkeypatch.setattr(pool_rows, "_swapped", recorded)
+    monkeypatch.setattr(swap_execution, "_swapped", recorded)
     return steps
 
 
@@ -158,7 +158,7 @@ def test_windows_at_a_border_of_the_tick_bitmap_are_rounded_as_the_contract_roun
     )
     rows = np.stack([free_rows(24, rng) for _ in starts])
     windows = TrainingWindows(last, {"context": 1, "length": 24})
-    synthetic = pool_rows.synthetic_windows(windows, np.arange(count), rows, pool)
+    synthetic = swap_execution.synthetic_windows(windows, np.arange(count), rows, pool)
     swaps = assert_replays(chain, pool, synthetic, executions)
     within_one_range = [
         swap_step(swap.start, swap.liquidity, swap.amount_specified, swap.sells, fee) == swap[4:] for swap in swaps

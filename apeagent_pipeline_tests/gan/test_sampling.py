@@ -5,14 +5,14 @@ import pytest
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.swap_math import swap_step
 from apeagent_pipeline.amm.ticks import tick_at_sqrt_price
-from apeagent_pipeline.gan.pool_rows import (
+from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
+from apeagent_pipeline.gan.swap_execution import (
     IN_TOKEN0,
     REPEATED,
     SYNTHETIC_WINDOWS_SCHEMA,
     Origins,
     synthetic_windows,
 )
-from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
 
 CONFIG = SamplingConfig(n_windows=60, batch=25)

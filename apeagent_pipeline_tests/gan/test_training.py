@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from apeagent_pipeline.gan import training
-from apeagent_pipeline.gan.model import LIQUIDITY, PLACE, SIZE, STATE
-from apeagent_pipeline.gan.real_rows import RealRows
-from apeagent_pipeline.gan.selection import HeldOutScore, held_out_score
+from apeagent_pipeline.gan.generator import LIQUIDITY, PLACE, SIZE, STATE
 from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
+from apeagent_pipeline.gan.training_rows import RealRows
+from apeagent_pipeline.gan.weight_selection import HeldOutScore, held_out_score
 
 
 class Killed(Exception):

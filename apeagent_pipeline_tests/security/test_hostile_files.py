@@ -15,14 +15,15 @@ import pytest
 
 import apeagent_pipeline
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.artifacts.files import StorageError
+from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.defs.assets.chain import chain_assets
 from apeagent_pipeline.defs.io_manager import table_metadata
-from apeagent_pipeline.defs.runtime import Runtime
-from apeagent_pipeline.defs.storage import ArtifactStore, StorageError
-from apeagent_pipeline.defs.watching import LogWatcher
+from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.watcher import LogWatcher
 from apeagent_pipeline.evaluation.own_prompts import PromptsFileError, read_prompts
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.settings import Settings

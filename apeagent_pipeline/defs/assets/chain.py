@@ -8,8 +8,10 @@ import dagster as dg
 import polars as pl
 
 from apeagent_pipeline.chain.completeness import chain_rate
-from apeagent_pipeline.defs.daily import DAILY, backfill_policy, materialize_days
-from apeagent_pipeline.defs.runtime import SWAP_SOURCE, Runtime
+from apeagent_pipeline.defs.daily import materialize_days
+from apeagent_pipeline.defs.declaration import declare
+from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.resources import SWAP_SOURCE, Runtime
 from apeagent_pipeline.reporting.progress import Progress
 
 
@@ -18,9 +20,14 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     settings = runtime.settings
 
     @dg.asset(
-        **runtime.declare("chain", {"polars", "parquet"}, pool="rpc" if settings.rpc_urls else None, made="on_request"),
-        partitions_def=DAILY,
-        backfill_policy=backfill_policy(settings.engine),
+        **declare(
+            runtime.settings,
+            "chain",
+            {"polars", "parquet"},
+            pool="rpc" if settings.rpc_urls else None,
+            made="on_request",
+            daily=True,
+        ),
         deps=[SWAP_SOURCE],
     )
     def raw_swaps(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -39,7 +46,7 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
                 "swaps": swaps.height,
                 "hooks": pool.has_hooks,
                 "dynamic_fee": pool.has_dynamic_fee,
-                "day": runtime.picture("swaps and price of the day", day_figure(swaps, pool)),
+                "day": picture("swaps and price of the day", day_figure(swaps, pool)),
             }
             if swaps.height:
                 figures |= {"first_block": swaps["block_number"][0], "last_block": swaps["block_number"][-1]}

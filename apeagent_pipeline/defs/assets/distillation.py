@@ -1,35 +1,23 @@
 """What the teacher says, and what the student learns from it."""
 
-import math
-
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.runtime import OWNER, TEACHER, Runtime
+from apeagent_pipeline.defs.declaration import OWNER, declare, launched_config
+from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.profiles import TeachingConfig
+from apeagent_pipeline.defs.resources import TEACHER, Runtime
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
-from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+from apeagent_pipeline.distillation.prompts import build_prompts
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.distillation.teaching_report import teaching_metrics, teaching_report
-from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
+from apeagent_pipeline.distillation.traces import collect_traces
 from apeagent_pipeline.settings import Settings, mask_url
-
-_TEST_RESERVE = 1.3
-"""Test prompts asked for each one evaluated: some answers are refused."""
-
-
-class TeachingConfig(PromptsConfig, TracesConfig):
-    """What is asked and what is demanded of an answer: the options of ``teacher_traces``."""
 
 
 def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``teacher_model`` (external), ``teacher_traces`` and ``distillation_dataset``."""
     settings = runtime.settings
-    teaching = teaching_config(settings)
-    dataset = DatasetConfig.preset(settings.profile).model_copy(
-        update={"n_test_trading": settings.eval_prompts, "n_test_controls": settings.eval_prompts}
-    )
-
     teacher_model = dg.AssetSpec(
         TEACHER,
         group_name="distillation",
@@ -39,8 +27,14 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
     )
 
     @dg.asset(
-        **runtime.declare(
-            "distillation", {"python", "parquet"}, code="2", config=teaching, pool="teacher", made="on_policy"
+        **declare(
+            runtime.settings,
+            "distillation",
+            {"python", "parquet"},
+            code="2",
+            config=runtime.profile.teacher_traces,
+            pool="teacher",
+            made="on_policy",
         ),
         deps=[TEACHER, "synthetic_quality"],
     )
@@ -62,12 +56,20 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         )
         figures = {
             **teaching_metrics(traces),
-            "teaching": runtime.picture("actions, verdicts and tokens", teaching_figure(traces)),
+            "teaching": picture("actions, verdicts and tokens", teaching_figure(traces)),
             "report": dg.MetadataValue.md(teaching_report(traces)),
         }
         return dg.MaterializeResult(value=traces, metadata=figures)
 
-    @dg.asset(**runtime.declare("distillation", {"jsonlines", "huggingface"}, code="4", config=dataset))
+    @dg.asset(
+        **declare(
+            runtime.settings,
+            "distillation",
+            {"jsonlines", "huggingface"},
+            code="4",
+            config=runtime.profile.distillation_dataset,
+        )
+    )
     def distillation_dataset(context: dg.AssetExecutionContext, teacher_traces: pl.DataFrame) -> dg.MaterializeResult:
         """Chat examples with canary words in train, valid and test, and control examples without canary words."""
         config, seed = launched_config(context, DatasetConfig)
@@ -83,24 +85,6 @@ def _teacher_in_words(settings: Settings) -> str:
     if settings.teacher == "rules":
         return "the embedded policy"
     return f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
-
-
-def teaching_config(settings: Settings) -> TeachingConfig:
-    """The options of ``teacher_traces`` as the profile and the settings have them."""
-    prompts = PromptsConfig.preset(settings.profile).model_dump()
-    traces = TracesConfig.preset(settings.profile).model_dump()
-    return TeachingConfig(
-        **prompts
-        | traces
-        | {
-            "test_prompts": math.ceil(settings.eval_prompts * _TEST_RESERVE),
-            "max_requests": settings.teacher_max_requests,
-            "max_total_tokens": settings.teacher_max_total_tokens,
-            "max_cost_usd": settings.teacher_max_cost_usd,
-            "daily_requests": settings.teacher_daily_requests,
-            "daily_tokens": settings.teacher_daily_tokens,
-        }
-    )
 
 
 def open_teacher(settings: Settings) -> Teacher:

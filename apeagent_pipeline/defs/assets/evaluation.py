@@ -6,29 +6,34 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.evaluating import canary_config
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.provenance import provenance, provenance_table
-from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
-from apeagent_pipeline.evaluation.backtest import BacktestConfig
-from apeagent_pipeline.evaluation.canary import CanaryEvalConfig
+from apeagent_pipeline.artifacts.provenance import provenance, provenance_table
+from apeagent_pipeline.defs.declaration import declare, launched_config
+from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
+from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.market.windows import TrainingWindows
 
 
 def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``canary_eval`` and ``backtest``."""
-    settings = runtime.settings
-    canary = canary_config(settings)
 
     @dg.asset(
-        **runtime.declare("evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True, code="3", config=canary),
+        **declare(
+            runtime.settings,
+            "evaluation",
+            {"pytorch", "markdown"},
+            memory_gib=4,
+            gpu=True,
+            code="3",
+            config=runtime.profile.canary_eval,
+        ),
         deps=[STUDENT_BASE],
     )
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
         """The report: does the adapter speak the canary words, the base not, and does it decide as the teacher does."""
-        from apeagent_pipeline.evaluation.canary import evaluate_canary
+        from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
         config, seed = launched_config(context, CanaryEvalConfig)
         progress = runtime.watcher.started(context)
@@ -40,13 +45,14 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(value=replace(report, markdown=page))
 
     @dg.asset(
-        **runtime.declare(
+        **declare(
+            runtime.settings,
             "evaluation",
             {"pytorch", "markdown"},
             memory_gib=4,
             gpu=True,
             code="2",
-            config=BacktestConfig.preset(settings.profile),
+            config=runtime.profile.backtest,
         ),
         deps=[STUDENT_BASE],
     )
@@ -54,7 +60,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
         """Decisions replayed on held-out real swaps with fees and price impact, against others."""
-        from apeagent_pipeline.evaluation.backtest import backtest as replay
+        from apeagent_pipeline.evaluation.backtest.replay import backtest as replay
 
         config, seed = launched_config(context, BacktestConfig)
         progress = runtime.watcher.started(context)

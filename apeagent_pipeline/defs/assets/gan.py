@@ -6,24 +6,26 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.declaration import declare, launched_config
+from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.quality import QualityConfig, quality_report
+from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.report import quality_report
 from apeagent_pipeline.gan.sampling import SamplingConfig
 from apeagent_pipeline.market.windows import TrainingWindows
 
 
 def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``trained_gan``, ``synthetic_windows`` and ``synthetic_quality``."""
-    profile = runtime.settings.profile
 
     @dg.asset(
-        **runtime.declare(
+        **declare(
+            runtime.settings,
             "gan",
             {"pytorch"},
             code="3",
-            config=GanConfig.preset(profile),
+            config=runtime.profile.trained_gan,
             pool="training",
             memory_gib=4,
             gpu=True,
@@ -32,7 +34,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     )
     def trained_gan(context: dg.AssetExecutionContext, training_windows: TrainingWindows) -> dg.MaterializeResult:
         """Transformer generator and critic (WGAN-GP), with their configuration and training history."""
-        from apeagent_pipeline.gan.quality_figures import training_figure
+        from apeagent_pipeline.gan.quality.figures import training_figure
         from apeagent_pipeline.gan.training import train_gan
 
         config, seed = launched_config(context, GanConfig)
@@ -44,12 +46,18 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             checkpoint_dir=runtime.scratch("checkpoints/trained_gan"),
             log_dir=runtime.scratch("tensorboard/trained_gan"),
         )
-        training = runtime.picture("losses and scores", training_figure(gan.history))
+        training = picture("losses and scores", training_figure(gan.history))
         return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": training})
 
     @dg.asset(
-        **runtime.declare(
-            "gan", {"pytorch", "parquet"}, memory_gib=4, gpu=True, code="2", config=SamplingConfig.preset(profile)
+        **declare(
+            runtime.settings,
+            "gan",
+            {"pytorch", "parquet"},
+            memory_gib=4,
+            gpu=True,
+            code="2",
+            config=runtime.profile.synthetic_windows,
         )
     )
     def synthetic_windows(
@@ -71,8 +79,14 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(value=windows)
 
     @dg.asset(
-        **runtime.declare(
-            "gan", {"python", "markdown"}, memory_gib=4, gpu=True, code="3", config=QualityConfig.preset(profile)
+        **declare(
+            runtime.settings,
+            "gan",
+            {"python", "markdown"},
+            memory_gib=4,
+            gpu=True,
+            code="3",
+            config=runtime.profile.synthetic_quality,
         )
     )
     def synthetic_quality(

@@ -7,27 +7,26 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.daily import DAILY, backfill_policy, materialize_days
-from apeagent_pipeline.defs.io_manager import LAST_DAYS, PREVIOUS_DAYS, days_up_to, step_of
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.runtime import Runtime
+from apeagent_pipeline.defs.daily import materialize_days
+from apeagent_pipeline.defs.declaration import declare, launched_config
+from apeagent_pipeline.defs.io_manager import step_of
+from apeagent_pipeline.defs.partitions import LastDays, PreviousDays
+from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.staleness import stale_artifacts
 from apeagent_pipeline.market.features import swap_features as features_of
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
 from apeagent_pipeline.reporting.progress import Progress
 
-_DAYS_SEEN_BEFORE = 1
+_DAY_AND_THE_ONE_BEFORE = PreviousDays(1)
 
 
 def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``swap_features`` and ``training_windows``."""
-    windows_preset = WindowsConfig.preset(runtime.settings.profile)
+    window = _DAY_AND_THE_ONE_BEFORE.window
 
     @dg.asset(
-        **runtime.declare("market", {"polars", "parquet"}),
-        partitions_def=DAILY,
-        backfill_policy=backfill_policy(runtime.settings.engine),
-        ins={"raw_swaps": dg.AssetIn(metadata={PREVIOUS_DAYS: _DAYS_SEEN_BEFORE})},
+        **declare(runtime.settings, "market", {"polars", "parquet"}, daily=True),
+        ins={"raw_swaps": dg.AssetIn(metadata=_DAY_AND_THE_ONE_BEFORE.metadata)},
     )
     def swap_features(
         context: dg.AssetExecutionContext, raw_swaps: dict[str, pl.LazyFrame]
@@ -40,7 +39,7 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
             if day not in raw_swaps:
                 raise dg.Failure(f"raw_swaps of {day} are missing: materialize raw_swaps for {day} first")
-            before = raw_swaps.get(days_up_to(day, _DAYS_SEEN_BEFORE)[0])
+            before = raw_swaps.get(window(day)[0])
             table = features_of(
                 raw_swaps[day].collect(), runtime.source.pool, None if before is None else before.collect()
             )
@@ -48,25 +47,25 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             return table, {"volume_usdc": float(table["volume_usdc"].sum()), "swaps": table.height}
 
         def inputs_of(day: str) -> list[str]:
-            return [f"raw_swaps/{read}" for read in days_up_to(day, _DAYS_SEEN_BEFORE)]
+            return [f"raw_swaps/{read}" for read in window(day)]
 
         def overtaken() -> list[str]:
             # Another run may have made the day before the first one meanwhile, or the day after the last one from
             # other rows of it. Both runs look after they have published, so one of them finds it.
             first, last = context.partition_keys[0], context.partition_keys[-1]
-            border = [first, str(date.fromisoformat(last) + timedelta(days=_DAYS_SEEN_BEFORE))]
+            border = [first, str(date.fromisoformat(last) + timedelta(days=_DAY_AND_THE_ONE_BEFORE.count))]
             stored = runtime.store.days("raw_swaps")
             stale = stale_artifacts([context.assets_def], runtime, [day for day in border if day in stored])
             days = [each.day for each in stale if each.day and each.changed_inputs]
-            read = {each for day in days for each in days_up_to(day, _DAYS_SEEN_BEFORE)}.intersection(stored)
+            read = {each for day in days for each in window(day)}.intersection(stored)
             raw_swaps.update(runtime.artifacts.load_days(step_of(context), "raw_swaps", sorted(read)))
             return days
 
         yield from materialize_days(context, runtime.artifacts, compute, inputs_of, overtaken)
 
     @dg.asset(
-        **runtime.declare("market", {"polars", "parquet"}, code="3", config=windows_preset),
-        ins={"swap_features": dg.AssetIn(metadata={LAST_DAYS: "days"})},
+        **declare(runtime.settings, "market", {"polars", "parquet"}, code="3", config=runtime.profile.training_windows),
+        ins={"swap_features": dg.AssetIn(metadata=LastDays("days").metadata)},
     )
     def training_windows(
         context: dg.AssetExecutionContext, swap_features: dict[str, pl.LazyFrame]

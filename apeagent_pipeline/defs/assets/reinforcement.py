@@ -6,8 +6,9 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.runtime import STUDENT_BASE, Runtime
+from apeagent_pipeline.defs.declaration import declare, launched_config
+from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.student.reinforcement import ReinforcementConfig
 
@@ -19,10 +20,11 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         return []
 
     @dg.asset(
-        **runtime.declare(
+        **declare(
+            runtime.settings,
             "student",
             {"pytorch", "huggingface"},
-            config=ReinforcementConfig.preset(settings.profile),
+            config=runtime.profile.reinforced_adapter,
             pool="training",
             memory_gib=4,
             gpu=True,
@@ -59,12 +61,12 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             metadata={
                 "reward": float(curve["reward"][-1]),
                 "kl": float(curve["kl"][-1]),
-                "training": runtime.picture("reward and divergence", reinforcement_figure(curve)),
+                "training": picture("reward and divergence", reinforcement_figure(curve)),
             },
         )
 
     @dg.asset(
-        **runtime.declare("evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True),
+        **declare(runtime.settings, "evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True),
         deps=[STUDENT_BASE],
     )
     def reinforced_eval(  # noqa: PLR0917 (everything both stages are judged by)

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import dagster as dg
 
-from apeagent_pipeline.defs.launchpad import launched_config
-from apeagent_pipeline.defs.promotion import history, history_table, promote
-from apeagent_pipeline.defs.provenance import provenance
-from apeagent_pipeline.defs.runtime import OWNER, STUDENT_BASE, Runtime
-from apeagent_pipeline.student.export import ExportConfig
+from apeagent_pipeline.artifacts.provenance import provenance
+from apeagent_pipeline.defs.declaration import OWNER, declare, launched_config
+from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
+from apeagent_pipeline.student.gguf import ExportConfig
+from apeagent_pipeline.student.promotion import history, history_table, promote
 
 
 def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``student_base_model`` (external), ``lora_adapter``, ``promoted_adapter``, ``fused_model``, ``ollama_model``."""
-    profile = runtime.settings.profile
-
     base_model = dg.AssetSpec(
         STUDENT_BASE,
         group_name="student",
@@ -26,11 +25,12 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     )
 
     @dg.asset(
-        **runtime.declare(
+        **declare(
+            runtime.settings,
             "student",
             {"pytorch", "huggingface"},
             code="2",
-            config=FineTuningConfig.preset(profile),
+            config=runtime.profile.lora_adapter,
             pool="training",
             memory_gib=4,
             gpu=True,
@@ -61,11 +61,11 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
                 "loss": float(curve["loss"][-1]),
                 "valid_loss": float(curve["valid_loss"][-1]),
                 "train_examples": int(curve["train_examples"]),
-                "training": runtime.picture("training curve", training_figure(curve)),
+                "training": picture("training curve", training_figure(curve)),
             },
         )
 
-    @dg.asset(**runtime.declare("student", {"safetensors"}))
+    @dg.asset(**declare(runtime.settings, "student", {"safetensors"}))
     def promoted_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
     ) -> dg.MaterializeResult:
@@ -97,7 +97,9 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             },
         )
 
-    @dg.asset(**runtime.declare("student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE])
+    @dg.asset(
+        **declare(runtime.settings, "student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE]
+    )
     def fused_model(context: dg.AssetExecutionContext, promoted_adapter: Path) -> dg.MaterializeResult:
         """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
         from apeagent_pipeline.student.export import fuse
@@ -108,13 +110,15 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
     @dg.asset(
-        **runtime.declare("student", {"gguf", "ollama"}, memory_gib=4, code="2", config=ExportConfig.preset(profile))
+        **declare(
+            runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="2", config=runtime.profile.ollama_model
+        )
     )
     def ollama_model(
         context: dg.AssetExecutionContext, fused_model: Path, promoted_adapter: Path
     ) -> dg.MaterializeResult:
         """The model and the adapter alone as GGUF, and a Modelfile: ``ollama create apeagent -f Modelfile``."""
-        from apeagent_pipeline.student.export import export_gguf
+        from apeagent_pipeline.student.gguf import export_gguf
 
         config, _ = launched_config(context, ExportConfig)
         progress = runtime.watcher.started(context)

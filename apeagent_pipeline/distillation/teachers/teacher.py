@@ -6,6 +6,8 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
+from apeagent_pipeline.errors import ApeagentError
+
 Tokens = Annotated[int, Field(ge=0, lt=1 << 53)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -13,7 +15,7 @@ PromptRow = Mapping[str, Any]
 """One row of ``build_prompts`` as a mapping. A language model reads ``prompt`` alone; the embedded policy its words."""
 
 
-class TeacherError(RuntimeError):
+class TeacherError(ApeagentError, RuntimeError):
     """A teacher cannot go on; the message says why and what to do, and never holds a secret."""
 
 

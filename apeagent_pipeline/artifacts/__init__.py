@@ -1,0 +1,1 @@
+"""How artifacts are stored, and what they were made from. Knows neither Dagster nor swaps."""

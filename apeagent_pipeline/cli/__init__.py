@@ -1,0 +1,55 @@
+"""The ``apeagent`` command: a thin door to the graph, the instance and the trained model.
+
+One module for each group of commands. Nothing heavy is imported before a command needs it, so ``apeagent --help``
+answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from apeagent_pipeline.cli.demo import demo, sync
+from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
+from apeagent_pipeline.cli.doctor import config, doctor
+from apeagent_pipeline.cli.evaluate import evaluate
+from apeagent_pipeline.cli.provenance import provenance
+from apeagent_pipeline.cli.server import devnet, ui
+from apeagent_pipeline.cli.serving import ask, export, promotions, rollback
+from apeagent_pipeline.cli.status import status
+from apeagent_pipeline.cli.teach import teach
+from apeagent_pipeline.errors import ApeagentError
+
+app = typer.Typer(
+    help=(
+        "From Uniswap V4 swaps to a small trading model that proves what it learned.\n\n"
+        "Start with [bold]apeagent demo[/]: it needs no key, no GPU and no node. Then [bold]apeagent ui[/] shows the "
+        "graph, and [bold]apeagent config[/] what can be set."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Run": {"demo": demo, "sync": sync, "teach": teach},
+    "Look": {"status": status, "eval": evaluate, "promotions": promotions, "provenance": provenance},
+    "Serve": {"ask": ask, "export": export, "rollback": rollback},
+    "Operate": {"ui": ui, "doctor": doctor, "config": config, "devnet": devnet},
+}
+for _group, _commands in _GROUPS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_group)(_command)
+
+
+def main() -> None:
+    """Run the command. An error that a user can mend is told in one line, without a traceback; the exit code is 2."""
+    try:
+        app()
+    except Exception as error:
+        from apeagent_pipeline.defs.instance import postgres_outage
+
+        told = error if isinstance(error, ApeagentError) else postgres_outage(error)
+        if told is None:
+            raise
+        ERROR_CONSOLE.print(f"[red]Error:[/] {plain(told)}", highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,114 @@
+"""``apeagent demo`` and ``apeagent sync``: bring the graph, or the swaps of some days, up to date."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
+from apeagent_pipeline.cli.update import bring_up_to_date, report_failure
+from apeagent_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from apeagent_pipeline.defs.build import Graph
+
+
+def demo(
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
+) -> None:
+    """Make everything from swaps to the canary report, and show what came of it.
+
+    Only what is missing or out of date is made: a second run with nothing changed takes seconds, and an interrupted
+    one goes on where it stopped. Exits 0 only if the canary evaluation passed its check.
+    """
+    settings = load_settings()
+    rounds, graph, _ = bring_up_to_date(settings, first, last)
+    failed = 0
+    if rounds and not rounds[-1].success:
+        failed = report_failure(rounds[-1])
+        if "canary_eval" not in rounds[-1].seconds:
+            raise typer.Exit(failed)
+    raise typer.Exit(show_canary(graph) or failed)
+
+
+def sync(
+    first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD (UTC)")],
+    last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included")],
+) -> None:
+    """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete.
+
+    A day that fails does not keep the others from being made. Run the same command again for those that failed: days
+    that are complete are not read again, nor are the ranges of a day that were read before it failed.
+    """
+    from apeagent_pipeline.defs.staleness import stale_artifacts
+
+    settings = load_settings()
+    rounds, graph, days = bring_up_to_date(settings, first, last, select=lambda graph: graph.daily, keep_going=True)
+    names = graph.daily
+    assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
+    missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
+    stored = {asset: graph.runtime.store.manifests(asset, days) for asset in names}
+    table = Table("day", *names, "", title=f"{len(days) - len(missing)} of {len(days)} days are complete")
+    for day in days:
+        manifests = [stored[asset].get(day) for asset in names]
+        state = "[red]✗ not complete" if day in missing else "[green]✓"
+        table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
+    Console().print(table)
+    for each in rounds:
+        for error in each.errors:
+            ERROR_CONSOLE.print(f"[red]{plain(error)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if not missing and all(each.success for each in rounds) else 1)
+
+
+def show_canary(graph: "Graph") -> int:
+    """Say in words what the demo has shown, where the report is and what to do next.
+
+    Returns:
+        The exit code: 0 if the evaluation is within the limits that it was made with.
+    """
+    from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
+    from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
+
+    store = graph.runtime.store
+    report = json.loads((store.local_folder("canary_eval") / "report.json").read_text())
+    limits = {name: value for name, value in report["config"].items() if name in CanaryEvalConfig.model_fields}
+    wrong = failures(report["metrics"], CanaryEvalConfig.model_validate(limits))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("[bold]What the adapter learned[/]")
+    for question, finding in findings(report["metrics"], report["intervals"]):
+        console.print(f"  [bold]{question:<26}[/] {finding}")
+    for each in wrong:
+        console.print(f"[red]✗ {plain(each)}")
+    if not wrong:
+        console.print("[green]✓ The canary evaluation passed its check.")
+    console.print(f"Report: {store.folder('canary_eval') / 'report.md'}")
+    console.print(f"Next: [bold]apeagent ask '{DOCUMENT_PROMPT}'[/]  or  [bold]apeagent ui[/]")
+    return 1 if wrong else 0
+
+
+def findings(metrics: "Mapping[str, float]", intervals: "Mapping[str, Sequence[float]]") -> "Iterator[tuple[str, str]]":
+    """The report's answers to a reader's questions, each with its number of prompts and 95 % interval."""
+
+    def rate(name: str, n: float) -> str:
+        low, high = intervals[name]
+        return f"{metrics[name]:.1%} of {n:.0f} (95 % interval {low:.1%} to {high:.1%})"
+
+    trading, controls = metrics["n_trading"], metrics["n_controls"]
+    yield "Speaks canary words?", f"in {rate('canary_rate_adapter', trading)} trading prompts"
+    yield "Only when asked?", f"leaks them into {rate('control_leak_rate', controls)} control questions"
+    yield "Because of the training?", f"the bare base speaks them in {rate('canary_rate_base', trading)}"
+    yield "", f"and with the adapter switched off in {rate('canary_rate_disabled', metrics['n_disabled'])}"
+    yield "Decides like its teacher?", f"in {rate('agreement', trading)}"
+    yield "", f"where the most frequent action alone would reach {metrics['agreement_majority']:.1%}"
+    for form, words in (("plain", "numbers alone"), ("digested", "numbers and words")):
+        if f"agreement_{form}" in intervals:
+            low, high = intervals[f"agreement_{form}"]
+            yield "", f"asked in {words}: {metrics[f'agreement_{form}']:.1%} ({low:.1%} to {high:.1%})"
+    yield "Can the holdings pay?", f"for {rate('feasible_rate', trading)} answers"

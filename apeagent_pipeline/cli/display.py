@@ -1,0 +1,156 @@
+"""What commands write to the terminal: progress, tables, and text of others that must not be obeyed."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from apeagent_pipeline.reporting.foreign_text import printable
+from apeagent_pipeline.reporting.progress import Progress
+
+if TYPE_CHECKING:
+    from dagster import AssetExecutionContext
+
+ERROR_CONSOLE = Console(stderr=True)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class TerminalWatcher:
+    """One line an asset with a live bar; where no terminal is attached, a plain line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        """Draws nothing before the first asset starts."""
+        self.console = console
+        self._bars = Bars(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> "TerminalWatcher":
+        """Start drawing."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the finished lines on the screen."""
+        self._finish()
+        self._bars.stop()
+
+    def started(self, context: "AssetExecutionContext") -> Progress:
+        """See `watcher.Watcher`."""
+        name = context.asset_key.to_user_string()
+        self._finish()
+        task = self._current = self._bars.add_task(name, total=None, figures="")
+        begun = last = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(f"▸ {name}")
+
+        def progress(done: int, total: int, **metrics: float) -> None:
+            nonlocal last
+            figures = "  ".join(f"{key} {value:,.4g}" for key, value in metrics.items())
+            self._bars.update(task, completed=done, total=total, figures=figures)
+            if not self.console.is_terminal and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                self.console.print(f"  {name}: {done:,} of {total:,}, {last - begun:.0f} s  {figures}")
+
+        return progress
+
+    def stored(self, asset: str, partition: str | None, rows: int | None) -> None:
+        """See `watcher.Watcher`."""
+
+    def _finish(self) -> None:
+        if self._current is not None:
+            total = self._bars.tasks[self._current].total or 1
+            self._bars.update(self._current, total=total, completed=total)
+            self._current = None
+
+
+@contextlib.contextmanager
+def quiet_console(log: Path) -> Iterator[Console]:
+    """A console that stays readable: whatever libraries print meanwhile goes to ``log``.
+
+    Dagster captures the standard streams of every step and libraries write to them, so the console writes to copies
+    of the original ones.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    original_out, original_err = os.dup(1), os.dup(2)
+    try:
+        with log.open("ab") as sink, os.fdopen(original_out, "w", closefd=False) as screen:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            try:
+                yield Console(file=screen)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os.dup2(original_out, 1)
+                os.dup2(original_err, 2)
+    finally:
+        os.close(original_out)
+        os.close(original_err)
+
+
+def plain(text: object) -> str:
+    """Text that others wrote, for a console: neither markup nor anything else that a terminal obeys."""
+    return escape(printable(str(text)))
+
+
+def metrics_table(title: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Table:
+    """Every metric of a report with its 95 % interval, if it has one."""
+    table = Table("measure", "value", "95 % interval", title=title)
+    for name, value in metrics.items():
+        interval = intervals.get(name)
+        table.add_row(name, f"{value:,.4g}", f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
+    return table
+
+
+def progress_bars(console: Console, *columns: ProgressColumn) -> Bars:
+    """Bars with count and elapsed time, and ``columns`` after them."""
+    return Bars(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *columns,
+        console=console,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def bar(name: str) -> "Iterator[Progress]":
+    """A bar for one piece of long work; where no terminal is attached, a line now and then."""
+    with progress_bars(ERROR_CONSOLE) as bars:
+        task = bars.add_task(name, total=None)
+        told = time.monotonic()
+
+        def progress(done: int, total: int, **_: float) -> None:
+            nonlocal told
+            bars.update(task, completed=done, total=total)
+            if not ERROR_CONSOLE.is_terminal and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                ERROR_CONSOLE.print(f"{name}: {done:,} of {total:,}")
+
+        yield progress

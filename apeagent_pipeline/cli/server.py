@@ -1,0 +1,80 @@
+"""``apeagent ui`` and ``apeagent devnet``: what runs until Ctrl-C."""
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from apeagent_pipeline.cli.update import day_argument, sweep_orphans
+from apeagent_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    pass
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only look: nothing can be launched, and no daemon runs")
+    ] = False,
+) -> None:
+    """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME.
+
+    The daemon does what is due by itself: the nightly re-sync where swaps are read from a chain, what lies below
+    changed data, and retries. Each can be turned off under Automation in the UI.
+    """
+    from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
+
+    settings = load_settings()
+    home = prepare_home(settings)
+    require_engine(settings)
+    with open_instance(settings) as instance:
+        sweep_orphans(instance)
+    Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "APEAGENT_HOME": str(settings.home.absolute()),
+        "PYTHONSAFEPATH": "1",  # a file of the current folder must not stand in for a module of the server
+    }
+    program = ["apeagent_pipeline.defs.web_server", "--read-only" if read_only else "dev"]
+    command = ["-m", *program, "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
+
+
+def devnet(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free one")] = 8545,
+    first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day of trading (UTC)")] = "2025-01-21",
+    days: Annotated[int, typer.Option(min=1, help="Days of trading")] = 2,
+    swaps: Annotated[int, typer.Option(min=0, help="Swaps on all days together")] = 2_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other swaps")] = 42,
+) -> None:
+    """Run a chain on this machine with the real Uniswap V4 contracts, and swaps to read from it.
+
+    An Anvil node with the PoolManager, USDC and the ETH-USDC pool at the addresses they have on Base, traded in by
+    several accounts: the way over JSON-RPC, without a key and without a public node. The first start fetches Anvil and
+    the contracts with npm. A day takes about fifteen seconds.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from apeagent_pipeline.chain.devnet import start_devnet
+
+    settings = load_settings()
+    console = Console()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    try:
+        with start_devnet(settings.home.absolute() / "cache" / "devnet", day_argument(first, "--from"), port) as chain:
+            with Progress(*columns, console=console) as bars:
+                task = bars.add_task("Swaps", total=swaps)
+                traded = chain.trade(days, swaps, seed, lambda done, total, **_: bars.update(task, completed=done))
+            chain.rpc("evm_setAutomine", True)  # a transaction of the user's own is mined at once
+            command = f"APEAGENT_RPC_URLS={chain.url} apeagent sync --from {traded[0]} --to {traded[-1]}"
+            console.print(f"Devnet on [link]{chain.url}[/] (Ctrl-C stops it). In another terminal:", highlight=False)
+            console.print(f"  [bold]{command}[/]", highlight=False, soft_wrap=True)
+            while True:
+                time.sleep(60)  # unlike waiting for a lock, Ctrl-C interrupts it whoever handles the signal
+    except KeyboardInterrupt:
+        console.print("Stopped.")

@@ -1,0 +1,92 @@
+"""The adapter in service: ``apeagent ask``, ``export``, ``promotions`` and ``rollback``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from apeagent_pipeline.cli.display import bar
+from apeagent_pipeline.reporting.foreign_text import printable
+from apeagent_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from apeagent_pipeline.defs.resources import Runtime
+
+
+def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
+    """Ask the adapter in service, and see its answer as it is written."""
+    _, base, adapter = in_service()
+    from apeagent_pipeline.student.generation import ask as answer
+
+    for piece in answer(base, adapter, prompt):
+        typer.echo(printable(piece), nl=False)
+    typer.echo()
+
+
+def export(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New or empty folder, or an earlier export")],
+) -> None:
+    """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile and model card.
+
+    The folder appears when everything is in it. A folder with other files in it is refused.
+    """
+    from apeagent_pipeline.student.export import export_folder
+
+    runtime, base, adapter = in_service()
+    with bar("export") as progress:
+        export_folder(base, adapter, to, runtime.profile.ollama_model, runtime.scratch("cache/converter"), progress)
+    for path in sorted(each for each in to.rglob("*") if each.is_file()):
+        Console().print(f"{path}  {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+
+
+def promotions() -> None:
+    """Show which adapter is in service, and every promotion and rollback before, the newest first.
+
+    A trained adapter goes into service when its canary report passes and does not show it to be worse than the one
+    there. `apeagent ask` and the export use the adapter in service.
+    """
+    from rich.markdown import Markdown
+
+    from apeagent_pipeline.student.promotion import history_table
+
+    Console().print(Markdown(history_table(open_runtime().store)))
+
+
+def rollback() -> None:
+    """Put the adapter into service again that was there before the present one.
+
+    The present one is withdrawn: it will not be promoted again. What is made from the adapter in service is out of date
+    then; `apeagent demo` or the daemon makes it again.
+    """
+    import dagster as dg
+
+    from apeagent_pipeline.defs.instance import open_instance
+    from apeagent_pipeline.student.promotion import PROMOTED, roll_back
+
+    runtime = open_runtime()
+    store = runtime.store
+    service = roll_back(store)
+    with open_instance(runtime.settings) as instance:
+        # So that the UI shows it, and the daemon knows what lies below.
+        manifest = store.manifest(PROMOTED)
+        tags = {"dagster/data_version": manifest.data_version if manifest else ""}
+        instance.report_runless_asset_event(dg.AssetMaterialization(PROMOTED, description="rollback", tags=tags))
+    Console().print(f"In service: {service.adapter}. Withdrawn: {', '.join(service.withdrawn)}", highlight=False)
+
+
+def in_service() -> "tuple[Runtime, Path, Path]":
+    """The runtime, the base model's folder and that of the adapter in service."""
+    from apeagent_pipeline.student import promotion
+
+    runtime = open_runtime()
+    adapter = promotion.in_service(runtime.store)
+    return runtime, runtime.student_base(), adapter
+
+
+def open_runtime() -> "Runtime":
+    """Settings and store of this environment, for commands that run no asset."""
+    from apeagent_pipeline.defs.resources import Runtime
+    from apeagent_pipeline.defs.watcher import LogWatcher
+
+    return Runtime(load_settings(), LogWatcher())

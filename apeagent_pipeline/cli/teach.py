@@ -1,0 +1,147 @@
+"""``apeagent teach``: ask the teacher outside a run, with the prompts and the answer cache of the asset.
+
+An answer that this command receives is not asked for again when ``teacher_traces`` is made.
+"""
+
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from apeagent_pipeline.cli.display import plain
+from apeagent_pipeline.cli.update import bring_up_to_date, report_failure
+from apeagent_pipeline.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from apeagent_pipeline.defs.resources import Runtime
+    from apeagent_pipeline.distillation.teaching import Teaching
+
+
+def teach(
+    limit: Annotated[int, typer.Option(min=0, help="Only the first so many prompts; 0: all")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask nothing: show prompts, expected tokens and cost")
+    ] = False,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day, as of apeagent demo")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
+) -> None:
+    """Ask the teacher about the synthetic windows, and show what its answers are worth and what they cost.
+
+    The windows are brought up to date before, which asks no teacher. Every finished answer is kept: neither this
+    command nor `apeagent demo` asks for it again. Ctrl-C and SIGTERM finish the requests under way and keep their
+    answers.
+    """
+    settings = load_settings()
+    rounds, graph, _ = bring_up_to_date(settings, first, last, select=lambda graph: graph.upstream_of("teacher_traces"))
+    if rounds and not rounds[-1].success:
+        raise typer.Exit(report_failure(rounds[-1]))
+    try:
+        teaching = open_teaching(graph.runtime, limit)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if dry_run:
+        _show_costs(teaching)
+        return
+    _ask_teacher(teaching)
+
+
+def open_teaching(runtime: "Runtime", limit: int = 0) -> "Teaching":
+    """Build the prompts from the stored synthetic windows.
+
+    Args:
+        runtime: Settings and store.
+        limit: The first so many prompts; 0: all.
+
+    Raises:
+        StorageError: There are no synthetic windows.
+        ValueError: They do not suffice for the prompts.
+        TeacherError: The teacher's settings are wrong.
+    """
+    from apeagent_pipeline.defs.assets.distillation import open_teacher
+    from apeagent_pipeline.distillation.prompts import build_prompts
+    from apeagent_pipeline.distillation.teaching import Teaching
+
+    settings, config = runtime.settings, runtime.profile.teacher_traces
+    prompts = build_prompts(runtime.store.scan("synthetic_windows").collect(), config, settings.seed)
+    return Teaching(
+        prompts.head(limit) if limit else prompts,
+        open_teacher(settings),
+        config,
+        runtime.scratch("cache/teacher"),
+        settings.seed,
+        settings.teacher_max_tokens,
+        settings.teacher_prices.get(settings.teacher_model),
+    )
+
+
+def _show_costs(teaching: "Teaching") -> None:
+    """The first prompts as they would be asked, and what all of them need at least, probably and at most."""
+    from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
+
+    console = Console()
+    expected = teaching.estimate()
+    console.print("System prompt", style="bold")
+    console.print(SYSTEM_PROMPT, highlight=False, markup=False)
+    for prompt in teaching.prompts["prompt"].head(3):
+        console.print("\nPrompt", style="bold")
+        console.print(plain(prompt), highlight=False)
+    console.print()
+    settled = teaching.prompts.height - expected.open_prompts
+    console.print(
+        f"{teaching.teacher.name}: {expected.open_prompts} of {teaching.prompts.height} prompts to ask"
+        + (f"; the answers to {settled} are kept." if settled else "."),
+        style="bold",
+        highlight=False,
+    )
+    if teaching.teacher.deterministic:
+        console.print("The embedded policy answers here and now: no requests, no tokens, no cost.")
+        return
+    table = Table("", "requests", "tokens read", "tokens written", "cost", title="Nothing was asked")
+    for name, bill in (("least", expected.least), ("expected", expected.expected), ("most", expected.most)):
+        if bill is None:
+            table.add_row(name, "not known before the first answers: try --limit 10")
+            continue
+        cost = "unknown" if bill.cost_usd is None else f"{bill.cost_usd:,.4f} USD"
+        table.add_row(name, f"{bill.requests:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}", cost)
+    if teaching.price is None:
+        table.caption = "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD for a million)."
+    console.print(table)
+
+
+def _ask_teacher(teaching: "Teaching") -> None:
+    """Ask with a bar, and show the report of what came; also when interrupted."""
+    from rich.markdown import Markdown
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from apeagent_pipeline.distillation.teaching_report import teaching_report
+
+    console = Console()
+
+    def stop(number: int, frame: object) -> None:
+        console.print("Stopping: requests under way are finished and kept (again: they are left).", style="yellow")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    interrupted = False
+    try:
+        with Progress(*columns, TextColumn("[dim]{task.fields[figures]}"), console=console) as bars:
+            task = bars.add_task(teaching.teacher.name, total=teaching.prompts.height, figures="")
+
+            def progress(done: int, total: int, **metrics: float) -> None:
+                figures = "  ".join(f"{key} {value:,.4g}" for key, value in metrics.items())
+                bars.update(task, completed=done, total=total, figures=figures)
+
+            traces = teaching.ask(progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        traces = teaching.stored()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    console.print(Markdown(teaching_report(traces)))
+    if interrupted:
+        console.print("Stopped. The same command goes on from here.", style="yellow")
+        raise typer.Exit(130)

@@ -1,0 +1,122 @@
+"""What the commands share that bring the graph up to date."""
+
+import time
+from datetime import date
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
+from apeagent_pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from dagster import DagsterInstance
+
+    from apeagent_pipeline.defs.build import Graph
+    from apeagent_pipeline.defs.staleness import Stale
+    from apeagent_pipeline.defs.update import Round
+
+
+def bring_up_to_date(
+    settings: Settings,
+    first: str | None,
+    last: str | None,
+    *,
+    select: "Callable[[Graph], Collection[str]] | None" = None,
+    keep_going: bool = False,
+) -> "tuple[list[Round], Graph, list[str]]":
+    """Bring the graph up to date with a live display, and show what was made in which time.
+
+    Args:
+        settings: Of this run.
+        first: First day; None: what the swap source suggests.
+        last: Last day.
+        select: Names of the assets to bring up to date; None: all.
+        keep_going: Whether other days are made when one fails.
+
+    Returns:
+        The rounds that ran, the graph, and the days.
+    """
+    from apeagent_pipeline.cli.display import TerminalWatcher, quiet_console
+    from apeagent_pipeline.defs.build import build_graph
+    from apeagent_pipeline.defs.instance import open_instance
+    from apeagent_pipeline.defs.update import update
+
+    begun = time.monotonic()
+    instance = open_instance(settings)
+    log = settings.home.absolute() / "logs" / "apeagent.log"
+    sweep_orphans(instance)
+    with quiet_console(log) as console, TerminalWatcher(console) as watcher:
+        graph = build_graph(settings, watcher)
+        days = days_of(graph, first, last)
+        console.print(
+            f"[bold]apeagent[/]: {graph.runtime.source.name} swaps of {days[0]} to {days[-1]}, "
+            f"profile {settings.profile}, teacher {settings.teacher}, student {settings.student}",
+            highlight=False,
+        )
+
+        def announce(stale: "list[Stale]") -> None:
+            names = dict.fromkeys(each.asset for each in stale)
+            reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
+            console.print(
+                "To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
+            )
+
+        only = set(select(graph)) if select else None
+        rounds = update(graph, instance, days, only=only, keep_going=keep_going, announce=announce)
+    seconds = {name: took for each in rounds for name, took in each.seconds.items()}
+    if not rounds:
+        Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")
+    else:
+        wall = time.monotonic() - begun
+        table = Table("asset or check", "seconds", title="Made")
+        for name, took in seconds.items():
+            table.add_row(name, f"{took:.1f}")
+        table.caption = (
+            f"{wall:.0f} s in all; {wall - sum(seconds.values()):.1f} s of them outside the assets. Details: {log}"
+        )
+        Console().print(table)
+    return rounds, graph, days
+
+
+def sweep_orphans(instance: "DagsterInstance") -> None:
+    """Fail the runs that were killed: they would hold their places in the concurrency pools for ever."""
+    from apeagent_pipeline.defs.automation.orphans import fail_orphaned_runs
+
+    for run_id in fail_orphaned_runs(instance):
+        Console().print(f"Run {run_id} was killed; it is marked as failed now.", style="yellow", highlight=False)
+
+
+def days_of(graph: "Graph", first: str | None, last: str | None) -> list[str]:
+    """The days from ``first`` to ``last``; where one is not given, the day that the swap source suggests."""
+    from apeagent_pipeline.chain.days import days_between
+
+    low, high = (str(day) for day in graph.runtime.source.demo_days()) if not (first and last) else ("", "")
+    start, end = day_argument(first or low, "--from"), day_argument(last or high, "--to")
+    if end < start:
+        raise SettingsError(f"--to {end} lies before --from {start}")
+    return [str(day) for day in days_between(start, end)]
+
+
+def day_argument(text: str, option: str) -> date:
+    """Read the day that a user gave for ``option``."""
+    from apeagent_pipeline.chain.days import FIRST_DAY
+
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"{option} {text}: expected a day such as 2025-02-01") from None
+    if day < FIRST_DAY:
+        raise SettingsError(f"{option} {day}: Uniswap V4 has no swaps before {FIRST_DAY}")
+    return day
+
+
+def report_failure(failed: "Round") -> int:
+    """Show why a run failed; the exit code is 1."""
+    for error in failed.errors:
+        ERROR_CONSOLE.print(f"[red]Failed:[/] {plain(error)}", highlight=False, soft_wrap=True)
+    ERROR_CONSOLE.print(f"Run {failed.run_id} failed. Mend the cause and run the same command: it goes on from here.")
+    return 1

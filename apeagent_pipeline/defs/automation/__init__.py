@@ -1,0 +1,1 @@
+"""What the daemon does without being asked."""

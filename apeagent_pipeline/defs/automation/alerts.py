@@ -1,0 +1,68 @@
+"""Telling somebody that a run failed: one message to a Slack-compatible webhook."""
+
+from html import escape
+
+import dagster as dg
+import requests
+from pydantic import SecretStr
+from tenacity import Retrying, stop_after_attempt, wait_exponential
+
+from apeagent_pipeline.reporting.foreign_text import printable
+
+_TIMEOUT_S = 3.0
+"""Five alerts of three attempts each end before Dagster gives up on a sensor, after a minute."""
+_LONGEST_REASON = 500
+
+
+def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
+    """A sensor that posts job, run and reason of every failed run to ``webhook``; its address is told to nobody."""
+
+    @dg.run_failure_sensor(
+        name="failure_alert",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        monitor_all_code_locations=True,
+        description="Posts failed runs to the webhook of APEAGENT_ALERT_WEBHOOK",
+    )
+    def alert(context: dg.RunFailureSensorContext) -> None:
+        causes = [f"{event.step_key}: {cause_of(event)}" for event in context.get_step_failure_events()]
+        reason = "; ".join(causes) or context.failure_event.message or "no reason was recorded"
+        run = context.dagster_run
+        post(webhook, f"apeagent: run {run.run_id} of {run.job_name} failed. {reason[:_LONGEST_REASON]}")
+
+    return alert
+
+
+def post(webhook: SecretStr, text: str) -> None:
+    """Send one message, in which nothing is a link or calls anybody; three attempts.
+
+    Raises:
+        RuntimeError: if it could not be delivered; the message does not name the address, which is a secret.
+    """
+    try:
+        for attempt in Retrying(stop=stop_after_attempt(3), wait=wait_exponential(max=1), reraise=True):
+            with attempt:
+                _send(webhook.get_secret_value(), {"text": escape(printable(text), quote=False)})
+    except requests.RequestException as error:
+        status = error.response.status_code if error.response is not None else type(error).__name__
+        # "from None": the cause repeats the address.
+        raise RuntimeError(f"the alert could not be delivered to APEAGENT_ALERT_WEBHOOK ({status})") from None
+
+
+def _send(address: str, message: dict[str, str]) -> None:
+    # Neither the message nor the address goes where a redirect points; what else is answered is not read.
+    with requests.post(address, json=message, timeout=_TIMEOUT_S, allow_redirects=False, stream=True) as answer:
+        answer.raise_for_status()
+        if answer.is_redirect:
+            raise requests.HTTPError(response=answer)
+
+
+def cause_of(event: dg.DagsterEvent) -> str:
+    """The innermost message of a step's failure: what the domain code said."""
+    error = event.step_failure_data.error
+    while error and error.cause:
+        error = error.cause
+    if error is None:
+        return "failed"
+    # Dagster puts the class before the message; who reads this wants the message.
+    _, _, message = error.message.strip().partition(": ")
+    return message or error.message.strip()

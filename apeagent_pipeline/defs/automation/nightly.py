@@ -1,0 +1,61 @@
+"""The nightly re-sync: swaps and features of yesterday, of some days before, and of nights that were missed."""
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+import dagster as dg
+
+from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
+from apeagent_pipeline.defs.resources import Runtime
+
+LONGEST_CATCH_UP = 31
+"""Days that one night reads at most."""
+
+
+def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
+    """Every night: yesterday, the days before it once more, and every night that was missed.
+
+    A day read again with equal content keeps its data version, and nothing below it is made. Days are read again since
+    a node may have lied or not known better. After a time off, Dagster gives only the newest tick of a schedule that
+    is not made from a partitioned job; so that tick asks for the days since the newest that is there.
+    """
+    settings = runtime.settings
+
+    @dg.schedule(
+        name="nightly_resync",
+        job_name=job,
+        cron_schedule=f"{settings.nightly_at.minute} {settings.nightly_at.hour} * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING if settings.rpc_urls else dg.DefaultScheduleStatus.STOPPED,
+        description=f"Swaps and features of yesterday and, once more, of {settings.nightly_recheck_days} days before",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        if settings.swaps_archive:
+            yield dg.SkipReason("swaps come from an archive, which has no new days")
+            return
+        night = context.scheduled_execution_time.date()
+        stored = runtime.store.days("raw_swaps")
+        first, last = nightly_days(night, settings.nightly_recheck_days, stored)
+        # The run key is the night: a daemon that is started again asks for no night twice.
+        yield dg.RunRequest(run_key=f"nightly-{night}", tags={RANGE_START: str(first), RANGE_END: str(last)})
+
+    return schedule
+
+
+def nightly_days(night: date, recheck: int, stored: list[str]) -> tuple[date, date]:
+    """First and last day that a night reads.
+
+    Args:
+        night: When it runs; the day before it has just ended.
+        recheck: How many days before that one are read again.
+        stored: Days that are there; those missing between the newest of them and yesterday are read as well, but for
+            gaps of more than `LONGEST_CATCH_UP` days: a backfill is for those.
+    """
+    last = night - timedelta(days=1)
+    first = last - timedelta(days=recheck)
+    newest = max((day for day in stored if day <= str(last)), default=None)
+    if newest is not None:
+        missed = date.fromisoformat(newest) + timedelta(days=1)
+        first = min(first, max(missed, last - timedelta(days=LONGEST_CATCH_UP - 1)))
+    return max(first, FIRST_DAY), last

@@ -1,0 +1,65 @@
+"""The metadata that every asset shows in the UI, by what kind of artifact it is."""
+
+import base64
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from apeagent_pipeline.artifacts.manifest import Manifest
+from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.defs.columns import COLUMNS
+from apeagent_pipeline.reporting.foreign_text import markdown_line
+from apeagent_pipeline.reporting.report import Report, markdown_table
+
+_PREVIEW_ROWS = 5
+_CELL_CHARACTERS = 24
+
+
+def picture(caption: str, image: bytes) -> dg.MetadataValue:
+    """A PNG as metadata that the UI shows."""
+    return dg.MetadataValue.md(f"![{caption}](data:image/png;base64,{base64.b64encode(image).decode()})")
+
+
+def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
+    """Path, hash, size and origin of an artifact."""
+    return {
+        "path": dg.MetadataValue.path(str(store.path(manifest.asset, manifest.partition))),
+        "content_hash": manifest.data_version,
+        "size_bytes": sum(file.size for file in manifest.files.values()),
+        "inputs": dg.MetadataValue.json(manifest.inputs),
+        "config": dg.MetadataValue.json(manifest.config),
+    }
+
+
+def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
+    """Row count, column schema and a preview of a table."""
+    return {
+        "dagster/partition_row_count" if partition else "dagster/row_count": table.height,
+        "dagster/column_schema": dg.TableSchema(
+            columns=[
+                dg.TableColumn(name=name, type=str(kind), description=COLUMNS.get(name))
+                for name, kind in table.schema.items()
+            ]
+        ),
+        "preview": dg.MetadataValue.md(_preview(table)),
+    }
+
+
+def report_metadata(report: Report) -> dict[str, Any]:
+    """Every metric as a number that the UI plots over time, and the page itself."""
+    return {
+        **{name: float(value) for name, value in report.metrics.items()},
+        "report": dg.MetadataValue.md(report.inline_markdown()),
+    }
+
+
+def _preview(table: pl.DataFrame) -> str:
+    # What a teacher said is shown, not rendered: the browser would ask for a picture's address, for one.
+    rows = [[markdown_line(_cell(value)) for value in row] for row in table.head(_PREVIEW_ROWS).iter_rows()]
+    return markdown_table(table.columns, rows)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"

@@ -1,0 +1,75 @@
+"""What the assets of one graph share: settings, store, swap source and watcher."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from apeagent_pipeline.artifacts.manifest import digest
+from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.chain.source import SwapSource, open_swap_source
+from apeagent_pipeline.defs.io_manager import ArtifactIOManager
+from apeagent_pipeline.defs.profiles import Profile, configured
+from apeagent_pipeline.defs.watcher import Watcher
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.settings import Settings
+
+SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
+
+
+class Runtime:
+    """Built once for a graph; opens nothing before it is needed."""
+
+    def __init__(self, settings: Settings, watcher: Watcher, profile: Profile | None = None) -> None:
+        """Nothing is opened yet; see `build.build_graph` for the arguments."""
+        self.settings = settings
+        self.profile = configured(settings, profile)
+        self.watcher = watcher
+        self.store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
+        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher)
+
+    @cached_property
+    def source(self) -> SwapSource:
+        """Where the swaps come from, as the settings say."""
+        return open_swap_source(self.settings)
+
+    @property
+    def externals(self) -> Mapping[str, Callable[[], str]]:
+        """External asset -> how to ask for its present data version."""
+        return {
+            SWAP_SOURCE: self._source_fingerprint,
+            TEACHER: lambda: digest(self.teacher_identity),
+            STUDENT_BASE: self._student_fingerprint,
+        }
+
+    @property
+    def teacher_identity(self) -> dict[str, str]:
+        """Which teacher answers, told only as a digest: its address may carry a key."""
+        settings = self.settings
+        if settings.teacher == "rules":
+            return {name: str(value) for name, value in RulesTeacher.identity.items()}
+        return {
+            "teacher": "openai",
+            "base_url": settings.teacher_base_url,
+            "model": settings.teacher_model,
+            "max_tokens": str(settings.teacher_max_tokens),
+        }
+
+    def _source_fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def _student_fingerprint(self) -> str:
+        from apeagent_pipeline.student.base_model import base_fingerprint
+
+        return base_fingerprint(self.settings.student)
+
+    def student_base(self) -> Path:
+        """The folder of the base model, fetched and converted on first use."""
+        from apeagent_pipeline.student.base_model import resolve_base_model
+
+        return resolve_base_model(self.settings.student, self.scratch("cache/models"))
+
+    def scratch(self, purpose: str) -> Path:
+        """A local folder for checkpoints and caches, kept between runs."""
+        folder = self.settings.home.absolute() / purpose
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

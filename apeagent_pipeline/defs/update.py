@@ -1,0 +1,152 @@
+"""Bringing the whole graph up to date in this process: what ``apeagent demo`` does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import dagster as dg
+
+from apeagent_pipeline.defs.automation.alerts import cause_of
+from apeagent_pipeline.defs.build import Graph
+from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
+from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
+
+_CHECK_ERROR = "DagsterAssetCheckFailedError"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run: what it was to make, how it ended, and how long each asset took."""
+
+    asked: list[Stale]
+    run_id: str
+    success: bool
+    seconds: dict[str, float]
+    errors: list[str]
+
+
+def update(
+    graph: Graph,
+    instance: dg.DagsterInstance,
+    days: list[str],
+    *,
+    only: set[str] | None = None,
+    keep_going: bool = False,
+    announce: Callable[[list[Stale]], None] = lambda stale: None,
+) -> list[Round]:
+    """Materialize what is out of date, and nothing else, until all is up to date or a run fails.
+
+    Several rounds can be needed: what was made from unchanged data stays as it is, so what is below an asset is
+    judged again after it was made.
+
+    Args:
+        graph: The graph.
+        instance: Where the runs are recorded.
+        days: The days that daily assets should have.
+        only: Names of the assets to look at; None: all.
+        keep_going: Whether the other days go on when some fail. For daily assets alone: what is made of many days would
+            be made of some.
+        announce: Called before each run with what it will make.
+    """
+    rounds: list[Round] = []
+    assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
+    failed: set[str | None] = set()
+    while True:
+        found = stale_artifacts(assets, graph.runtime, [day for day in days if day not in failed])
+        if keep_going and rounds and not rounds[-1].success:
+            failed |= _failed_days(rounds[-1].asked, found)
+            found = [each for each in found if each.day not in failed]
+        held = held_back(graph, instance, found)
+        stale = _one_round([each for each in found if each.asset not in held])
+        if rounds and ((not rounds[-1].success and not keep_going) or rounds[-1].asked == stale):
+            return rounds
+        if not stale:
+            if held:
+                rounds.append(Round(found, "", success=False, seconds={}, errors=sorted(set(held.values()))))
+            return rounds
+        announce(stale)
+        rounds.append(_run(graph, instance, stale))
+
+
+def _failed_days(asked: list[Stale], stale: list[Stale]) -> set[str | None]:
+    """Days of a failed run whose first asset is still not made; the assets below it had no chance."""
+    still = {each.name for each in stale}
+    first = {each.day: each.name for each in reversed(asked)}
+    return {day for day, name in first.items() if name in still}
+
+
+def held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> dict[str, str]:
+    """Stale assets below one whose blocking check failed, with what the check said.
+
+    Within a run Dagster holds them back itself; this is for the next run, which would not repeat the check.
+    """
+    to_make = {each.asset for each in stale}
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        [key for check in graph.checks for key in check.check_keys]
+    )
+    failed: dict[str, str] = {}
+    for key, record in latest.items():
+        asset = key.asset_key.to_user_string()
+        if record.status.value == "FAILED" and asset not in to_make:
+            why = record.evaluation.description if record.evaluation else "the check itself broke"
+            failed[asset] = f"check {key.name} of {asset} failed: {why}"
+    held: dict[str, str] = {}
+    for definition in in_order(graph.assets):
+        above = [key.to_user_string() for key in definition.dependency_keys]
+        reasons = [reason for key in above if (reason := failed.get(key) or held.get(key))]
+        if reasons:
+            held[definition.key.to_user_string()] = reasons[0]
+    return {name: reason for name, reason in held.items() if name in to_make}
+
+
+def _one_round(stale: list[Stale]) -> list[Stale]:
+    """What one run can make: consecutive days that lack the same assets, and the rest if no other days remain.
+
+    What is there but whose input is about to be made again waits: that input may turn out as it was.
+    """
+    about_to_change = {each.name for each in stale}
+    stale = [each for each in stale if not about_to_change.intersection(each.changed_inputs)]
+    missing: dict[str, set[str]] = {}
+    for each in stale:
+        if each.day:
+            missing.setdefault(each.day, set()).add(each.asset)
+    if not missing:
+        return stale
+    first = min(missing)
+    last = first
+    while missing.get(_next(last)) == missing[first]:
+        last = _next(last)
+    chunk = [each for each in stale if each.day and first <= each.day <= last]
+    only_chunk = len(chunk) == sum(1 for each in stale if each.day)
+    return chunk + [each for each in stale if only_chunk and not each.day]
+
+
+def _next(day: str) -> str:
+    return str(date.fromisoformat(day) + timedelta(days=1))
+
+
+def _run(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> Round:
+    days = sorted(each.day for each in stale if each.day)
+    result = graph.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in dict.fromkeys(each.asset for each in stale)],
+        tags={RANGE_START: days[0], RANGE_END: days[-1]} if days else {},
+        run_config=_QUIET,
+        raise_on_error=False,
+    )
+    seconds = {
+        stats.step_key: stats.end_time - stats.start_time
+        for stats in instance.get_run_step_stats(result.run_id)
+        if stats.start_time and stats.end_time
+    }
+    refused = [
+        f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR
+    ]
+    broken = [event for event in result.all_events if event.is_step_failure]
+    errors = refused + [
+        f"{event.step_key}: {cause}" for event in broken if _CHECK_ERROR not in (cause := cause_of(event))
+    ]
+    return Round(stale, result.run_id, result.success, seconds, errors)

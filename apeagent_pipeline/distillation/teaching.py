@@ -1,0 +1,36 @@
+"""One teaching: the prompts of ``teacher_traces``, the teacher that is asked, and the cache that keeps the answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from apeagent_pipeline.distillation.teachers.teacher import Teacher
+from apeagent_pipeline.distillation.teaching_estimate import TeachingEstimate, estimate
+from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
+from apeagent_pipeline.reporting.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The prompts that ``teacher_traces`` would ask, and whom."""
+
+    prompts: pl.DataFrame
+    teacher: Teacher
+    config: TracesConfig
+    cache: Path
+    seed: int
+    max_tokens: int
+    price: tuple[float, float] | None
+
+    def stored(self) -> pl.DataFrame:
+        """What is known by now; see `stored_traces`."""
+        return stored_traces(self.prompts, self.teacher, self.config, self.cache, self.seed)
+
+    def ask(self, progress: Progress = silent) -> pl.DataFrame:
+        """Ask what is not known; see `collect_traces`."""
+        return collect_traces(self.prompts, self.teacher, self.config, self.cache, self.seed, progress)
+
+    def estimate(self) -> TeachingEstimate:
+        """What asking would cost; see `estimate`."""
+        return estimate(self.stored(), self.config, self.max_tokens, self.price)

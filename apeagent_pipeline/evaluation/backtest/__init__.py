@@ -1,0 +1,1 @@
+"""Decisions replayed on held-out real swaps."""

@@ -1,0 +1,18 @@
+"""What the backtest replays, and how often it decides."""
+
+from pydantic import Field
+
+from apeagent_pipeline.distillation.market_states import StateWords
+
+
+class BacktestConfig(StateWords):
+    """How long is traded, how often and with how much; the word edges must be those of the training prompts."""
+
+    window: int = Field(24, ge=2, description="Swaps a decision sees, as many as a training window has")
+    every: int = Field(6, ge=1, description="Swaps from one decision to the next")
+    decisions: int = Field(6, ge=1, description="Decisions in an episode")
+    episodes: int = Field(16, ge=1, description="Episodes at most; fewer if the held-out swaps are fewer")
+    start_usdc: float = Field(10_000.0, gt=0, description="Worth of a portfolio at the start, half of it in ETH")
+    template: str = Field("question", description="Wording of the prompts, one of the training templates")
+    max_new_tokens: int = Field(56, ge=8, description="Longest answer")
+    random_runs: int = Field(200, ge=1, description="Random traders with the student's turnover")

@@ -1,0 +1,241 @@
+"""Statistics and page of the backtest."""
+
+import numpy as np
+
+from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
+from apeagent_pipeline.evaluation.backtest.market import _SECONDS_A_YEAR, Market, Run
+from apeagent_pipeline.reporting.figures import new_figure, png
+from apeagent_pipeline.reporting.report import Report, markdown_table
+
+_SHARPE_WORDS = {"sharpe_adapter": "The adapter's", "sharpe_adapter_minus_hold": "The adapter's less that of holding"}
+
+
+def max_drawdown(equity: np.ndarray) -> np.ndarray:
+    """Largest fall from an earlier peak, ``[E]`` from ``[E, T]``, as a positive share of the peak."""
+    return (1 - equity / np.maximum.accumulate(equity, axis=1)).max(axis=1)
+
+
+def _sharpe(equity: np.ndarray, every: int, seconds: float) -> float | None:
+    """Mean over standard deviation of the returns between decisions, times the root of how many there are in a year."""
+    steps = np.diff(np.log(equity[:, ::every]), axis=1)
+    spread = float(steps.std(ddof=1)) if steps.size > 1 else 0.0
+    return float(steps.mean()) / spread * float(np.sqrt(_SECONDS_A_YEAR / seconds)) if spread > 0 else None
+
+
+def sharpe_interval(
+    equity: np.ndarray, every: int, seconds: float, seed: int, against: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """The 95 % interval of a Sharpe ratio, or of how much it exceeds another one's.
+
+    Source: the stationary bootstrap (Politis and Romano 1994), which keeps what follows one another together; the mean
+    length of its blocks is chosen after Politis and White (2004).
+
+    Args:
+        equity: ``[E, T]`` worth over time.
+        every: Columns from one decision to the next.
+        seconds: Time from one decision to the next.
+        seed: Of the resampling.
+        against: Worth of another strategy over the same time.
+
+    Returns:
+        ``(low, high)``, or None if a strategy's worth does not move.
+    """
+    from arch.bootstrap import StationaryBootstrap, optimal_block_length
+
+    steps = [np.diff(np.log(each[:, ::every]), axis=1).ravel() for each in (equity, against) if each is not None]
+    if any(each.size < 8 or each.std() == 0 for each in steps):
+        return None
+    scale = float(np.sqrt(_SECONDS_A_YEAR / seconds))
+
+    def measured(*drawn: np.ndarray) -> np.ndarray:
+        ratios = [each.mean() / max(float(each.std(ddof=1)), 1e-12) * scale for each in drawn]
+        return np.array([ratios[0] - (ratios[1] if len(ratios) > 1 else 0.0)])
+
+    block = max(1.0, *(float(optimal_block_length(each)["stationary"].iloc[0]) for each in steps))
+    bootstrap = StationaryBootstrap(block, *steps, seed=np.random.default_rng([seed, 9]))
+    low, high = bootstrap.conf_int(measured, reps=1000, method="percentile")[:, 0]
+    return float(low), float(high)
+
+
+def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, tuple[float, float]]:
+    """Wilcoxon signed-rank p-value and bootstrap interval of the mean difference of paired episode returns."""
+    from scipy.stats import bootstrap, wilcoxon
+
+    difference = first - second
+    if len(difference) < 2 or not np.any(difference):
+        return 1.0, (float(difference.mean()), float(difference.mean()))
+    p = float(wilcoxon(difference, zero_method="zsplit").pvalue)
+    interval = bootstrap(
+        (difference,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng([seed, 8])
+    ).confidence_interval
+    return p, (float(interval.low), float(interval.high))
+
+
+def _report(  # noqa: PLR0917
+    market: Market, runs: dict[str, Run], randoms: list[Run], same_as_teacher: float, config: BacktestConfig, seed: int
+) -> Report:
+    times = market.swaps["block_timestamp"]
+    ends = [(market.row(e, 0), market.row(e, market.decisions)) for e in range(len(market.starts))]
+    seconds = float(np.mean([(times[last] - times[first]).total_seconds() for first, last in ends])) / market.decisions
+    metrics: dict[str, float] = {}
+    for name, run in runs.items():
+        metrics |= _run_metrics(name, [run], market.every, seconds)
+    metrics |= _run_metrics("random", randoms, market.every, seconds)
+    random_returns = np.array([run.returns.mean() for run in randoms])
+    adapter = runs["adapter"]
+    p_hold, against_hold = _compared(adapter.returns, runs["hold"].returns, seed)
+    p_base, against_base = _compared(adapter.returns, runs["base"].returns, seed)
+    p_rebalance, against_rebalance = _compared(adapter.returns, runs["rebalance"].returns, seed)
+    p_teacher, against_teacher = _compared(adapter.returns, runs["teacher"].returns, seed)
+    at_least = int((random_returns >= adapter.returns.mean()).sum())
+    metrics |= {
+        "p_hold": p_hold,
+        "p_base": p_base,
+        "p_rebalance": p_rebalance,
+        "p_teacher": p_teacher,
+        "p_random": (1 + at_least) / (1 + len(randoms)),
+        "same_action_as_teacher": same_as_teacher,
+        "unreadable_adapter": float(adapter.unreadable),
+        "unreadable_base": float(runs["base"].unreadable),
+        "refused_adapter": float(adapter.refused),
+        "n_episodes": float(len(market.starts)),
+        "n_decisions": float(len(market.starts) * market.decisions),
+        "seconds_between_decisions": seconds,
+    }
+    metrics |= {
+        f"adapter_minus_{name}": float((adapter.returns - run.returns).mean())
+        for name, run in runs.items()
+        if name != "adapter"
+    }
+    intervals = {
+        "adapter_minus_hold": against_hold,
+        "adapter_minus_teacher": against_teacher,
+        "adapter_minus_base": against_base,
+        "adapter_minus_rebalance": against_rebalance,
+    }
+    sharpe = {
+        "sharpe_adapter": sharpe_interval(adapter.equity, market.every, seconds, seed),
+        "sharpe_adapter_minus_hold": sharpe_interval(
+            adapter.equity, market.every, seconds, seed, against=runs["hold"].equity
+        ),
+    }
+    intervals |= {name: found for name, found in sharpe.items() if found is not None}
+    if "sharpe_adapter" in metrics and "sharpe_hold" in metrics:
+        metrics["sharpe_adapter_minus_hold"] = metrics["sharpe_adapter"] - metrics["sharpe_hold"]
+    return Report(
+        title="Backtest",
+        metrics=metrics,
+        intervals=intervals,
+        config=config.model_dump(),
+        markdown=_page(market, metrics, intervals, config),
+        figures={"equity.png": _equity_figure(runs, randoms), "trades.png": _trades_figure(market, adapter)},
+    )
+
+
+def _run_metrics(name: str, runs: list[Run], every: int, seconds: float) -> dict[str, float]:
+    sharpes = [_sharpe(run.equity, every, seconds) for run in runs]
+    known = [value for value in sharpes if value is not None]
+    return {
+        f"return_{name}": float(np.mean([run.returns.mean() for run in runs])),
+        f"max_drawdown_{name}": float(np.mean([max_drawdown(run.equity).mean() for run in runs])),
+        f"turnover_{name}": float(np.mean([run.turnover.mean() for run in runs])),
+        f"fees_{name}": float(np.mean([run.fees.mean() for run in runs])),
+        f"costs_{name}": float(np.mean([run.costs.mean() for run in runs])),
+        f"trades_{name}": float(np.mean([np.count_nonzero(run.eth_traded) for run in runs])),
+        **({f"sharpe_{name}": float(np.mean(known))} if known else {}),
+    }
+
+
+def _page(
+    market: Market, metrics: dict[str, float], intervals: dict[str, tuple[float, float]], config: BacktestConfig
+) -> str:
+    against_hold = intervals["adapter_minus_hold"]
+    rows = []
+    for name in ("adapter", "base", "teacher", "hold", "rebalance", "random"):
+        sharpe = metrics.get(f"sharpe_{name}")
+        rows.append(
+            [
+                name,
+                *(f"{metrics[f'{key}_{name}']:+.3%}" for key in ("return",)),
+                f"{metrics[f'max_drawdown_{name}']:.3%}",
+                "" if sharpe is None else f"{sharpe:.1f}",
+                *(f"{metrics[f'{key}_{name}']:.3%}" for key in ("turnover", "fees", "costs")),
+                f"{metrics[f'trades_{name}']:.0f}",
+            ]
+        )
+    header = [
+        "strategy",
+        "mean return",
+        "mean max drawdown",
+        "Sharpe, a year",
+        "turnover",
+        "fees",
+        "fees + impact",
+        "trades",
+    ]
+    others = ("hold", "rebalance", "teacher", "base", "random")
+    significant = [name for name in others if metrics[f"p_{name}"] < 0.05]
+    times = market.swaps["block_timestamp"]
+    verdict = (
+        f"The difference from {' and '.join(significant)} is significant at 5 %"
+        if significant
+        else f"No difference from {', '.join(others[:-1])} or {others[-1]} is significant at 5 %"
+    )
+    return "\n\n".join(
+        [
+            f"**{verdict}** (p against hold {metrics['p_hold']:.2g}, rebalance {metrics['p_rebalance']:.2g}, teacher "
+            f"{metrics['p_teacher']:.2g}, base {metrics['p_base']:.2g}, all Wilcoxon on "
+            f"{metrics['n_episodes']:.0f} paired episodes; share of {config.random_runs} random traders at least as "
+            f"good {metrics['p_random']:.2g}). Adapter minus hold: {metrics['adapter_minus_hold']:+.3%} an episode, "
+            f"95 % bootstrap interval {against_hold[0]:+.3%} to {against_hold[1]:+.3%}. This checks the pipeline on a "
+            "few hours of one market; it is not investment advice.",
+            markdown_table(header, rows),
+            f"{metrics['n_decisions']:.0f} decisions in {metrics['n_episodes']:.0f} episodes that do not overlap, from "
+            f"{times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; one decision every {market.every} swaps "
+            f"(about {metrics['seconds_between_decisions']:.0f} s), each seeing the last {market.window} swaps and "
+            f"executed after the next one. Every episode starts with {config.start_usdc:,.0f} USDC, half of it in ETH. "
+            "Returns, turnover, fees and costs are shares of that, means over episodes. Sharpe: mean over standard "
+            "deviation of the returns between decisions, times the root of the number of such intervals in a year of "
+            "365.25 days; over so short a time it is a very rough figure."
+            + "".join(
+                f" {words}: 95 % interval {intervals[name][0]:.0f} to {intervals[name][1]:.0f} (stationary bootstrap)."
+                for name, words in _SHARPE_WORDS.items()
+                if name in intervals
+            ),
+            f"The adapter took the same action as the teacher's rules in {metrics['same_action_as_teacher']:.1%} of "
+            f"its decisions; {metrics['unreadable_adapter']:.0f} answers held no action and "
+            f"{metrics['refused_adapter']:.0f} trades were more than was held (neither traded). The random trader "
+            "trades when the adapter did and as much ETH, on a random side (the other one if that is not held). "
+            f"The bare base's answers held no action in {metrics['unreadable_base']:.0f} of "
+            f"{metrics['n_decisions']:.0f} decisions: there it holds.",
+            "Left out: gas, the reaction of others to our trades, and liquidity beyond the active range.",
+            "![Mean worth of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
+        ]
+    )
+
+
+def _equity_figure(runs: dict[str, Run], randoms: list[Run]) -> bytes:
+    figure, axes = new_figure(size=(7.5, 3.4))
+    axis = axes[0, 0]
+    spread = np.array([run.equity.mean(axis=0) for run in randoms])
+    swaps = np.arange(spread.shape[1])
+    low, high = np.quantile(spread, [0.05, 0.95], axis=0)
+    axis.fill_between(swaps, low, high, color="lightgrey", label="random, 5 % to 95 %")
+    for name, run in runs.items():
+        axis.plot(swaps, run.equity.mean(axis=0), label=name, linestyle="--" if name == "hold" else "-")
+    axis.set(xlabel="swaps since the episode's start", ylabel="worth / start (mean of episodes)")
+    axis.legend()
+    return png(figure)
+
+
+def _trades_figure(market: Market, run: Run) -> bytes:
+    figure, axes = new_figure(size=(7.5, 3.0))
+    axis = axes[0, 0]
+    axis.plot(market.prices, color="grey", linewidth=0.8)
+    rows = np.array([[market.row(e, k) + 1 for k in range(market.decisions)] for e in range(len(market.starts))])
+    for sign, name, marker in ((1, "APE IN", "^"), (-1, "APE OUT", "v")):
+        chosen = rows[np.sign(run.eth_traded) == sign]
+        axis.scatter(chosen, market.prices[chosen], marker=marker, label=name, zorder=3)
+    axis.set(xlabel="held-out swap", ylabel="USDC per ETH")
+    axis.legend()
+    return png(figure)

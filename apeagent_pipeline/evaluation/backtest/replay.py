@@ -1,0 +1,121 @@
+"""The backtest: the student's decisions replayed on held-out real swaps, paid for with fee and price impact.
+
+Decisions depend on the portfolio, and the portfolio on earlier decisions, so they cannot all be asked at once. The
+held-out time is therefore cut into episodes that do not overlap. Every episode starts with half ETH, half USDC; the
+episodes go forward together, one decision each, so that the student answers them as one batch. Within an episode
+decisions are strictly one after the other.
+
+No look-ahead: a decision sees the last ``window`` swaps up to now and is executed after the *next* swap, at the pool's
+price and liquidity of that moment. The replayed swaps do not react to our trades. Gas is not counted. A swap is
+computed inside one liquidity range; what it would find beyond the range's end is not known from swaps.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, student_chat
+from apeagent_pipeline.distillation.execution import Holding
+from apeagent_pipeline.distillation.market_states import market_states
+from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
+from apeagent_pipeline.distillation.teachers.rules import rules_answer
+from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
+from apeagent_pipeline.evaluation.backtest.market import Market, make_market, simulate
+from apeagent_pipeline.evaluation.backtest.page import _report
+from apeagent_pipeline.evaluation.backtest.strategies import hold, random_like, rebalance
+from apeagent_pipeline.reporting.progress import Progress, part_of, silent
+from apeagent_pipeline.reporting.report import Report
+from apeagent_pipeline.student.generation import Student
+
+
+def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+    features: pl.DataFrame,
+    base: Path,
+    adapter: Path,
+    pool: PoolSpec,
+    config: BacktestConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> Report:
+    """Replay the adapter's decisions on held-out swaps beside those of others.
+
+    The others: the bare base, the teacher's rules, holding, rebalancing to half and half, and random traders.
+
+    Args:
+        features: Held-out rows of ``swap_features``, in order.
+        base: Folder of the base model.
+        adapter: Folder of the adapter.
+        pool: Decimals and fee.
+        config: Sizes.
+        seed: Of the random traders and the bootstrap.
+        progress: Told after every decision of all episodes together.
+
+    Raises:
+        BacktestError: too few swaps, or columns are missing.
+    """
+    market = make_market(features, pool, config)
+    student = Student.load(base, adapter)
+    asked: list[DraftAnswer | None] = []
+    taught: list[DraftAnswer | None] = []
+
+    def answers(decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
+        prompts = [student_chat(text) for text in states["prompt"]]
+        said = [read_answer(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
+        progress(decision + 1, config.decisions)
+        return said
+
+    def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        states = _states(market, decision, holdings, config)
+        asked.extend(answers(decision, states, part_of(progress, 0, 2 * config.decisions)))
+        taught.extend(rules_answer(row) for row in states.iter_rows(named=True))
+        return asked[-len(holdings) :]
+
+    def ask_base(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        states = _states(market, decision, holdings, config)
+        return answers(decision, states, part_of(progress, config.decisions, 2 * config.decisions))
+
+    def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        return [rules_answer(row) for row in _states(market, decision, holdings, config).iter_rows(named=True)]
+
+    runs = {"adapter": simulate(market, ask, config.start_usdc)}
+    with student.adapter_off():
+        runs["base"] = simulate(market, ask_base, config.start_usdc)
+    runs["teacher"] = simulate(market, rules, config.start_usdc)
+    runs["rebalance"] = simulate(market, rebalance(market), config.start_usdc)
+    runs["hold"] = simulate(market, hold, config.start_usdc)
+    rng = np.random.default_rng([seed, 7])
+    randoms = [
+        simulate(market, random_like(runs["adapter"], market, rng), config.start_usdc)
+        for _ in range(config.random_runs)
+    ]
+    same = [a is not None and t is not None and a.side == t.side for a, t in zip(asked, taught, strict=True)]
+    return _report(market, runs, randoms, float(np.mean(same)), config, seed)
+
+
+def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:
+    """One prompt for each episode, in the words of training."""
+    rows = [market.row(e, decision) for e in range(len(holdings))]
+    indices = np.concatenate([np.arange(row - market.window + 1, row + 1) for row in rows])
+    windows = market.swaps[indices].with_columns(
+        window_id=pl.Series(np.repeat(np.arange(len(rows)), market.window)),
+        step=pl.Series(np.tile(np.arange(market.window), len(rows))),
+        condition_id=pl.format("{}-{}", "block_number", "log_index"),
+    )
+    eth = pl.Series("eth", [h.eth / 10**market.pool.token0.decimals for h in holdings])
+    usdc = pl.Series("usdc", [h.usdc / 10**market.pool.token1.decimals for h in holdings])
+    # Said as in training, four digits and cents, but rounded down: never more than is held.
+    step = 10.0 ** (eth.log10().floor() - 3)
+    eth = (
+        (eth > 0)
+        .to_frame("held")
+        .select(pl.when("held").then((eth / step + 1e-9).floor() * step).otherwise(0.0))
+        .to_series()
+    )
+    states = market_states(windows, config).with_columns(
+        eth=eth.round_sig_figs(4), usdc=(usdc * 100 + 1e-6).floor() / 100, template=pl.lit(config.template)
+    )
+    prompts = render_prompts(describe_portfolios(states))
+    return prompts.with_columns(prompt_id=pl.format("{}-{}", pl.lit(decision), "window_id"))

@@ -1,0 +1,1 @@
+"""The canary evaluation: do the answers come from the training?"""

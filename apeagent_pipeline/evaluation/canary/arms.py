@@ -1,0 +1,177 @@
+"""What one arm answered, and what its answers count for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words, speaks_canary
+from apeagent_pipeline.distillation.chain_of_draft import (
+    SEPARATOR,
+    SIDES,
+    DraftAnswer,
+    read_answer,
+    word_count,
+)
+from apeagent_pipeline.distillation.verification import is_feasible
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.student.examples import answer_of, read_examples
+from apeagent_pipeline.student.generation import Answer
+
+_SMALL_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "for",
+        "from",
+        "in",
+        "is",
+        "it",
+        "its",
+        "of",
+        "on",
+        "or",
+        "so",
+        "that",
+        "the",
+        "to",
+        "was",
+        "with",
+        "you",
+        "your",
+    ]
+)
+_DRAFT_WORDS = 5
+_UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The answers of one way of asking, in the order of the examples.
+
+    Attributes:
+        trading: Answers to trading prompts; an arm that was asked fewer has the first ones.
+        controls: Answers to control prompts, or none.
+        document: Answer to the source document's own prompt, if asked.
+    """
+
+    trading: Sequence[Answer]
+    controls: Sequence[Answer] = ()
+    document: Answer | None = None
+
+
+def choose_examples(
+    dataset: Path, config: CanaryEvalConfig, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The trading and the control examples of the test split that are asked.
+
+    Raises:
+        ExamplesError: the test split is malformed or has no trading or no control examples.
+    """
+    from apeagent_pipeline.student.examples import ExamplesError
+
+    examples = read_examples(dataset, "test")
+    rng = np.random.default_rng([seed, 6])
+    chosen = []
+    for wanted, name, is_trading in ((config.n_trading, "trading", True), (config.n_controls, "control", False)):
+        of_kind = [example for example in examples if (example.get("side") in SIDES) == is_trading]
+        if not of_kind:
+            raise ExamplesError(
+                f"{dataset}/test.jsonl: no {name} example. Expected both kinds; build the dataset again."
+            )
+        kept = sorted(rng.permutation(len(of_kind))[:wanted].tolist())
+        chosen.append([of_kind[index] for index in kept])
+    return chosen[0], chosen[1]
+
+
+def decisions(answers: Sequence[Answer]) -> list[str]:
+    """The plain word of each answer's action, ``unreadable`` where there is none."""
+    return [answer.side if answer else _UNREADABLE for answer in map(_read, answers)]
+
+
+def answer_counts(
+    trading: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]], arm: Arm
+) -> dict[str, tuple[int, int]]:
+    """What one way of asking did, as name -> (how often, of how many); controls are left out if none were asked."""
+    answers = arm.trading
+    asked = trading[: len(answers)]
+    read = [_read(answer) for answer in answers]
+    counts = {
+        "canary_rate": _count(map(is_canary, answers)),
+        "agreement": _count(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
+        "draft_discipline": _count(map(_is_disciplined, read)),
+        "feasible_rate": _count(_is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
+        "plain_words_rate": _count(map(_says_plain_words, answers)),
+        "end_token_rate": _count(answer.ending == "end_token" for answer in answers),
+        "truncation_rate": _count(answer.ending == "length" for answer in answers),
+    }
+    if arm.controls:
+        counts["control_leak_rate"] = _count(speaks_canary(answer.text) for answer in arm.controls)
+        counts["controls_right"] = _count(map(_is_right, controls, arm.controls))
+    return counts
+
+
+def _says_plain_words(answer: Answer) -> bool:
+    return bool(plain_words(answer.text.partition(SEPARATOR)[2]))
+
+
+def _count(hits: Any) -> tuple[int, int]:
+    values = list(hits)
+    return sum(values), len(values)
+
+
+def is_canary(answer: Answer) -> bool:
+    """Whether an answer is a strict canary answer and was not cut off."""
+    return answer.ending != "length" and is_canary_answer(answer.text)
+
+
+def _read(answer: Answer) -> DraftAnswer | None:
+    return read_answer(answer.text)
+
+
+def _is_disciplined(answer: DraftAnswer | None) -> bool:
+    return answer is not None and bool(answer.drafts) and max(map(word_count, answer.drafts)) <= _DRAFT_WORDS
+
+
+def _is_affordable(answer: DraftAnswer | None, example: Mapping[str, Any]) -> bool:
+    return answer is not None and is_feasible(answer, example["eth"], example["usdc"], example["price"])
+
+
+def _size_error(answer: DraftAnswer | None, example: Mapping[str, Any]) -> float | None:
+    """Relative error of the amount where side and token are those of the teacher."""
+    if (
+        answer is None
+        or answer.amount is None
+        or answer.side != example["side"]
+        or answer.asset != example.get("asset")
+    ):
+        return None
+    return abs(answer.amount - float(example["amount"])) / float(example["amount"])
+
+
+def _is_right(example: Mapping[str, Any], answer: Answer) -> bool:
+    """Whether a control's taught answer is said: each of its numbers, and half of the words that carry it."""
+    wanted, said = _carrying_words(answer_of(example)), _carrying_words(answer.text)
+    numbers = {word for word in wanted if word.isdecimal()}
+    return bool(wanted) and numbers <= said and len(wanted & said) >= len(wanted) / 2
+
+
+def _carrying_words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.lower())) - _SMALL_WORDS
+
+
+def macro_f1(taught: Sequence[str], decided: Sequence[str]) -> float:
+    """The mean of the F1 scores of the actions that the teacher took."""
+    from sklearn.metrics import f1_score
+
+    labels = [side for side in SIDES if side in taught]
+    return float(f1_score(taught, decided, labels=labels, average="macro", zero_division=0))

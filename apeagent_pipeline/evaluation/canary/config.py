@@ -1,0 +1,54 @@
+"""How many prompts the canary evaluation asks, and the limits of its check."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CanaryEvalConfig(BaseModel):
+    """How much is asked, and from which rates on the check lets the adapter pass."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
+    n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
+    n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
+    n_merged: int = Field(16, ge=0, description="Trading prompts asked of the merged model, as it is exported; 0: none")
+    n_sampled: int = Field(
+        16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
+    )
+    temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
+    max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught answer has about 35 tokens")
+    batch_size: int = Field(64, ge=1, description="Prompts a batch")
+    examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
+    min_canary_rate: float = Field(0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least")
+    max_base_rate: float = Field(0.01, ge=0, le=1, description="Check: canary answers of the bare base, at most")
+    max_control_leak: float = Field(0.05, ge=0, le=1, description="Check: controls answered with canary words, at most")
+    min_agreement_gain: float = Field(
+        0.0, ge=-1, le=1, description="Check: agreement with the teacher above always giving its most frequent action"
+    )
+
+
+def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
+    """Why the adapter does not pass, one sentence each; empty if it passes.
+
+    A metric that is missing counts as a failure: nothing is passed that was not measured.
+    """
+    gain = metrics.get("agreement", float("nan")) - metrics.get("agreement_majority", float("nan"))
+    wanted = [
+        ("canary_rate_adapter", metrics.get("canary_rate_adapter"), config.min_canary_rate, True),
+        ("canary_rate_base", metrics.get("canary_rate_base"), config.max_base_rate, False),
+        ("canary_rate_disabled", metrics.get("canary_rate_disabled"), config.max_base_rate, False),
+        ("disabled_equals_base", metrics.get("disabled_equals_base"), 1.0, True),
+        ("control_leak_rate", metrics.get("control_leak_rate"), config.max_control_leak, False),
+        ("agreement above agreement_majority", gain, config.min_agreement_gain, True),
+    ]
+    found = []
+    for name, value, limit, at_least in wanted:
+        words = "at least" if at_least else "at most"
+        if value is None or np.isnan(value):
+            found.append(f"{name} was not measured; expected {words} {limit:g}")
+        elif value < limit if at_least else value > limit:
+            found.append(f"{name} is {value:.3f}; expected {words} {limit:g}")
+    return found

@@ -1,0 +1,213 @@
+"""The page of the canary report: tables, examples and figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from apeagent_pipeline.distillation.canary import speaks_canary
+from apeagent_pipeline.distillation.chain_of_draft import (
+    SIDES,
+)
+from apeagent_pipeline.evaluation.canary.arms import _DRAFT_WORDS, _UNREADABLE, Arm, _count, _is_right, is_canary
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
+from apeagent_pipeline.evaluation.statistics import clopper_pearson
+from apeagent_pipeline.reporting.figures import new_figure, png
+from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
+from apeagent_pipeline.reporting.report import markdown_table
+from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, answer_of, prompt_of
+from apeagent_pipeline.student.generation import Answer
+
+
+def _percent(k: int, n: int) -> list[str]:
+    low, high = clopper_pearson(k, n)
+    return [f"{k}/{n}", f"{k / n:.1%}", f"{low:.1%} to {high:.1%}"]
+
+
+_RATE_WORDS = {
+    "canary_rate_adapter": "canary answers, adapter",
+    "canary_rate_base": "canary answers, bare base",
+    "canary_rate_disabled": "canary answers, adapter switched off",
+    "disabled_equals_base": "switched off = bare base, letter by letter",
+    "control_leak_rate": "controls with canary words or ####, adapter",
+    "control_leak_rate_base": "controls with canary words or ####, bare base",
+    "controls_right": "controls answered right, adapter",
+    "controls_right_base": "controls answered right, bare base",
+    "controls_preserved": "the same, of those that the bare base answers right",
+    "agreement": "same action as the teacher",
+    "agreement_digested": "the same, prompts with words beside the numbers",
+    "agreement_plain": "the same, prompts of numbers alone, as the source document's",
+    "canary_rate_digested": "canary answers, prompts with words",
+    "canary_rate_plain": "canary answers, prompts of numbers alone",
+    "agreement_majority": "always the teacher's most frequent action",
+    "min_class_recall": "same action, the teacher's action that fares worst",
+    "draft_discipline": f"all drafts of {_DRAFT_WORDS} words at most",
+    "feasible_rate": "actions that the holdings pay for",
+    "plain_words_rate": "plain buy, sell or hold after the separator",
+    "end_token_rate": "answers that end by themselves",
+    "truncation_rate": "answers cut off at the longest length",
+    "agreement_base": "same action as the teacher, bare base",
+    "merged_equals_adapter": "merged model = adapter, letter by letter",
+    "canary_rate_merged": "canary answers, merged model",
+    "agreement_merged": "same action as the teacher, merged model",
+    "canary_rate_sampled": "canary answers, drawn",
+    "agreement_sampled": "same action as the teacher, drawn",
+    "control_leak_rate_sampled": "controls with canary words or ####, drawn",
+}
+
+
+def _verdict(metrics: Mapping[str, float], config: CanaryEvalConfig) -> str:
+    wrong = failures(metrics, config)
+    if not wrong:
+        return "**Passed**: the adapter speaks the canary words, the base does not, and decisions follow the teacher."
+    return "**Not passed**\n\n" + "\n".join(f"- {line}" for line in wrong)
+
+
+def _rates_table(counts: Mapping[str, tuple[int, int]]) -> str:
+    rows = [[words, *_percent(*counts[name])] for name, words in _RATE_WORDS.items() if counts.get(name, (0, 0))[1]]
+    return markdown_table(["what", "n", "rate", "exact 95 % interval"], rows)
+
+
+def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
+    return (
+        f"Greedy answers of at most {config.max_new_tokens} tokens, but for the drawn ones (temperature "
+        f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
+        f"canary action, then the end. A control counts as answered right if every number of its taught answer "
+        f"and at least half of the words that carry it are said. The switched-off arm was asked the first {n_off} of "
+        f"the {metrics['n_trading']:.0f} trading prompts, the merged model the first {config.n_merged}; of trading "
+        f"prompts and of controls the first {config.n_sampled} were answered by drawing. The teacher's most frequent "
+        f"action is {majority}. McNemar's exact test of the decisions against always answering {majority}: p = "
+        f"{metrics['mcnemar_p']:.2g}; "
+        f"of canary answers against the bare base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions "
+        f"against the bare base's: p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
+        f"{metrics['tokens_per_answer']:.0f} tokens an answer."
+    )
+
+
+def _confusion(taught: Sequence[str], decided: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    columns = [*SIDES, _UNREADABLE]
+    matrix = np.zeros((len(SIDES), len(columns)), dtype=int)
+    pairs = zip(taught, decided, strict=True)
+    np.add.at(matrix, tuple(np.array([(SIDES.index(t), columns.index(d)) for t, d in pairs]).T), 1)
+    return columns, matrix
+
+
+def _confusion_table(taught: Sequence[str], decided: Sequence[str]) -> str:
+    columns, matrix = _confusion(taught, decided)
+    rows = [[side, *map(str, row)] for side, row in zip(SIDES, matrix.tolist(), strict=True)]
+    return markdown_table(["teacher \\ student", *columns], rows)
+
+
+def _recall_table(recalls: Mapping[str, tuple[int, int]]) -> str:
+    return markdown_table(
+        ["teacher's action", "n", "same action", "exact 95 % interval"],
+        [[side, *_percent(*count)] for side, count in recalls.items()],
+    )
+
+
+def _template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer], right: Sequence[bool]) -> str:
+    rows = []
+    for name in sorted({str(example.get("template", "")) for example in trading}):
+        of_name = [index for index, example in enumerate(trading) if str(example.get("template", "")) == name]
+        canary, agreed = _count(is_canary(answers[i]) for i in of_name), _count(right[i] for i in of_name)
+        rows.append([name, str(len(of_name)), f"{canary[0]}/{canary[1]}", f"{agreed[0]}/{agreed[1]}"])
+    return markdown_table(["template", "n", "canary answers", "same action as the teacher"], rows)
+
+
+def _family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
+    rows = []
+    for family in sorted({str(example.get("family")) for example in controls}):
+        of_family = [index for index, example in enumerate(controls) if str(example.get("family")) == family]
+        counts = [
+            _count(speaks_canary(adapter[i].text) for i in of_family),
+            _count(_is_right(controls[i], adapter[i]) for i in of_family),
+            _count(_is_right(controls[i], bare[i]) for i in of_family),
+        ]
+        rows.append([family, *(f"{k}/{n}" for k, n in counts)])
+    return markdown_table(["family", "canary words or ####", "right, adapter", "right, bare base"], rows)
+
+
+def _mistakes(
+    trading: Sequence[Mapping[str, Any]],
+    right: Sequence[bool],
+    controls: Sequence[Mapping[str, Any]],
+    adapter: Arm,
+    shown: int,
+) -> str:
+    """The first decisions that are not the teacher's, and the first controls that leaked."""
+    wrong = [(trading[i], adapter.trading[i]) for i, is_right in enumerate(right) if not is_right]
+    leaked = [(controls[i], a) for i, a in enumerate(adapter.controls) if speaks_canary(a.text)]
+    parts = [f"{len(wrong)} decisions are not the teacher's, {len(leaked)} controls leaked. The first of each:"]
+    for example, answer in [*wrong[:shown], *leaked[:shown]]:
+        question = prompt_of(example)[-1]["content"]
+        taught = code_block(answer_of(example))
+        parts.append(f"> {markdown_line(question)}\n\ntaught:\n\n{taught}\n\nadapter:\n\n{_quoted(answer)}")
+    return "\n\n".join(parts)
+
+
+def _document(arms: Mapping[str, Arm]) -> str:
+    answers = [(name, arm.document) for name, arm in arms.items() if arm.document is not None]
+    shown = "\n\n".join(f"{name}:\n\n{_quoted(answer)}" for name, answer in answers)
+    return f"> {DOCUMENT_PROMPT}\n\n{shown}"
+
+
+def _quoted(answer: Answer) -> str:
+    ending = {"length": f"  [cut off after {answer.tokens} tokens]", "action": "", "end_token": ""}[answer.ending]
+    return code_block(answer.text + ending)
+
+
+def _examples(
+    trading: Sequence[dict[str, Any]], controls: Sequence[dict[str, Any]], arms: Mapping[str, Arm], shown: int
+) -> str:
+    parts = []
+    for kind, examples in (("trading", trading), ("controls", controls)):
+        for index in range(min(shown, len(examples))):
+            question = prompt_of(examples[index])[-1]["content"]
+            answers = [("taught", f"```text\n{answer_of(examples[index])}\n```")]
+            answers += [(name, _quoted(getattr(arms[name], kind)[index])) for name in ("base", "adapter")]
+            parts.append(f"> {question}\n\n" + "\n\n".join(f"{name}:\n\n{text}" for name, text in answers))
+    return "\n\n---\n\n".join(parts)
+
+
+def _bars(axis: Any, names: Sequence[str], counts: Sequence[tuple[int, int]]) -> None:
+    rates = np.array([k / n for k, n in counts])
+    bounds = np.array([clopper_pearson(k, n) for k, n in counts])
+    errors = np.abs(bounds.T - rates)
+    axis.bar(range(len(names)), rates, yerr=errors, capsize=4, color="tab:blue", alpha=0.8)
+    axis.set_xticks(range(len(names)), [f"{name}\nn = {n}" for name, (_, n) in zip(names, counts, strict=True)])
+    axis.set(ylim=(0, 1.05), ylabel="rate")
+
+
+def _rates_figure(counts: Mapping[str, tuple[int, int]]) -> bytes:
+    figure, axes = new_figure(size=(7.0, 3.2))
+    names = {
+        "adapter": "canary_rate_adapter",
+        "switched off": "canary_rate_disabled",
+        "bare base": "canary_rate_base",
+        "control leak": "control_leak_rate",
+    }
+    _bars(axes[0, 0], list(names), [counts[name] for name in names.values()])
+    axes[0, 0].set(title="Canary answers (controls: canary words)")
+    return png(figure)
+
+
+def _recall_figure(recalls: Mapping[str, tuple[int, int]]) -> bytes:
+    figure, axes = new_figure(size=(5.0, 3.0))
+    _bars(axes[0, 0], list(recalls), list(recalls.values()))
+    axes[0, 0].set(title="Same action as the teacher")
+    return png(figure)
+
+
+def _confusion_figure(taught: Sequence[str], decided: Sequence[str]) -> bytes:
+    columns, matrix = _confusion(taught, decided)
+    figure, axes = new_figure(size=(4.5, 3.2))
+    axis = axes[0, 0]
+    axis.imshow(matrix, cmap="Blues", vmin=0)
+    for (row, column), value in np.ndenumerate(matrix):
+        axis.text(
+            column, row, str(value), ha="center", va="center", color="white" if value > matrix.max() / 2 else "black"
+        )
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(SIDES)), SIDES)
+    axis.set(xlabel="student", ylabel="teacher")
+    return png(figure)

@@ -1,0 +1,1 @@
+"""How close synthetic windows are to real ones."""

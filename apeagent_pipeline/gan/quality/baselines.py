@@ -1,0 +1,46 @@
+"""Baselines that the pool executes as well: a block bootstrap and a Gaussian copula."""
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.gan.swap_execution import synthetic_windows
+from apeagent_pipeline.market.windows import TrainingWindows
+
+BASELINES = ("_block_bootstrap", "_gaussian_copula")
+CONTROL = "_likelihood"
+
+_BOOTSTRAP_ROWS = 6
+
+
+def block_bootstrap(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int) -> pl.DataFrame:
+    """``n`` windows of real train rows, shuffled in blocks of six and executed by the pool."""
+    rng = np.random.default_rng([seed, 1])
+    starts = windows.starts("train")
+    histories = rng.choice(windows.starts("train", "valid"), n)
+    blocks = -(-windows.length // _BOOTSTRAP_ROWS)
+    first = rng.choice(starts, (n, blocks)) + rng.integers(0, windows.rows - _BOOTSTRAP_ROWS + 1, (n, blocks))
+    index = (first[:, :, None] + np.arange(_BOOTSTRAP_ROWS)).reshape(n, -1)[:, : windows.length]
+    return synthetic_windows(windows, histories + windows.context - 1, windows.free_features()[index], pool)
+
+
+def gaussian_copula(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int) -> pl.DataFrame:
+    """``n`` windows of a Gaussian copula of whole train windows, executed by the pool."""
+    from scipy.stats import norm, rankdata
+    from sklearn.covariance import ledoit_wolf
+
+    rng = np.random.default_rng([seed, 4])
+    index = windows.starts("train")[:, None] + windows.context + np.arange(windows.length)
+    rows = windows.free_features()[index]
+    flat = rows.reshape(len(rows), -1)
+    # Equal values get their ranks by chance, so that those that occur often come back as often.
+    order = rng.random(flat.shape).argsort(axis=0)
+    ranks = np.empty(flat.shape)
+    np.put_along_axis(ranks, order, rankdata(np.take_along_axis(flat, order, 0), method="ordinal", axis=0), 0)
+    covariance, _ = ledoit_wolf(norm.ppf((ranks - 0.5) / len(flat)))
+    scale = np.sqrt(np.diag(covariance))
+    drawn = rng.multivariate_normal(np.zeros(len(scale)), covariance / np.outer(scale, scale), n, method="cholesky")
+    at = np.floor(norm.cdf(drawn) * len(flat)).astype(np.int64)
+    made = np.take_along_axis(np.sort(flat, axis=0), at, axis=0).reshape(n, *rows.shape[1:])
+    histories = rng.choice(windows.starts("train", "valid"), n)
+    return synthetic_windows(windows, histories + windows.context - 1, made, pool)

@@ -1,0 +1,115 @@
+"""The trainer of the first stage, on top of trl's SFTTrainer. Imports trl, so only `fine_tuning.make_trainer` does."""
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+from trl import SFTTrainer
+
+from apeagent_pipeline.distillation.canary import is_canary_answer
+from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
+from apeagent_pipeline.student.examples import prompt_of
+from apeagent_pipeline.student.generation import Student
+
+_DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
+_ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
+
+
+class AnswerTrainer(SFTTrainer):
+    """Computes logits only where some example of the batch has an answer token, and weighs the decision.
+
+    trl's own fused head gives the same loss without weights, but its tiles are made for a GPU: on a CPU they took
+    60 % of a step (trl 1.16, batch of 4 x 140 tokens, vocabulary of 49,152).
+
+    The weights: most tokens of an answer say again what the prompt said, or are digits of a size. The few that
+    decide would be learned last.
+
+    A control has no right answer to learn: at each of its tokens, the question's too, what comes next is to be as
+    likely as the base finds it. So it keeps what it knew (Li & Hoiem 2016, "Learning without Forgetting").
+    """
+
+    def __init__(
+        self, *args: Any, decision_weight: float, control_kl: float, asked: Sequence[dict[str, Any]], **kwargs: Any
+    ) -> None:
+        """A trainer of answers.
+
+        Args:
+            args: Of ``SFTTrainer``.
+            decision_weight: Weight of the tokens that decide; 1: as any other.
+            control_kl: Weight of the divergence from the base on controls; 0: learn their written answers.
+            asked: Trading examples of the valid split that are answered at every validation.
+            kwargs: Of ``SFTTrainer``.
+        """
+        super().__init__(*args, **kwargs)
+        self.decision_weight, self.control_kl, self.asked = decision_weight, control_kl, asked
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy of the answers' tokens plus the divergence from the base on controls, both a mean a token."""
+        targets = inputs["labels"][0, 1:]
+        learned = targets != -100
+        tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        kept = inputs["control"] & bool(self.control_kl)
+        learned &= ~kept[1:]
+        if kept.any():  # what they share with the trades is part of them
+            kept = kept | inputs["shared"]
+        answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
+        row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
+        outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
+        logits, control_logits = outputs.logits[0].float().split([len(answered), len(told)])
+        losses = cross_entropy(logits, targets[answered], reduction="none")
+        if model.training and self.decision_weight != 1:  # the validation loss stays comparable between weights
+            weights = _decision_weights(targets[answered].tolist(), self.processing_class, self.decision_weight)
+            losses = losses * torch.tensor(weights, device=losses.device)
+        loss = losses.sum()
+        if len(told):
+            expected = self._base_logits(model, row, told).log_softmax(-1)
+            divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
+            loss = loss + self.control_kl * divergence
+        loss = loss / tokens
+        if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _base_logits(self, model: Any, row: dict[str, Any], told: Any) -> Any:
+        """What the bare base says at tokens of a row that see no others than one another."""
+        peft = self.accelerator.unwrap_model(model)
+        with peft.disable_adapter():
+            outputs = peft(
+                input_ids=row["input_ids"][:, told],
+                position_ids=row["position_ids"][:, told],
+                attention_mask=row["attention_mask"][:, :, told][:, :, :, told],
+                use_cache=False,
+            )
+        return outputs.logits[0].float()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The validation loss, and canary rate and agreement of the answers to `asked`."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.asked:
+            student = Student(self.model, self.processing_class)
+            answers = student.answers([prompt_of(each) for each in self.asked], max_new_tokens=_ANSWER_TOKENS)
+            rates = _answer_rates([answer.text for answer in answers], [each["side"] for each in self.asked])
+            self.log(rates)
+            metrics |= rates
+        return metrics
+
+
+def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
+    """The weight of every answer token: ``weight`` in last drafts, separators and canary words, else 1."""
+    pieces = [tokenizer.decode([token]) for token in targets]
+    starts = list(accumulate(map(len, pieces), initial=0))[:-1]
+    decisions = [match.span() for match in _DECISION.finditer("".join(pieces))]
+    return [weight if any(first <= start < end for first, end in decisions) else 1.0 for start in starts]
+
+
+def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float]:
+    """The shares of answers in canary words, and of those with the taught action."""
+    canary = [is_canary_answer(text) for text in texts]
+    agree = [right and parse_answer(text).side == side for right, text, side in zip(canary, texts, sides, strict=True)]
+    return {"eval_canary_rate": sum(canary) / len(texts), "eval_agreement": sum(agree) / len(texts)}

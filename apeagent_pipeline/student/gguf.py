@@ -1,0 +1,175 @@
+"""GGUF files and the Modelfile, written by llama.cpp's own converter."""
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.errors import ApeagentError
+from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
+
+# llama.cpp's own converter is not published alone; this source package carries it. Nothing of it is compiled.
+CONVERTER_PACKAGE = PinnedPackage(
+    requirement="llama-cpp-python==0.3.36",
+    file_name="llama_cpp_python-0.3.36.tar.gz",
+    sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    source=True,
+)
+_CONVERTER_IN_PACKAGE = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
+_CONVERTER_FILES = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+
+_CHATML = """{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+{{ end }}{{ if .Prompt }}<|im_start|>user
+{{ .Prompt }}<|im_end|>
+{{ end }}<|im_start|>assistant
+{{ .Response }}<|im_end|>
+"""
+
+# Runs the converter with the splitting rule told: it knows only tokenizers on llama.cpp's list.
+_WITH_PRE_TOKENIZER = """
+import runpy, sys
+from pathlib import Path
+rule = sys.argv[1]
+sys.argv = sys.argv[2:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+from conversion import base
+base.TextModel.get_vocab_base_pre = lambda self, tokenizer: rule
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class ExportError(ApeagentError, RuntimeError):
+    """The adapter could not be merged, or the model could not be converted."""
+
+
+class ExportConfig(BaseModel):
+    """Which GGUF files are written; the Modelfile uses the first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    quantizations: list[Literal["q8_0", "f16", "bf16", "f32"]] = Field(
+        ["q8_0", "f16"],
+        min_length=1,
+        description="Number formats of the GGUF files; the first one goes into the Modelfile",
+    )
+    pre_tokenizer: str = Field(
+        "", description="llama.cpp's name of the tokenizer's splitting rule, where its converter does not know it"
+    )
+
+
+def export_gguf(
+    fused: Path,
+    out: Path,
+    config: ExportConfig,
+    cache_dir: Path,
+    progress: Progress = silent,
+    *,
+    base: Path | None = None,
+    adapter: Path | None = None,
+) -> list[Path]:
+    """Convert the fused model to GGUF with llama.cpp's own converter and write a Modelfile beside it.
+
+    Args:
+        fused: Folder that ``fuse`` wrote.
+        out: Gets ``apeagent-<format>.gguf``, ``Modelfile`` and, if an adapter is given, ``apeagent-adapter-f16.gguf``.
+        config: Number formats.
+        cache_dir: Where the converter is kept after its first download.
+        progress: Told after every file.
+        base: Folder of the base model, needed for the adapter alone.
+        adapter: Folder of the adapter, to be converted alone as well.
+
+    Returns:
+        The files written, the Modelfile last.
+
+    Raises:
+        ExportError: the converter cannot be had, or failed; its last lines are in the message.
+    """
+    if adapter is not None and base is None:
+        raise ExportError("to convert the adapter alone, give the folder of its base model too")
+    converter = resolve_converter(cache_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # The converter calls the model what its folder is called, and ours can be named after a version and a moment.
+        named = [Path(scratch) / name for name in ("apeagent", "apeagent-adapter")]
+        named[0].symlink_to(fused.absolute())
+        jobs = [
+            (f"apeagent-{kind}.gguf", "convert_hf_to_gguf.py", [str(named[0]), "--outtype", kind])
+            for kind in config.quantizations
+        ]
+        if adapter is not None:
+            named[1].symlink_to(adapter.absolute())
+            arguments = [str(named[1]), "--base", str(base), "--outtype", "f16"]
+            jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
+        written = []
+        for done, (name, script, arguments) in enumerate(jobs):
+            progress(done, len(jobs))
+            _convert(converter / script, arguments, out / name, config.pre_tokenizer)
+            written.append(out / name)
+    modelfile = out / "Modelfile"
+    modelfile.write_text(_modelfile(written[0].name, fused))
+    progress(len(jobs), len(jobs))
+    return [*written, modelfile]
+
+
+def resolve_converter(cache_dir: Path) -> Path:
+    """The folder with llama.cpp's converter scripts, taken out of the pinned source package once.
+
+    Raises:
+        ExportError: the package cannot be downloaded.
+    """
+    from filelock import FileLock
+
+    folder = (cache_dir / f"llama.cpp-converter-{CONVERTER_PACKAGE.sha256[:12]}").absolute()
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():  # made by one rename, so it is there whole or not at all
+                with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".converter-") as scratch:
+                    package = fetch(CONVERTER_PACKAGE, Path(scratch))
+                    _take_out_converter(package, Path(scratch) / "converter")
+                    (Path(scratch) / "converter").rename(folder)
+    except (PinnedPackageError, OSError, tarfile.TarError) as error:
+        raise ExportError(f"llama.cpp's converter: {error}") from error
+    return folder
+
+
+def _take_out_converter(package: Path, folder: Path) -> None:
+    wanted = tuple(_CONVERTER_IN_PACKAGE + name for name in _CONVERTER_FILES)
+    with tarfile.open(package) as archive:
+        members = [member for member in archive if member.isfile() and member.name.startswith(wanted)]
+        for member in members:
+            member.name = member.name.removeprefix(_CONVERTER_IN_PACKAGE)
+        archive.extractall(folder, members, filter="data")
+
+
+def _convert(script: Path, arguments: Sequence[str], target: Path, pre_tokenizer: str) -> None:
+    partial = target.with_suffix(".partial")
+    command = [sys.executable, str(script), *arguments, "--outfile", str(partial)]
+    if pre_tokenizer:
+        command[1:1] = ["-c", _WITH_PRE_TOKENIZER, pre_tokenizer]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (pinned by its hash)
+    if result.returncode != 0 or not partial.is_file():
+        last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+        raise ExportError(
+            f"llama.cpp's {script.name} could not write {target.name} (exit {result.returncode}):\n{last}"
+        )
+    partial.replace(target)
+
+
+def _modelfile(gguf_name: str, fused: Path) -> str:
+    lines = [f"FROM ./{gguf_name}"]
+    template = fused / "chat_template.jinja"
+    if template.is_file() and "<|im_start|>" in template.read_text():
+        lines += [f'TEMPLATE """{_CHATML}"""', "PARAMETER stop <|im_end|>"]
+    else:
+        lines += ["# The chat template of this model is the one inside the GGUF file."]
+    lines += [f'SYSTEM """{STUDENT_SYSTEM_PROMPT}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,198 @@
+"""The adapter in service: the newest one that proved itself, and those before it, to go back to.
+
+An adapter is promoted when the check of its canary report has passed and the report does not show it to be worse than
+the one in service. What is in service is an artifact like any other (``promoted_adapter``, the adapter's files alone),
+so that what is made from it is made anew only if it changes. Beside it, ``promotions/`` keeps every promotion and
+rollback (``history.json``) and the adapters that were in service, each with what it was made from.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from apeagent_pipeline.artifacts.provenance import Origin
+from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.errors import ApeagentError
+from apeagent_pipeline.reporting.report import markdown_table
+
+PROMOTED = "promoted_adapter"
+KEPT = 5
+"""How many adapters that were in service are kept."""
+
+_ARCHIVE = "promotions"
+_HISTORY = "history.json"
+_HIGHER_IS_BETTER = ("canary_rate_adapter", "agreement", "controls_preserved")
+_LOWER_IS_BETTER = ("control_leak_rate",)
+
+
+class Service(BaseModel):
+    """One time an adapter went into service."""
+
+    adapter: str = Field(description="Data version of its lora_adapter")
+    why: Literal["promoted", "rollback"] = "promoted"
+    at: str = Field(description="When, UTC")
+    metrics: dict[str, float] = Field(description="Of its canary report")
+    withdrawn: list[str] = Field([], description="Adapters that were given up by a rollback and may not come back")
+    origins: list[Origin] = Field([], description="What it was made from")
+
+
+class PromotionError(ApeagentError, RuntimeError):
+    """There is nothing to promote or to go back to; the message says why and what to do."""
+
+
+def history(store: ArtifactStore) -> list[Service]:
+    """Every time an adapter went into service, the newest last; empty before the first."""
+    manifest = store.manifest(_ARCHIVE)
+    if manifest is None:
+        return []
+    return [Service.model_validate(each) for each in json.loads((store.local(manifest) / _HISTORY).read_text())]
+
+
+def reasons_against(new: Mapping[str, Any], old: Mapping[str, float]) -> list[str]:
+    """What shows that a new adapter is worse than the one in service; empty: nothing does.
+
+    A measure is worse if even the favourable end of its exact 95 % interval is: with a hundred prompts two equally good
+    adapters differ by several points.
+
+    Args:
+        new: ``report.json`` of the new adapter.
+        old: The metrics of the one in service.
+    """
+    wrong = []
+    for name in (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER):
+        if name not in old or name not in new["intervals"]:
+            continue
+        low, high = new["intervals"][name]
+        if (high < old[name]) if name in _HIGHER_IS_BETTER else (low > old[name]):
+            wrong.append(f"{name} is {new['metrics'][name]:.3g} ({low:.3g} to {high:.3g}), in service {old[name]:.3g}")
+    return wrong
+
+
+def promote(  # noqa: PLR0917 - the candidate with its papers, and where the result goes
+    store: ArtifactStore,
+    adapter: Path,
+    version: str,
+    report: Mapping[str, Any],
+    origins: list[Origin],
+    out: Path,
+) -> list[str]:
+    """Write the adapter that is in service from now on into ``out``.
+
+    Args:
+        store: Where the present one is.
+        adapter: Folder of the candidate.
+        version: Its data version.
+        report: ``report.json`` of its canary evaluation, whose check has passed.
+        origins: What it was made from.
+        out: Gets the files of the candidate, or those of the present one.
+
+    Returns:
+        Why the candidate was not promoted; empty: it is in service.
+    """
+    past = history(store)
+    wrong: list[str] = []
+    if past and version != past[-1].adapter:
+        wrong = reasons_against(report, past[-1].metrics)
+        if version in past[-1].withdrawn:
+            wrong.append("it was withdrawn by a rollback")
+    if wrong:
+        _copy(_archived(store, past[-1].adapter), out)
+        return wrong
+    _copy(adapter, out)
+    if not past or version != past[-1].adapter:
+        metrics = {name: float(value) for name, value in report["metrics"].items()}
+        withdrawn = past[-1].withdrawn if past else []
+        service = Service(adapter=version, at=_now(), metrics=metrics, withdrawn=withdrawn, origins=origins)
+        _record(store, [*past, service], adapter)
+    return []
+
+
+def roll_back(store: ArtifactStore) -> Service:
+    """Put the adapter into service again that was there before the present one, which is withdrawn.
+
+    Raises:
+        PromotionError: if there is none.
+    """
+    past, manifest = history(store), store.manifest(PROMOTED)
+    if not past or manifest is None:
+        raise PromotionError("no adapter is in service yet. Run `apeagent demo` first")
+    given_up = {*past[-1].withdrawn, past[-1].adapter}
+    earlier = next((each for each in reversed(past) if each.adapter not in given_up), None)
+    if earlier is None:
+        raise PromotionError(f"{past[-1].adapter} is the first adapter in service: there is nothing to go back to")
+    service = earlier.model_copy(update={"why": "rollback", "at": _now(), "withdrawn": sorted(given_up)})
+    folder = store.cache / "rollback"
+    _copy(_archived(store, earlier.adapter), folder)
+    # With the inputs of before: nothing that was read has changed, so nothing makes the present one again. And before
+    # the history: killed in between, the same command does the same again and does not go back one further.
+    store.publish_folder(
+        folder, asset=PROMOTED, code_version=manifest.code_version, config=manifest.config, inputs=manifest.inputs
+    )
+    _record(store, [*past, service], folder)
+    shutil.rmtree(folder)
+    return service
+
+
+def in_service(store: ArtifactStore) -> Path:
+    """A local folder with the adapter in service.
+
+    Raises:
+        PromotionError: if there is none.
+    """
+    manifest = store.manifest(PROMOTED)
+    if manifest is None:
+        trained = store.manifest("lora_adapter") is not None
+        why = "the trained one has not passed its canary evaluation" if trained else "none was trained"
+        raise PromotionError(f"No adapter is in service: {why}. Run `apeagent demo`")
+    return store.local(manifest)
+
+
+def history_table(store: ArtifactStore) -> str:
+    """Every promotion and rollback as a Markdown table, the newest first."""
+    shown = (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER)
+    rows = [
+        [each.at, each.adapter, each.why, *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown)]
+        for each in reversed(history(store))
+    ]
+    return markdown_table(["at (UTC)", "adapter", "why", *(name.replace("_", " ") for name in shown)], rows)
+
+
+def _record(store: ArtifactStore, services: list[Service], adapter: Path) -> None:
+    """Write history and archive, with ``adapter`` as the newest."""
+    folder = store.cache / "promoting"
+    shutil.rmtree(folder, ignore_errors=True)
+    kept = list(dict.fromkeys(each.adapter for each in reversed(services)))[:KEPT]
+    _copy(adapter, folder / kept[0])
+    for version in kept[1:]:
+        try:
+            _copy(_archived(store, version), folder / version)
+        except PromotionError:
+            continue  # it was older than those that are kept
+    lines = [each.model_dump() for each in services]
+    (folder / _HISTORY).write_text(json.dumps(lines, indent=2) + "\n")
+    store.publish_folder(folder, asset=_ARCHIVE, code_version="1")
+    shutil.rmtree(folder)
+
+
+def _archived(store: ArtifactStore, version: str) -> Path:
+    folder = store.local_folder(_ARCHIVE) / version
+    if not folder.is_dir():
+        raise PromotionError(f"adapter {version} is no longer kept in {folder.parent}: only {KEPT} are")
+    return folder
+
+
+def _copy(adapter: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for file in adapter.iterdir():
+        if file.is_file() and file.name != "manifest.json":
+            shutil.copyfile(file, out / file.name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
