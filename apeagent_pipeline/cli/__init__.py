@@ -9,15 +9,8 @@ from collections.abc import Callable
 
 import typer
 
-from apeagent_pipeline.cli.demo import demo, sync
+from apeagent_pipeline.cli import demo, doctor, evaluate, provenance, server, serving, status, teach
 from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
-from apeagent_pipeline.cli.doctor import config, doctor
-from apeagent_pipeline.cli.evaluate import evaluate
-from apeagent_pipeline.cli.provenance import provenance
-from apeagent_pipeline.cli.server import devnet, ui
-from apeagent_pipeline.cli.serving import ask, export, promotions, rollback
-from apeagent_pipeline.cli.status import status
-from apeagent_pipeline.cli.teach import teach
 from apeagent_pipeline.errors import ApeagentError
 
 app = typer.Typer(
@@ -31,10 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Run": {"demo": demo, "sync": sync, "teach": teach},
-    "Look": {"status": status, "eval": evaluate, "promotions": promotions, "provenance": provenance},
-    "Serve": {"ask": ask, "export": export, "rollback": rollback},
-    "Operate": {"ui": ui, "doctor": doctor, "config": config, "devnet": devnet},
+    "Run": {"demo": demo.demo, "sync": demo.sync, "teach": teach.teach},
+    "Look": {
+        "status": status.status,
+        "eval": evaluate.evaluate,
+        "promotions": serving.promotions,
+        "provenance": provenance.provenance,
+    },
+    "Serve": {"ask": serving.ask, "export": serving.export, "rollback": serving.rollback},
+    "Operate": {"ui": server.ui, "doctor": doctor.doctor, "config": doctor.config, "devnet": server.devnet},
 }
 for _group, _commands in _GROUPS.items():
     for _name, _command in _commands.items():

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from apeagent_pipeline import cli
 from apeagent_pipeline.artifacts.provenance import provenance
+from apeagent_pipeline.defs import profiles
 from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.instance import open_instance
@@ -185,7 +186,8 @@ def test_what_apeagent_teach_asked_is_not_asked_again_by_the_graph(
     paid = tiny_settings.model_copy(
         update={"teacher": "openai", "teacher_base_url": server.url, "teacher_prices": {"qwen/qwq-32b": (0.2, 0.4)}}
     )
-    monkeypatch.setattr(cli, "load_settings", lambda: paid)
+    monkeypatch.setattr(cli.teach, "load_settings", lambda: paid)
+    monkeypatch.setattr(profiles, "PROFILES", {"demo": tiny.TINY})
 
     def teach(*options: str) -> str:
         command = ["teach", "--from", DAYS[0], "--to", DAYS[1], *options]

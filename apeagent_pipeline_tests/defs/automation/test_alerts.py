@@ -48,7 +48,7 @@ def test_a_failed_run_is_told_with_job_run_and_reason_and_calls_nobody(webhook: 
 def test_an_alert_that_cannot_be_delivered_is_tried_again_goes_nowhere_else_and_keeps_the_address_secret(
     webhook: Webhook, way: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apeagent_pipeline.defs.alerts._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("apeagent_pipeline.defs.automation.alerts._TIMEOUT_S", 0.2)
     with pytest.raises(RuntimeError, match=rf"could not be delivered to APEAGENT_ALERT_WEBHOOK \({told}\)") as failed:
         post(SecretStr(f"{webhook.address}/{way}/secret"), "hello")
     assert webhook.told == ["hello"] * 3

@@ -65,7 +65,7 @@ def test_a_number_that_a_younger_process_took_over_is_no_sign_of_life(
 
     with open_instance(Settings(home=tmp_path)) as instance:
         run_id = dg.materialize([quick], instance=instance).run_id
-        monkeypatch.setattr("apeagent_pipeline.defs.orphans._ALIVE", [DagsterRunStatus.SUCCESS])
+        monkeypatch.setattr("apeagent_pipeline.defs.automation.orphans._ALIVE", [DagsterRunStatus.SUCCESS])
         assert fail_orphaned_runs(instance) == []
         monkeypatch.setattr("psutil.Process.create_time", lambda self: time.time())
         assert fail_orphaned_runs(instance) == [run_id]
@@ -82,6 +82,6 @@ def test_a_run_that_ends_while_we_look_is_not_failed(tmp_path: Path, monkeypatch
         run_id = dg.materialize([quick], instance=instance).run_id
         assert [each.dagster_run.status for each in seen] == [DagsterRunStatus.STARTED]
         monkeypatch.setattr(instance, "get_run_records", lambda _: seen)
-        monkeypatch.setattr("apeagent_pipeline.defs.orphans._is_alive", lambda pid, begun: False)
+        monkeypatch.setattr("apeagent_pipeline.defs.automation.orphans._is_alive", lambda pid, begun: False)
         assert fail_orphaned_runs(instance) == []
         assert instance.get_run_by_id(run_id).status is DagsterRunStatus.SUCCESS  # type: ignore[union-attr]
