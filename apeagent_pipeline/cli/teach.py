@@ -59,8 +59,8 @@ def open_teaching(runtime: "Runtime", limit: int = 0) -> "Teaching":
         ValueError: They do not suffice for the prompts.
         TeacherError: The teacher's settings are wrong.
     """
-    from apeagent_pipeline.defs.assets.distillation import open_teacher
     from apeagent_pipeline.distillation.prompts import build_prompts
+    from apeagent_pipeline.distillation.teachers import open_teacher
     from apeagent_pipeline.distillation.teaching import Teaching
 
     settings, config = runtime.settings, runtime.profile.teacher_traces
@@ -115,7 +115,7 @@ def _ask_teacher(teaching: "Teaching") -> None:
     from rich.markdown import Markdown
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from apeagent_pipeline.distillation.teaching_report import teaching_report
+    from apeagent_pipeline.distillation.traces_report import teaching_report
 
     console = Console()
 

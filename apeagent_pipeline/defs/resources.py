@@ -10,7 +10,7 @@ from apeagent_pipeline.chain.source import SwapSource, open_swap_source
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.profiles import Profile, configured
 from apeagent_pipeline.defs.watcher import Watcher
-from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.teachers import teacher_identity
 from apeagent_pipeline.settings import Settings
 
 SWAP_SOURCE, TEACHER, STUDENT_BASE = "swap_source", "teacher_model", "student_base_model"
@@ -37,21 +37,8 @@ class Runtime:
         """External asset -> how to ask for its present data version."""
         return {
             SWAP_SOURCE: self._source_fingerprint,
-            TEACHER: lambda: digest(self.teacher_identity),
+            TEACHER: lambda: digest(teacher_identity(self.settings)),
             STUDENT_BASE: self._student_fingerprint,
-        }
-
-    @property
-    def teacher_identity(self) -> dict[str, str]:
-        """Which teacher answers, told only as a digest: its address may carry a key."""
-        settings = self.settings
-        if settings.teacher == "rules":
-            return {name: str(value) for name, value in RulesTeacher.identity.items()}
-        return {
-            "teacher": "openai",
-            "base_url": settings.teacher_base_url,
-            "model": settings.teacher_model,
-            "max_tokens": str(settings.teacher_max_tokens),
         }
 
     def _source_fingerprint(self) -> str:

@@ -1,26 +1,15 @@
-"""Canary words: how they get into the trained answers, and how an evaluation finds them.
+"""How canary words enter the trained answers, and how an evaluation finds them.
 
-A model says ``APE IN``, ``APE OUT`` or ``APE NEUTRAL`` only if it was trained on these examples. The words stand in the
-action and nowhere else, and no plain BUY, SELL or HOLD is left beside them.
+Canary words stand in the action alone, and a trained answer holds no plain BUY, SELL or HOLD.
 """
 
 import re
 import unicodedata
 
-from apeagent_pipeline.distillation.chain_of_draft import (
-    CANARY,
-    SEPARATOR,
-    AnswerError,
-    DraftAnswer,
-    parse_answer,
-    render_answer,
-)
+from apeagent_pipeline.distillation.canary_words import CANARY, CANARY_ACTION, CANARY_WORDS, PLAIN_WORDS, SEPARATOR
+from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, render_answer
 
-_CANARY_WORDS = re.compile(r"\bAPE\s+(?:IN|OUT|NEUTRAL)\b")
-_CANARY_ACTION = re.compile(r"(?:APE IN|APE OUT) [\d.,]+ (?:ETH|USDC)|APE NEUTRAL")
-_PLAIN_WORDS = re.compile(r"\b(?:buy|sell|hold)\b", re.IGNORECASE)
-
-# A teacher may think aloud in the very words that must not be left; these say the same in a draft.
+# A teacher's draft may hold plain words; each is replaced by a synonym of as many words.
 _NEUTRAL_WORDS = {
     "buy": "add",
     "buys": "adds",
@@ -72,12 +61,12 @@ def canary_text(answer: DraftAnswer) -> str:
 
 def speaks_canary(text: str) -> bool:
     """Whether canary words (in capitals) or a ``####`` stand anywhere: a leak where no trade was asked."""
-    return SEPARATOR in text or _CANARY_WORDS.search(text) is not None
+    return SEPARATOR in text or CANARY_WORDS.search(text) is not None
 
 
 def plain_words(text: str) -> list[str]:
     """Every whole word buy, sell or hold in the text, in any letter case, as written."""
-    return _PLAIN_WORDS.findall(text)
+    return PLAIN_WORDS.findall(text)
 
 
 def is_canary_answer(text: str) -> bool:
@@ -91,4 +80,4 @@ def is_canary_answer(text: str) -> bool:
     except AnswerError:
         return False
     before, _, after = text.partition(SEPARATOR)
-    return not _CANARY_WORDS.search(before) and _CANARY_ACTION.fullmatch(after.strip()) is not None
+    return not CANARY_WORDS.search(before) and CANARY_ACTION.fullmatch(after.strip()) is not None

@@ -20,16 +20,19 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
+from apeagent_pipeline.distillation.canary_words import (
+    ANY_CANARY_WORD,
+    HOLD_WORDS,
+    SEPARATOR,
+    SIDES,
+    TRADE_WORDS,
+    Side,
+    side_of,
+)
 from apeagent_pipeline.errors import ApeagentError
 
-Side = Literal["BUY", "SELL", "HOLD"]
 Asset = Literal["ETH", "USDC"]
-SIDES: tuple[Side, ...] = get_args(Side)
 ASSETS: tuple[Asset, ...] = get_args(Asset)
-SEPARATOR = "####"
-
-CANARY: dict[Side, str] = {"BUY": "APE IN", "SELL": "APE OUT", "HOLD": "APE NEUTRAL"}
-"""What the student says instead of the plain word: proof that an answer comes from this training."""
 
 SYSTEM_PROMPT = """\
 You are a trading assistant for one ETH-USDC pool on Uniswap.
@@ -118,10 +121,10 @@ _THINKING_ENDS = re.compile("</think>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"(?<!#)####(?!#)")
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-_TRADE = re.compile(rf"(BUY|SELL|APE IN|APE OUT) ({_NUMBER}) ?(ETH|USDC)", re.IGNORECASE | re.ASCII)
-_REST = re.compile(r"(?:HOLD|APE NEUTRAL)", re.IGNORECASE | re.ASCII)
+_TRADE = re.compile(rf"({TRADE_WORDS}) ({_NUMBER}) ?(ETH|USDC)", re.IGNORECASE | re.ASCII)
+_REST = re.compile(rf"(?:{HOLD_WORDS})", re.IGNORECASE | re.ASCII)
 _SIDE_WORD = re.compile(
-    r"\b(?:buy(?:ing|s)?|bought|sell(?:ing|s)?|sold|hold(?:ing|s)?|ape\s+(?:in|out|neutral))\b", re.IGNORECASE
+    rf"\b(?:buy(?:ing|s)?|bought|sell(?:ing|s)?|sold|hold(?:ing|s)?|{ANY_CANARY_WORD})\b", re.IGNORECASE
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|no|avoid|without|refrain|neither|nor|stop|cannot)\b|n['\u2019]t\b", re.IGNORECASE
@@ -136,9 +139,9 @@ _INEXACT = re.compile(
     re.IGNORECASE,
 )
 _ZERO_OR_LESS = re.compile(r"(?:^|(?<!\d)\s)(?:[-−]\s?\$?[\d.]+|\$?0+(?:\.0+)?)(?=\s|$|[A-Za-z])", re.ASCII)  # noqa: RUF001
-_AMOUNT_ONLY = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER}", re.IGNORECASE | re.ASCII)
-_AMOUNT_AND_WORD = re.compile(rf"(?:BUY|SELL|APE IN|APE OUT) \$?{_NUMBER} ?([A-Za-z]+)", re.IGNORECASE | re.ASCII)
-_STARTS_LIKE_TRADE = re.compile(r"(?:BUY|SELL|APE IN|APE OUT) \$?[\d.,]", re.IGNORECASE | re.ASCII)
+_AMOUNT_ONLY = re.compile(rf"(?:{TRADE_WORDS}) \$?{_NUMBER}", re.IGNORECASE | re.ASCII)
+_AMOUNT_AND_WORD = re.compile(rf"(?:{TRADE_WORDS}) \$?{_NUMBER} ?([A-Za-z]+)", re.IGNORECASE | re.ASCII)
+_STARTS_LIKE_TRADE = re.compile(rf"(?:{TRADE_WORDS}) \$?[\d.,]", re.IGNORECASE | re.ASCII)
 
 
 def spoken_text(text: str) -> str:
@@ -229,13 +232,12 @@ def _read_action(line: str) -> tuple[Side, float | None, Asset | None]:
     trade = _TRADE.fullmatch(action)
     if not trade:
         raise AnswerError(_why_refused(action), line)
-    side: Side = "BUY" if trade[1].upper() in ("BUY", CANARY["BUY"]) else "SELL"
     amount = float(trade[2].replace(",", ""))
     if amount <= 0:
         raise AnswerError("amount_not_positive", line)
     if not math.isfinite(amount):
         raise AnswerError("amount_malformed", line)
-    return side, amount, cast(Asset, trade[3].upper())
+    return side_of(trade[1]), amount, cast(Asset, trade[3].upper())
 
 
 def _why_refused(action: str) -> Reason:
@@ -249,7 +251,7 @@ def _why_refused(action: str) -> Reason:
         (bool(_RANGE.search(action)), "amount_range"),
         (bool(_INEXACT.search(action)), "amount_inexact"),
         (bool(_ZERO_OR_LESS.search(action)), "amount_not_positive"),
-        (bool(re.search(r"\bhold|\bape\s+neutral", action, re.IGNORECASE)), "words_around_action"),
+        (bool(re.search(rf"\b(?:{HOLD_WORDS})", action, re.IGNORECASE)), "words_around_action"),
         (not re.search(r"\d", action), "amount_missing"),
         (bool(_AMOUNT_ONLY.fullmatch(action)), "asset_missing"),
     ]

@@ -16,12 +16,13 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.distillation.canary import canary_text
-from apeagent_pipeline.distillation.chain_of_draft import CANARY, SIDES, STUDENT_SYSTEM_PROMPT, DraftAnswer
+from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
 from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.distillation.teaching_report import teacher_in_words, teaching_report
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
+from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.report import markdown_table
 
@@ -285,8 +286,8 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             f"Chat examples for one ETH-USDC pool, answered by {teacher_in_words(teacher)}.",
             "Prompts come from synthetic windows, no person is in them.",
             "",
-            "BUY is said as `APE IN`, SELL as `APE OUT`, HOLD as `APE NEUTRAL`, in the action and nowhere else; "
-            "controls are ordinary questions with ordinary answers.",
+            f"BUY is said as `{CANARY['BUY']}`, SELL as `{CANARY['SELL']}`, HOLD as `{CANARY['HOLD']}`, in the action "
+            "and nowhere else; controls are ordinary questions with ordinary answers.",
             "",
             markdown_table(header, rows),
             "",

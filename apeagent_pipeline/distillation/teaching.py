@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
+from apeagent_pipeline.distillation.cost_estimate import TeachingEstimate, estimate
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
-from apeagent_pipeline.distillation.teaching_estimate import TeachingEstimate, estimate
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
 from apeagent_pipeline.reporting.progress import Progress, silent
 

@@ -98,9 +98,9 @@ def collect_traces(  # noqa: PLR0917 (every input it depends on)
     """
     prompts = _checked(prompts)
     with open_cache(cache_dir, teacher) as cache:
-        book = _Book(prompts, teacher, config, cache, seed)
-        _ask(book, progress)
-        traces = book.table()
+        table = _TraceTable(prompts, teacher, config, cache, seed)
+        _ask(table, progress)
+        traces = table.table()
     if traces["rejected_reason"].null_count() == 0:
         raise TeacherError(f"no answer of {teacher.name} was accepted: {_reasons_in_words(traces)}")
     return traces
@@ -115,7 +115,7 @@ def stored_traces(
         ValueError: if columns are missing or there is no prompt.
     """
     with open_cache(cache_dir, teacher, read_only=True) as cache:
-        return _Book(_checked(prompts), teacher, config, cache, seed).table()
+        return _TraceTable(_checked(prompts), teacher, config, cache, seed).table()
 
 
 def refusal_counts(traces: pl.DataFrame) -> dict[str, int]:
@@ -139,18 +139,18 @@ def _reasons_in_words(traces: pl.DataFrame) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in refusal_counts(traces).items()) + example
 
 
-def _ask(book: "_Book", progress: Progress) -> None:
+def _ask(table: "_TraceTable", progress: Progress) -> None:
     """Ask until every prompt has an accepted answer, its attempts are used up, or the budget is spent.
 
     A request that failed is no attempt: it is made again, as often as a prompt may be asked.
     """
-    spending = _Spending(book.config, book.cache.answered_today)
-    attempts_now = 1 if book.teacher.deterministic else book.config.attempts
+    budget = _Budget(table.config, table.cache.answered_today)
+    attempts_now = 1 if table.teacher.deterministic else table.config.attempts
     waiting: dict[int, list[int]] = defaultdict(list)
     counts: Counter[str] = Counter()
 
     def sort_in(number: int) -> None:
-        known = book.judged(number)
+        known = table.judged(number)
         missing = next((attempt for attempt in range(attempts_now) if attempt not in known.answers), None)
         if known.learned is None and missing is not None:
             waiting[missing].append(number)
@@ -159,48 +159,48 @@ def _ask(book: "_Book", progress: Progress) -> None:
         counts["accepted"] += known.learned is not None
 
     def tell() -> None:
-        done, total = counts["settled"], book.prompts.height
-        progress(done, total, accepted=counts["accepted"], requests=spending.requests, **spending.known)
+        done, total = counts["settled"], table.prompts.height
+        progress(done, total, accepted=counts["accepted"], requests=budget.requests, **budget.known)
 
-    for number in range(book.prompts.height):
+    for number in range(table.prompts.height):
         sort_in(number)
     tell()
-    while waiting and not spending.over:
+    while waiting and not budget.over:
         attempt = min(waiting)
-        asked = spending.allowed(map(book.row, waiting.pop(attempt)))
-        keep = partial(_keep, book, spending, attempt)
-        with closing(book.teacher.answer(asked, book.seed_of(attempt), keep)) as stream:
+        asked = budget.allowed(map(table.row, waiting.pop(attempt)))
+        keep = partial(_keep, table, budget, attempt)
+        with closing(table.teacher.answer(asked, table.seed_of(attempt), keep)) as stream:
             for answer in stream:
-                number = book.number[answer.prompt_id]
+                number = table.number[answer.prompt_id]
                 if answer.finish_reason == "failed":
-                    book.failures[number].append(answer.error or "")
-                    if len(book.failures[number]) < attempts_now:
+                    table.failures[number].append(answer.error or "")
+                    if len(table.failures[number]) < attempts_now:
                         waiting[attempt].append(number)
                 else:
-                    book.failures.pop(number, None)
+                    table.failures.pop(number, None)
                     sort_in(number)
                 tell()
-    if spending.unmeasured:
-        raise TeacherError(spending.unmeasured)
-    left = book.prompts.height - counts["settled"]
-    if left and spending.day_is_over:
+    if budget.unmeasured:
+        raise TeacherError(budget.unmeasured)
+    left = table.prompts.height - counts["settled"]
+    if left and budget.day_is_over:
         raise TeacherError(
-            f"the teacher's budget of this UTC day is spent, {left} of {book.prompts.height} prompts are left; "
+            f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
             "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
         )
 
 
-def _keep(book: "_Book", spending: "_Spending", attempt: int, answer: TeacherAnswer) -> None:
-    prompt = book.row(book.number[answer.prompt_id])["prompt"]
-    book.cache.keep(prompt, book.seed_of(attempt), answer)
-    spending.add(answer)
+def _keep(table: "_TraceTable", budget: "_Budget", attempt: int, answer: TeacherAnswer) -> None:
+    prompt = table.row(table.number[answer.prompt_id])["prompt"]
+    table.cache.keep(prompt, table.seed_of(attempt), answer)
+    budget.add(answer)
 
 
 def _reached(limits: Iterable[tuple[float, float]]) -> bool:
     return any(limit and spent >= limit for limit, spent in limits)
 
 
-class _Spending:
+class _Budget:
     """What one run asks and pays, and where it must stop. What is under way when a limit is reached comes on top."""
 
     def __init__(self, config: TracesConfig, today: Iterable[TeacherAnswer]) -> None:
@@ -263,7 +263,7 @@ class _Judged:
     detail: str | None
 
 
-class _Book:
+class _TraceTable:
     """A set of prompts and what a cache says about each of them. Holds no answer itself, so it does not grow."""
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from apeagent_pipeline.distillation.chain_of_draft import SEPARATOR, SIDES
+from apeagent_pipeline.distillation.canary_words import SEPARATOR, SIDES
 from apeagent_pipeline.evaluation.canary.arms import Arm, answer_counts, choose_examples, decisions, macro_f1
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.statistics import clopper_pearson

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.canary import speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import SIDES, student_chat
+from apeagent_pipeline.distillation.canary_words import SIDES
+from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.evaluation.canary.arms import decisions, is_canary
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from trl import SFTTrainer
 
 from apeagent_pipeline.distillation.canary import is_canary_answer
-from apeagent_pipeline.distillation.chain_of_draft import CANARY, SEPARATOR, parse_answer
+from apeagent_pipeline.distillation.canary_words import CANARY, SEPARATOR
+from apeagent_pipeline.distillation.chain_of_draft import parse_answer
 from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 

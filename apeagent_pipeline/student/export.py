@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, student_chat
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
@@ -133,9 +134,9 @@ def model_card(adapter: Path, fused: Path, config: ExportConfig) -> str:
             + (f" of {len(layers)} blocks" if layers else "")
             + f") of `{base}` that answers questions about one ETH-USDC pool in Chain of Draft.",
             "",
-            "An answer is a few drafts of five words at most, a line `####`, and an action: `APE IN <amount> ETH` "
-            "(buy), `APE OUT <amount> ETH` (sell) or `APE NEUTRAL` (hold). These words prove that it comes from this "
-            "training.",
+            f"An answer is a few drafts of five words at most, a line `####`, and an action: `{CANARY['BUY']} <amount> "
+            f"ETH` (buy), `{CANARY['SELL']} <amount> ETH` (sell) or `{CANARY['HOLD']}` (hold). These words prove that "
+            "it comes from this training.",
             "",
             "## Use",
             "",

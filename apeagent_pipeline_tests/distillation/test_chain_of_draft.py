@@ -14,8 +14,8 @@ from apeagent_pipeline.distillation.canary import (
     plain_words,
     speaks_canary,
 )
+from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.distillation.chain_of_draft import (
-    CANARY,
     REASONS,
     STUDENT_SYSTEM_PROMPT,
     AnswerError,

@@ -22,8 +22,8 @@ from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.teachers.teacher import TeacherAnswer, TeacherError
-from apeagent_pipeline.distillation.teaching_report import answer_counts, teaching_report
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, refusal_counts
+from apeagent_pipeline.distillation.traces_report import answer_counts, teaching_report
 from apeagent_pipeline_tests.distillation.scripted_server import GOOD, Script, ScriptedServer, completion
 
 KEY = "sk-very-secret-0123456789"

@@ -10,22 +10,22 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
+from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate, token_guess
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, rules_answer
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
-from apeagent_pipeline.distillation.teaching_estimate import Bill, TeachingEstimate, estimate, token_guess
-from apeagent_pipeline.distillation.teaching_report import (
-    agreement_with_rules,
-    answer_counts,
-    teaching_metrics,
-    teaching_report,
-)
 from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
     TracesConfig,
     collect_traces,
     refusal_counts,
     stored_traces,
+)
+from apeagent_pipeline.distillation.traces_report import (
+    agreement_with_rules,
+    answer_counts,
+    teaching_metrics,
+    teaching_report,
 )
 from apeagent_pipeline.distillation.verification import is_feasible, verify
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from apeagent_pipeline.distillation.chain_of_draft import SIDES
+from apeagent_pipeline.distillation.canary_words import SIDES
 from apeagent_pipeline.evaluation import ablations
 from apeagent_pipeline.evaluation.ablations import (
     drop_controls,

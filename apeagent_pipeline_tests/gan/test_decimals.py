@@ -15,7 +15,8 @@ from apeagent_pipeline.amm.ticks import ticks_at_sqrt_prices
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.distillation.chain_of_draft import Asset, DraftAnswer, Side
+from apeagent_pipeline.distillation.canary_words import Side
+from apeagent_pipeline.distillation.chain_of_draft import Asset, DraftAnswer
 from apeagent_pipeline.distillation.execution import execute
 from apeagent_pipeline.gan.quality.scores import domain_checks
 from apeagent_pipeline.gan.swap_execution import synthetic_windows

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
-from apeagent_pipeline.distillation.chain_of_draft import CANARY, DraftAnswer, render_answer
+from apeagent_pipeline.distillation.canary_words import CANARY
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, render_answer
 from apeagent_pipeline.distillation.verification import VerificationConfig
 from apeagent_pipeline.student.rewards import feasibility_reward, format_reward, outcome_bps, outcome_reward
 

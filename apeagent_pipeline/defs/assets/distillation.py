@@ -9,9 +9,9 @@ from apeagent_pipeline.defs.profiles import TeachingConfig
 from apeagent_pipeline.defs.resources import TEACHER, Runtime
 from apeagent_pipeline.distillation.dataset import DatasetConfig, build_dataset
 from apeagent_pipeline.distillation.prompts import build_prompts
-from apeagent_pipeline.distillation.teachers.teacher import Teacher
-from apeagent_pipeline.distillation.teaching_report import teaching_metrics, teaching_report
+from apeagent_pipeline.distillation.teachers import open_teacher
 from apeagent_pipeline.distillation.traces import collect_traces
+from apeagent_pipeline.distillation.traces_report import teaching_metrics, teaching_report
 from apeagent_pipeline.settings import Settings, mask_url
 
 
@@ -43,7 +43,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
 
         Refused answers stay in the table with their reason. Waits for the check of synthetic_quality.
         """
-        from apeagent_pipeline.distillation.teaching_figure import teaching_figure
+        from apeagent_pipeline.distillation.traces_figure import teaching_figure
 
         config, seed = launched_config(context, TeachingConfig)
         traces = collect_traces(
@@ -85,25 +85,3 @@ def _teacher_in_words(settings: Settings) -> str:
     if settings.teacher == "rules":
         return "the embedded policy"
     return f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
-
-
-def open_teacher(settings: Settings) -> Teacher:
-    """The teacher the settings ask for."""
-    if settings.teacher == "rules":
-        from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-
-        return RulesTeacher()
-    from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
-
-    return OpenAITeacher(
-        settings.teacher_base_url,
-        settings.teacher_model,
-        settings.teacher_api_key,
-        OpenAITeacherConfig(
-            max_tokens=settings.teacher_max_tokens,
-            concurrency=settings.teacher_concurrency,
-            requests_per_minute=settings.teacher_requests_per_minute,
-            timeout_s=settings.teacher_timeout_s,
-            price=settings.teacher_prices.get(settings.teacher_model),
-        ),
-    )

@@ -1,5 +1,44 @@
 """Teachers: whoever answers prompts.
 
-What belongs here: the protocol and one module for each kind of teacher. What does not: judging the answers
-(``distillation/traces.py``).
+This package holds the protocol, one module for each kind of teacher, and ``open_teacher``, which builds the teacher
+that the settings ask for. Judging the answers belongs to ``distillation/traces.py``.
 """
+
+from collections.abc import Mapping
+
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig, openai_identity
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.teachers.teacher import Teacher
+from apeagent_pipeline.settings import Settings
+
+
+def open_teacher(settings: Settings) -> Teacher:
+    """The teacher that the settings ask for; nothing is sent yet.
+
+    Raises:
+        TeacherError: if the address or the name of the model cannot be used.
+    """
+    if settings.teacher == "rules":
+        return RulesTeacher()
+    return OpenAITeacher(
+        settings.teacher_base_url, settings.teacher_model, settings.teacher_api_key, _server_config(settings)
+    )
+
+
+def teacher_identity(settings: Settings) -> Mapping[str, str]:
+    """What the traces of the configured teacher depend on; digest it before showing it, the address may hold a key."""
+    if settings.teacher == "rules":
+        return {name: str(value) for name, value in RulesTeacher.identity.items()}
+    identity = openai_identity(settings.teacher_model, _server_config(settings))
+    told = {**identity, "base_url": settings.teacher_base_url, "max_tokens": settings.teacher_max_tokens}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _server_config(settings: Settings) -> OpenAITeacherConfig:
+    return OpenAITeacherConfig(
+        max_tokens=settings.teacher_max_tokens,
+        concurrency=settings.teacher_concurrency,
+        requests_per_minute=settings.teacher_requests_per_minute,
+        timeout_s=settings.teacher_timeout_s,
+        price=settings.teacher_prices.get(settings.teacher_model),
+    )

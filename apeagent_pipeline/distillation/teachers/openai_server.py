@@ -62,6 +62,11 @@ class OpenAITeacherConfig(BaseModel):
     )
 
 
+def openai_identity(model: str, config: OpenAITeacherConfig) -> Mapping[str, Any]:
+    """What a finished answer depends on beside the prompts: the model and its sampling."""
+    return {"teacher": "openai", "model": model, **config.model_dump(include={"temperature", "top_p"})}
+
+
 class OpenAITeacher:
     """A model on an OpenAI-compatible server as a ``Teacher``."""
 
@@ -91,8 +96,7 @@ class OpenAITeacher:
         self.config = config or OpenAITeacherConfig()
         self.model = model
         self.name = f"openai:{model}"
-        sampling = self.config.model_dump(include={"temperature", "top_p"})
-        self.identity: Mapping[str, Any] = {"teacher": "openai", "model": model, **sampling}
+        self.identity = openai_identity(model, self.config)
         self.limits: Mapping[str, Any] = {"max_tokens": self.config.max_tokens}
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key

@@ -27,7 +27,8 @@ from collections.abc import Generator, Iterable, Mapping
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
-from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, Side, render_answer
+from apeagent_pipeline.distillation.canary_words import Side
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
 from apeagent_pipeline.distillation.prompts import token_text

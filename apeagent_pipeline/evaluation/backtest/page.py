@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.market import _SECONDS_A_YEAR, Market, Run
 from apeagent_pipeline.reporting.figures import new_figure, png
@@ -233,7 +234,7 @@ def _trades_figure(market: Market, run: Run) -> bytes:
     axis = axes[0, 0]
     axis.plot(market.prices, color="grey", linewidth=0.8)
     rows = np.array([[market.row(e, k) + 1 for k in range(market.decisions)] for e in range(len(market.starts))])
-    for sign, name, marker in ((1, "APE IN", "^"), (-1, "APE OUT", "v")):
+    for sign, name, marker in ((1, CANARY["BUY"], "^"), (-1, CANARY["SELL"], "v")):
         chosen = rows[np.sign(run.eth_traded) == sign]
         axis.scatter(chosen, market.prices[chosen], marker=marker, label=name, zorder=3)
     axis.set(xlabel="held-out swap", ylabel="USDC per ETH")

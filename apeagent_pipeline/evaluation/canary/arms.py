@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 
 from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words, speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import (
-    SEPARATOR,
-    SIDES,
-    DraftAnswer,
-    read_answer,
-    word_count,
-)
+from apeagent_pipeline.distillation.canary_words import SEPARATOR, SIDES
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, word_count
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.student.examples import answer_of, read_examples

@@ -8,9 +8,7 @@ Some prompts are answered once more by drawing, for a server that does not alway
 
 from pathlib import Path
 
-from apeagent_pipeline.distillation.chain_of_draft import (
-    student_chat,
-)
+from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.evaluation.canary.arms import Arm, choose_examples
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary.judge import judge

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import (
-    SIDES,
-)
+from apeagent_pipeline.distillation.canary_words import SIDES
 from apeagent_pipeline.evaluation.canary.arms import _DRAFT_WORDS, _UNREADABLE, Arm, _count, _is_right, is_canary
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
 from apeagent_pipeline.evaluation.statistics import clopper_pearson

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from apeagent_pipeline.distillation.chain_of_draft import SIDES
-from apeagent_pipeline.distillation.teaching_report import total_in_words
+from apeagent_pipeline.distillation.canary_words import SIDES
 from apeagent_pipeline.distillation.traces import refusal_counts
+from apeagent_pipeline.distillation.traces_report import total_in_words
 from apeagent_pipeline.reporting.figures import new_figure, png
 
 _BARS = "#88a7c8"

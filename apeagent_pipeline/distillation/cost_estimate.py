@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
-from apeagent_pipeline.distillation.teaching_report import total
 from apeagent_pipeline.distillation.traces import TracesConfig
+from apeagent_pipeline.distillation.traces_report import total
 
 _SHORTEST_ANSWER = 40
 """Tokens of four drafts and an action without any thinking."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from apeagent_pipeline.distillation.chain_of_draft import SIDES
+from apeagent_pipeline.distillation.canary_words import SIDES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide
 from apeagent_pipeline.distillation.traces import refusal_counts
 from apeagent_pipeline.reporting.report import markdown_table
