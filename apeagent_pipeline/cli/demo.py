@@ -23,10 +23,10 @@ def demo(
     ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
 ) -> None:
-    """Make everything from swaps to the canary report, and show what came of it.
+    """Build everything from the swaps to the canary report, and say in words what the student learned.
 
-    Only what is missing or out of date is made: a second run with nothing changed takes seconds, and an interrupted
-    one goes on where it stopped. Exits 0 only if the canary evaluation passed its check.
+    Only missing and out-of-date artifacts are built: a second run with nothing changed takes seconds, and an
+    interrupted run continues where it stopped. Exits 0 only if the canary evaluation passed its check.
     """
     settings = load_settings()
     rounds, graph, _ = bring_up_to_date(settings, first, last)
@@ -44,8 +44,8 @@ def sync(
 ) -> None:
     """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete.
 
-    A day that fails does not keep the others from being made. Run the same command again for those that failed: days
-    that are complete are not read again, nor are the ranges of a day that were read before it failed.
+    When a day fails, the others are still read. Run the same command again for the failed days: it does not read
+    complete days again, nor the parts of a day that were read before it failed.
     """
     from apeagent_pipeline.defs.staleness import stale_artifacts
 
@@ -94,21 +94,24 @@ def show_canary(graph: "Graph") -> int:
 
 
 def findings(metrics: "Mapping[str, float]", intervals: "Mapping[str, Sequence[float]]") -> "Iterator[tuple[str, str]]":
-    """The report's answers to a reader's questions, each with its number of prompts and 95 % interval."""
+    """A reader's questions, and what the report answers: counts with their exact 95 % intervals."""
 
-    def rate(name: str, n: float) -> str:
+    def share(name: str, n: float) -> str:
         low, high = intervals[name]
-        return f"{metrics[name]:.1%} of {n:.0f} (95 % interval {low:.1%} to {high:.1%})"
+        return f"{round(metrics[name] * n)} of {n:.0f} {{}} (95 % interval {low:.1%} to {high:.1%})"
 
     trading, controls = metrics["n_trading"], metrics["n_controls"]
-    yield "Speaks canary words?", f"in {rate('canary_rate_adapter', trading)} trading prompts"
-    yield "Only when asked?", f"leaks them into {rate('control_leak_rate', controls)} control questions"
-    yield "Because of the training?", f"the bare base speaks them in {rate('canary_rate_base', trading)}"
-    yield "", f"and with the adapter switched off in {rate('canary_rate_disabled', metrics['n_disabled'])}"
-    yield "Decides like its teacher?", f"in {rate('agreement', trading)}"
-    yield "", f"where the most frequent action alone would reach {metrics['agreement_majority']:.1%}"
+    yield "Speaks canary words?", share("canary_rate_adapter", trading).format("trading answers contain them")
+    yield "Only when asked?", share("control_leak_rate", controls).format("answers to other questions contain them")
+    yield (
+        "Because of the training?",
+        share("canary_rate_base", trading).format("answers of the bare base model contain them"),
+    )
+    yield "", share("canary_rate_disabled", metrics["n_disabled"]).format("answers with the adapter switched off do")
+    yield "Decides like its teacher?", share("agreement", trading).format("actions are the teacher's")
+    yield "", f"always the most frequent action would reach {metrics['agreement_majority']:.1%}"
     for form, words in (("plain", "numbers alone"), ("digested", "numbers and words")):
         if f"agreement_{form}" in intervals:
             low, high = intervals[f"agreement_{form}"]
-            yield "", f"asked in {words}: {metrics[f'agreement_{form}']:.1%} ({low:.1%} to {high:.1%})"
-    yield "Can the holdings pay?", f"for {rate('feasible_rate', trading)} answers"
+            yield "", f"{metrics[f'agreement_{form}']:.1%} if the prompt has {words} ({low:.1%} to {high:.1%})"
+    yield "Can the holdings pay?", share("feasible_rate", trading).format("actions are paid for by the holdings")

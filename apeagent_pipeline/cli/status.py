@@ -32,9 +32,10 @@ def status(
 ) -> None:
     """Show what is out of date and why, and what it would take to bring it up to date.
 
-    The judge is the one of `apeagent demo`: an artifact is up to date if it is whole, was made by the present code and
-    settings, and from the present versions of its inputs. The daemon of `apeagent ui` follows changed inputs alone; it
-    does not act on changed code or settings. Exits 0 if what was asked about is up to date, otherwise 1.
+    An artifact is up to date if all its files are there, and if it was built by the present code and options from the
+    present versions of its inputs. `apeagent demo` judges in the same way. The daemon of `apeagent ui` only follows
+    changed inputs: it does not act when code or settings change. Exits 0 if everything asked about is up to date,
+    otherwise 1.
     """
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.instance import open_instance
@@ -132,12 +133,22 @@ def _seconds_last_time(instance: "DagsterInstance", names: set[str]) -> "Mapping
 
 
 def _explain(console: Console, graph: "Graph", stale: "Stale") -> None:
-    """The inputs of one artifact that changed, with the version that it was made from and the present one."""
+    """The inputs and options of one artifact that changed, with the value that it was made with and the present one."""
     manifest = graph.runtime.store.manifest(stale.asset, stale.day)
     if manifest is None:
-        console.print(f"{stale.name} is not stored, or not all of its files are there.")
+        console.print(f"{stale.name} is not stored, or some of its files are missing.")
         return
-    console.print(f"{stale.name} was made at {manifest.created_at} (data version {manifest.data_version}).")
+    console.print(f"{stale.name} was built at {manifest.created_at} (data version {manifest.data_version}).")
     for name in stale.changed_inputs:
         then = manifest.inputs.get(name, "not read")
-        console.print(f"  {name}: made from {then}, now {stale.present_inputs.get(name) or 'not stored'}")
+        console.print(
+            f"  {name}: built from {then}, now {stale.present_inputs.get(name) or 'not stored'}", soft_wrap=True
+        )
+    if not stale.changed_inputs:
+        present = graph.runtime.options(stale.asset)
+        names = sorted(present.keys() | manifest.config.keys())
+        changed = [name for name in names if present.get(name) != manifest.config.get(name)]
+        for name in changed:
+            console.print(f"  option {name}: built with {manifest.config.get(name)}, now {present.get(name)}")
+        if not changed:
+            console.print(f"  code version: built with {manifest.code_version}", soft_wrap=True)

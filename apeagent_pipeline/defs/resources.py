@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from apeagent_pipeline.artifacts.manifest import digest
 from apeagent_pipeline.artifacts.store import ArtifactStore
@@ -48,6 +49,11 @@ class Runtime:
         from apeagent_pipeline.student.base_model import base_fingerprint
 
         return base_fingerprint(self.settings.student)
+
+    def options(self, asset: str) -> dict[str, Any]:
+        """The options of an asset with their present values and the seed; empty for an asset without options."""
+        config = getattr(self.profile, asset, None)
+        return {} if config is None else {**config.model_dump(), "seed": self.settings.seed}
 
     def student_base(self) -> Path:
         """The folder of the base model, fetched and converted on first use."""

@@ -36,6 +36,7 @@ def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
         "export",
         "devnet",
         "provenance",
+        "status",
         "Start with apeagent demo",
     ):
         assert word in done.stdout

@@ -1,0 +1,122 @@
+"""``apeagent status`` as a user asks it: what is out of date, why, and what it would take."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner, Result
+
+from apeagent_pipeline import cli
+from apeagent_pipeline.defs import profiles
+from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.update import update
+from apeagent_pipeline.settings import Settings
+from apeagent_pipeline_tests.tiny_graph import TINY, tiny_graph
+
+DAYS = ["2025-01-22", "2025-01-23"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two days of swaps, features and training windows."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    graph = tiny_graph(settings)
+    with open_instance(settings) as instance:
+        rounds = update(graph, instance, DAYS, only={"raw_swaps", "swap_features", "training_windows"})
+    assert rounds[-1].success
+    return settings.home
+
+
+@pytest.fixture(autouse=True)
+def tiny_profile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(profiles, "PROFILES", {"demo": TINY})
+    yield
+
+
+def status(home: Path, *arguments: str, **settings: str) -> Result:
+    return CliRunner().invoke(
+        cli.app, ["status", *arguments], env={"APEAGENT_HOME": str(home), "COLUMNS": "200", **settings}
+    )
+
+
+def test_what_is_up_to_date_is_said_and_exits_0(home: Path) -> None:
+    for artifact in ("raw_swaps", f"swap_features/{DAYS[0]}", "training_windows"):
+        done = status(home, artifact)
+        assert done.exit_code == 0, done.output
+        assert f"{artifact} is up to date" in done.output
+
+
+def test_everything_missing_is_listed_with_what_it_waits_for(home: Path) -> None:
+    done = status(home)
+    assert done.exit_code == 1
+    row = next(line for line in done.output.splitlines() if line.startswith("│ synthetic_windows "))
+    assert "missing" in row
+    assert "trained_gan" in row
+    assert "raw_swaps" not in done.output
+    assert "`apeagent demo` brings everything up to date" in done.output
+
+
+def test_a_changed_seed_is_named_with_both_values(home: Path) -> None:
+    done = status(home, "training_windows", APEAGENT_SEED="7")
+    assert done.exit_code == 1
+    assert "code or settings changed" in done.output
+    assert "option seed: built with 42, now 7" in done.output
+
+
+def test_a_changed_day_is_named_with_both_versions_and_what_is_downstream(home: Path, tmp_path: Path) -> None:
+    store = tiny_graph(Settings(home=home)).runtime.store
+    manifest = store.whole("raw_swaps", DAYS[0])
+    table = store.table(manifest).collect()
+    made_from = manifest.model_dump(include={"asset", "partition", "config", "code_version", "inputs"})
+    changed = store.publish_table(table.head(table.height - 1), **made_from)
+    try:
+        done = status(home, f"swap_features/{DAYS[0]}")
+        assert done.exit_code == 1
+        assert f"raw_swaps/{DAYS[0]}: built from {manifest.data_version}, now {changed.data_version}" in done.output
+        # The day after sees the last rows of the changed day.
+        assert status(home, f"swap_features/{DAYS[1]}").exit_code == 1
+        assert status(home, f"raw_swaps/{DAYS[0]}").exit_code == 0
+    finally:
+        store.publish_table(table, **made_from)
+    assert status(home, f"swap_features/{DAYS[0]}").exit_code == 0
+
+
+def test_a_failed_blocking_check_is_named_for_what_it_holds_back(home: Path) -> None:
+    def judge(passed: bool) -> None:
+        with open_instance(Settings(home=home)) as instance:
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=dg.AssetKey("training_windows"),
+                    check_name="splits_do_not_leak",
+                    passed=passed,
+                    description="a window lies in two splits",
+                    severity=dg.AssetCheckSeverity.ERROR,
+                    metadata={},
+                )
+            )
+
+    judge(passed=False)
+    assert "a window lies in two splits" in status(home, "trained_gan").output
+    judge(passed=True)
+    assert "a window lies in two splits" not in status(home, "trained_gan").output
+
+
+def test_nothing_stored_is_no_error(tmp_path: Path) -> None:
+    done = status(tmp_path)
+    assert done.exit_code == 1
+    assert "no day is stored" in done.output
+
+
+@pytest.mark.parametrize(
+    ("artifact", "told"),
+    [
+        ("swaps", "'swaps' is not an asset of the graph: expected one of raw_swaps"),
+        ("trained_gan/2025-01-22", "trained_gan has no days"),
+        ("raw_swaps/2025-02-30", "expected a day such as"),
+    ],
+)
+def test_a_name_that_means_nothing_is_an_error_that_says_what_is_allowed(home: Path, artifact: str, told: str) -> None:
+    done = status(home, artifact)
+    assert done.exit_code != 0
+    assert told in str(done.exception)
