@@ -12,10 +12,10 @@ from apeagent_pipeline.defs.assets.gan import gan_assets
 from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.student import student_assets
-from apeagent_pipeline.defs.automation.conditions import WHOLE
 from apeagent_pipeline.defs.automation.daemon import automation
 from apeagent_pipeline.defs.automation.orphans import tag_host
 from apeagent_pipeline.defs.checks import asset_checks
+from apeagent_pipeline.defs.conditions import WHOLE
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.partitions import DAILY_TAG
 from apeagent_pipeline.defs.profiles import Profile

@@ -3,8 +3,9 @@
 from apeagent_pipeline.cli.demo import findings
 
 METRICS = {
-    "n_trading": 100.0, "n_controls": 80.0, "n_disabled": 16.0, "canary_rate_adapter": 0.99,
-    "control_leak_rate": 0.0125, "canary_rate_base": 0.0, "canary_rate_disabled": 0.0, "agreement": 0.97, "agreement_majority": 0.49,
+    "n_trading": 100.0, "n_controls": 80.0, "n_disabled": 16.0,
+    "canary_rate_adapter": 0.99, "control_leak_rate": 0.0125,
+    "canary_rate_base": 0.0, "canary_rate_disabled": 0.0, "agreement": 0.97, "agreement_majority": 0.49,
     "agreement_plain": 0.75, "feasible_rate": 0.94,
 }  # fmt: skip
 INTERVALS = dict.fromkeys(METRICS, (0.25, 0.75))
