@@ -39,7 +39,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    command: str = Field(description="What was run; one line")
+    command: str | None = Field(description="What was run, in one line; None: nobody wrote it down")
     commit: str = Field(pattern="^[0-9a-f]{7,40}$", description="Commit that recorded the figures")
     date: dt.date
     machine: Machine
@@ -77,7 +77,8 @@ def result_section(name: str) -> str:
     """How a result was measured, its table and its notes."""
     result = read_result(name)
     table = markdown_table(result.columns, [[_text(cell) for cell in row] for row in result.rows])
-    origin = f"`{result.command}`\n\nCommit {result.commit}, {result.date}; {result.machine.in_words()}."
+    command = f"`{result.command}`" if result.command else "Command not recorded."
+    origin = f"{command}\n\nCommit {result.commit}, {result.date}; {result.machine.in_words()}."
     notes = "\n".join(f"- {note}" for note in result.notes)
     return "\n\n".join(filter(None, [origin, table, notes]))
 
