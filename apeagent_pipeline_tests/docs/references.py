@@ -23,9 +23,11 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=\S*")
 _SETTING = re.compile(r"\bAPEAGENT_[A-Z0-9_]*[A-Z0-9]\b")
 _FILE = re.compile(r"(?:[\w.-]+/)+(?:[\w-]+\.(?:py|json|md|yaml|toml|txt))?|[\w-]+\.py|\.ci/[\w.]+")
-_MODULE = re.compile(r"python3? -m (\S+)")
+_MODULE = re.compile(r"python3? -m ([\w.]*\w)")
 _SCRIPT = re.compile(r"python3? ([\w/.-]+\.py)")
 _NAME_IN_FILE = re.compile(r"((?:`\w+`(?:, | and )?)+) in `([\w./-]+\.\w+)`")
+_NEW_FILE = re.compile(r"`[^`\n]+` \(new\)")
+_POSITIONAL_IN_QUOTES = re.compile(r"\"[^\"]*\$\d")
 _SEARCHED = (ROOT, ROOT / "apeagent_pipeline", ROOT / "apeagent_pipeline_tests")
 _OURS = "apeagent_pipeline"
 
@@ -55,6 +57,8 @@ def wrong_commands(text: str) -> list[str]:
     """Lines that call ``apeagent`` with a command or an option that does not exist, or lack what is required."""
     wrong = []
     for line, is_example in _code_lines(text):
+        if is_example and "apeagent " in line and _POSITIONAL_IN_QUOTES.search(line):
+            wrong.append(f"{line}: the shell replaces $1 within double quotes")
         for words in _simple_commands(line):
             if words[0].rpartition("/")[2] == "apeagent" and (problem := _problem(words[1:], is_example)):
                 wrong.append(f"{line}: {problem}")
@@ -63,7 +67,7 @@ def wrong_commands(text: str) -> list[str]:
 
 def wrong_modules(text: str) -> list[str]:
     """Modules and scripts of this repository that a command runs and that do not exist."""
-    modules = [name.rstrip("`,.") for name in _MODULE.findall(text) if name.startswith(_OURS)]
+    modules = [name for name in _MODULE.findall(text) if name.startswith(_OURS)]
     wrong = [f"python -m {name}: there is no such module" for name in modules if not _is_module(name)]
     scripts = [name for name in _SCRIPT.findall(text) if name.startswith(_OURS)]
     return wrong + [f"python {name}: there is no such file" for name in scripts if not (ROOT / name).is_file()]
@@ -77,11 +81,11 @@ def wrong_settings(text: str) -> list[str]:
 def wrong_paths(text: str) -> list[str]:
     """Files and folders in backticks that do not exist.
 
-    Written from the root of the repository, the package or the tests. A word such as ``{asset}`` or ``.apeagent`` in
-    it makes it a path of a user's home or storage, which is not looked at.
+    Written from the root of the repository, the package or the tests. Not looked at: files that a page tells the reader
+    to make (followed by "(new)"), and paths of a home or storage, which begin with ``.apeagent`` or hold a ``{asset}``.
     """
-    named = {word for word in _INLINE.findall(_without_fences(text)) if _FILE.fullmatch(word)}
-    ours = {word for word in named if not word.startswith((".apeagent", "s3/"))}
+    named = {word for word in _INLINE.findall(_NEW_FILE.sub("", _without_fences(text))) if _FILE.fullmatch(word)}
+    ours = {word for word in named if not word.startswith(".apeagent")}
     return sorted(word for word in ours if not any((folder / word).exists() for folder in _SEARCHED))
 
 

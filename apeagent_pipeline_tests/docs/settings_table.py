@@ -32,7 +32,7 @@ def _meaning(info: FieldInfo) -> str:
     choices = _choices(info.annotation)
     allowed = f" ({' or '.join(f'`{each}`' for each in choices)})" if choices else ""
     secret = " Secret: masked wherever it is shown." if "SecretStr" in str(info.annotation) else ""
-    return (info.description or "").replace("|", "\\|").rstrip(".") + allowed + "." + secret
+    return (info.description or "").rstrip(".") + allowed + "." + secret
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
