@@ -30,7 +30,8 @@ def _default(info: FieldInfo) -> str:
 
 def _meaning(info: FieldInfo) -> str:
     choices = _choices(info.annotation)
-    allowed = f" ({' or '.join(f'`{each}`' for each in choices)})" if choices else ""
+    *first, last = (f"`{each}`" for each in choices) if choices else [""]
+    allowed = f" ({', '.join(first)} or {last})" if choices else ""
     secret = " Secret: masked wherever it is shown." if "SecretStr" in str(info.annotation) else ""
     return (info.description or "").rstrip(".") + allowed + "." + secret
 
