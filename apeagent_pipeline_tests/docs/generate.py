@@ -1,8 +1,8 @@
 """The parts of the documentation that are made from the code and from recorded results.
 
-Run ``python -m apeagent_pipeline_tests.docs.generate`` after a change of `Settings` or of a recorded result. It rewrites
-what stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->`` in README.md and in the pages; a test
-compares. NAME is ``settings``, ``result RESULT`` or ``summary RESULT``.
+Run ``python -m apeagent_pipeline_tests.docs.generate`` after a change of `Settings` or of a recorded result. It
+rewrites what stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->`` in README.md and in the pages; a
+test compares. NAME is ``settings``, ``result RESULT`` or ``summary RESULT``.
 """
 
 import re

@@ -59,9 +59,8 @@ def wrong_commands(text: str) -> list[str]:
     for line, is_example in _code_lines(text):
         if is_example and "apeagent " in line and _POSITIONAL_IN_QUOTES.search(line):
             wrong.append(f"{line}: the shell replaces $1 within double quotes")
-        for words in _simple_commands(line):
-            if words[0].rpartition("/")[2] == "apeagent" and (problem := _problem(words[1:], is_example)):
-                wrong.append(f"{line}: {problem}")
+        calls = [words[1:] for words in _simple_commands(line) if words[0].rpartition("/")[2] == "apeagent"]
+        wrong += [f"{line}: {problem}" for words in calls if (problem := _problem(words, is_example))]
     return wrong
 
 

@@ -1,10 +1,15 @@
 """Recorded results of measurements, and the Markdown that shows them.
 
-Each file of ``apeagent_pipeline_tests/benchmarks/results/`` holds one result. The documentation shows no measured
-figure that does not stand in one of these files.
+Each file of ``apeagent_pipeline_tests/benchmarks/results/`` holds one result. After a new measurement write its rows
+into the file and run ``python -m apeagent_pipeline_tests.docs.results NAME`` on the machine that measured: it fills in
+commit, date and machine.
 """
 
+import argparse
 import datetime as dt
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Self
 
@@ -57,6 +62,30 @@ class Result(BaseModel):
             raise ValueError(f"the summary names rows that do not exist: {unknown}")
         return self
 
+    def text(self) -> str:
+        """The file's content: one line a row."""
+        head = self.model_dump(mode="json", exclude={"rows"}, exclude_defaults=True)
+        rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in self.rows)
+        return f'{json.dumps(head, indent=2, ensure_ascii=False)[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
+
+
+def this_machine(note: str = "") -> Machine:
+    """The machine that runs this; what the system does not tell stays None."""
+    told = Path("/proc/cpuinfo")
+    facts = dict(line.split(":", 1) for line in told.read_text().splitlines() if ":" in line) if told.exists() else {}
+    fields = {name.strip(): value.strip() for name, value in facts.items()}
+    amx = "amx_tile" in fields["flags"].split() if "flags" in fields else None
+    return Machine(cpu=fields.get("model name"), cores=os.cpu_count(), amx=amx, note=note)
+
+
+def stamp(name: str, note: str = "") -> None:
+    """Write the present commit, date and machine into the file of a result."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=7", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    measured = {"commit": commit, "date": dt.datetime.now(dt.UTC).date(), "machine": this_machine(note)}
+    (FOLDER / f"{name}.json").write_text(read_result(name).model_copy(update=measured).text())
+
 
 def read_result(name: str) -> Result:
     """The result of one file, without its suffix.
@@ -92,3 +121,11 @@ def summary_table(name: str) -> str:
 
 def _text(cell: Cell) -> str:
     return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Fill in commit, date and machine of a result that was measured here.")
+    parser.add_argument("name", choices=result_names())
+    parser.add_argument("--note", default="", help="Such as: busy, one thread")
+    given = parser.parse_args()
+    stamp(given.name, given.note)

@@ -1,11 +1,12 @@
 """Whoever follows the documentation finds what it names, and figures and defaults as they are."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from apeagent_pipeline_tests.docs import references
+from apeagent_pipeline_tests.docs import references, results
 from apeagent_pipeline_tests.docs.generate import PAGES, README, documents, generated, generated_names
 from apeagent_pipeline_tests.docs.results import FOLDER, Result, read_result, result_names
 from apeagent_pipeline_tests.docs.settings_table import setting_names
@@ -72,6 +73,21 @@ def test_a_result_names_commit_date_and_machine_and_has_no_torn_row() -> None:
         with pytest.raises(ValidationError):
             Result.model_validate(whole | wrong)
     assert (FOLDER / "laptop.json").is_file()
+
+
+def test_a_new_result_is_stamped_with_commit_date_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_result("laptop")
+    assert before.text() == (FOLDER / "laptop.json").read_text()
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        results.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="abcdef1\n")
+    )
+    (tmp_path / "laptop.json").write_text(before.text())
+    results.stamp("laptop", note="idle")
+    after = read_result("laptop")
+    assert (after.commit, after.machine) == ("abcdef1", results.this_machine("idle"))
+    assert after.machine != before.machine
+    assert after.rows == before.rows
 
 
 @every_document
