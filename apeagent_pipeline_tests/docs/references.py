@@ -25,7 +25,7 @@ _SETTING = re.compile(r"\bAPEAGENT_[A-Z0-9_]*[A-Z0-9]\b")
 _FILE = re.compile(r"(?:[\w.-]+/)+(?:[\w-]+\.(?:py|json|md|yaml|toml|txt))?|[\w-]+\.py|\.ci/[\w.]+")
 _MODULE = re.compile(r"python3? -m ([\w.]*\w)")
 _SCRIPT = re.compile(r"python3? ([\w/.-]+\.py)")
-_NAME_IN_FILE = re.compile(r"((?:`\w+`(?:, | and )?)+) in `([\w./-]+\.\w+)`")
+_NAME_IN_FILE = re.compile(r"((?:`\w+`(?:,\s+|\s+and\s+)?)+)\s+in\s+`([\w./-]+\.\w+)`")
 _NEW_FILE = re.compile(r"`[^`\n]+` \(new\)")
 _POSITIONAL_IN_QUOTES = re.compile(r"\"[^\"]*\$\d")
 _SEARCHED = (ROOT, ROOT / "apeagent_pipeline", ROOT / "apeagent_pipeline_tests")
@@ -94,7 +94,7 @@ def wrong_names(text: str) -> list[str]:
     for names, file in _NAME_IN_FILE.findall(text):
         found = [folder / file for folder in _SEARCHED if (folder / file).is_file()]
         code = found[0].read_text() if found else ""
-        wrong += [f"{name} in {file}" for name in re.findall(r"\w+", names.replace(" and ", " ")) if name not in code]
+        wrong += [f"{name} in {file}" for name in re.findall(r"`(\w+)`", names) if name not in code]
     return wrong
 
 
