@@ -236,11 +236,13 @@ class Denial(NamedTuple):
         rows: `FILE` and `LINE` of them.
         cause: What they are.
         remedy: What to do.
+        detail: What the first row shows.
     """
 
     rows: pl.DataFrame
     cause: str
     remedy: str
+    detail: str = ""
 
 
 _ALTERNATIVES = {
@@ -309,7 +311,7 @@ def _row_rules(pool: PoolSpec, flips: bool) -> list[tuple[pl.Expr, tuple[str, st
             ),
         ),
         (
-            pl.col("worse") & ~pl.col("units") & ~pl.col("one_sign"),
+            pl.col("worse") & ~pl.col("units") & ~pl.col("one_sign") & ~pl.col("fee"),
             ("amounts that are worse than the worst price of the swap allows", "Export these rows again"),
         ),
         (
@@ -319,7 +321,7 @@ def _row_rules(pool: PoolSpec, flips: bool) -> list[tuple[pl.Expr, tuple[str, st
         (
             pl.col("fee"),
             (
-                f"a fee that the pool does not take: {pool.fee} hundredths of a basis point",
+                f"a fee other than the pool's, {pool.fee} hundredths of a basis point",
                 "Export fee as it stands in the event (500 is 0.05 %), and check APEAGENT_POOL_ID",
             ),
         ),
@@ -343,7 +345,9 @@ def _wholesale(sums: pl.DataFrame, suspects: pl.DataFrame, pool: PoolSpec, flips
         )
         for row in grouped.iter_rows(named=True):
             best = max((name for name in _ALTERNATIVES if name != "unflipped"), key=lambda name: row[name])
-            if row[best] > row["fits"]:
+            if row["fee"] * 2 > row["rows"]:
+                continue  # The fee is wrong, and with it every test that counts with it.
+            if row[best] > row["fits"] and row[best] * 2 > row["informative"]:
                 words = _ALTERNATIVES["unflipped" if flips and best == "flipped" else best]
                 cause, remedy = (w.format(token0=pool.token0.symbol, token1=pool.token1.symbol) for w in words)
                 found.append(Denial(suspects.filter(pl.col(best) & (pl.col(group) == row[group])), cause, remedy))
@@ -411,5 +415,6 @@ def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain
         cause, remedy = "one and the same time in every row: the time of collection, not of the block", "Leave the column out"
     else:
         cause, remedy = "times that are not those of their blocks", "Export the timestamp of the block itself"
-    told = f"{cause}: block {off['block_number'][0]} of chain {chain_id} is of {right:%Y-%m-%d %H:%M:%S} UTC"
-    return Denial(judged.filter(wrong), told, f"{remedy}; without a time column, times are computed from block numbers")
+    detail = f": block {off['block_number'][0]} of chain {chain_id} is of {right:%Y-%m-%d %H:%M:%S} UTC"
+    remedy += "; without a time column, times are computed from block numbers"
+    return Denial(judged.filter(wrong), cause, remedy, detail)

@@ -191,11 +191,17 @@ class Importer:
         notices = self._imported.notices
         left_out: Counter[str] = Counter()
         for (file, table), reader in zip(tables, readers, strict=True):
-            self._imported.layouts[self._name(file)] = reader.columns.layout
+            name = self._name(file)
+            self._imported.layouts[name] = reader.columns.layout
+            notices.append(f"{name} was read: {reader.columns.layout}, {reader.rows} rows")
+            notices += [
+                f"{name}: {count} values of {column} were rewritten, the first from {old!r} to {new!r}"
+                for column, (count, old, new) in reader.rewritten.items()
+            ]
             left_out.update(reader.left_out)
             notices += [told for told in table.notices if told not in notices]
             if not reader.rows:
-                notices.append(f"{self._name(file)} holds a header and no rows")
+                notices.append(f"{name} holds a header and no rows")
         for told in sorted({told for reader in readers for told in reader.notices}):
             if told.startswith("times without") and self._clock:
                 continue  # Each is held against the chain's clock.
@@ -235,7 +241,7 @@ class Importer:
             earlier = rows.tail(1)
             store.forget(day)
         for denial in denials(evidence, self._pool, self._flips):
-            self._deny(denial.rows, denial.cause, f". {denial.remedy}")
+            self._deny(denial.rows, denial.cause, f"{denial.detail}. {denial.remedy}")
         self._check_order(order)
         self._tell_days()
 
@@ -245,7 +251,7 @@ class Importer:
 
     def _check_times(self, rows: pl.DataFrame, earlier: pl.DataFrame, judged: pl.DataFrame) -> None:
         if self._clock and (denial := off_clock(judged, rows, self._clock, self._pool.chain_id)):
-            self._deny(denial.rows, denial.cause, f". {denial.remedy}")
+            self._deny(denial.rows, denial.cause, f"{denial.detail}. {denial.remedy}")
             return
         both = pl.concat([earlier, rows])
         backwards = pl.col("block_timestamp") < pl.col("block_timestamp").shift(1)

@@ -57,6 +57,16 @@ _GENERAL_KEYS = frozenset(
     }
 )
 """Headers that mean a column only where no other header of the file does."""
+_OF_TRANSACTION = (
+    "block_number",
+    "block_hash",
+    "transaction_hash",
+    "transaction_index",
+    "log_index",
+    "tx_from",
+    "tx_to",
+)
+_TIME_EXPECTED = "seconds since 1970 or an ISO time with seconds in UTC"
 _DATA = r"^0x[0-9a-f]{384}$"
 _COMPARED = frozenset({"sender", "pool_id", "tx_from", "tx_to", "block_number", "transaction_hash", "log_index"})
 
@@ -155,6 +165,7 @@ class FileReader:
         self.columns = Columns(file, table.headers)
         self.left_out: Counter[str] = Counter()
         self.notices: set[str] = set()
+        self.rewritten: dict[str, tuple[int, str, str]] = {}
         self.rows = 0
         self._number = number
         self._table = table
@@ -208,6 +219,17 @@ class FileReader:
             return values.chain_ids(text)
         return values.hex_values(text, name) if name in values.HEX_COLUMNS else values.integers(text, name)
 
+    def _value(self, rows: pl.DataFrame, name: str) -> pl.Series:
+        """The canonical text of a column; rewritten numbers are counted."""
+        column = self._column(rows, name)
+        canonical = self._canonical(column, name).alias(name)
+        if name not in values.HEX_COLUMNS and column.dtype == pl.String():
+            changed = (column != canonical).fill_null(False)
+            if changed.any():
+                count, *example = self.rewritten.get(name, (0, column.filter(changed)[0], canonical.filter(changed)[0]))
+                self.rewritten[name] = (count + changed.sum(), *example)
+        return canonical
+
     def _of_pool(self, rows: pl.DataFrame) -> pl.DataFrame:
         found = self.columns.found
         if "removed" in found:
@@ -231,7 +253,7 @@ class FileReader:
         other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
         rows = self._keep(rows, ~other.fill_null(False), "of other pools")
         if "chain_id" in found and rows.height:
-            chain = self._canonical(self._column(rows, "chain_id"), "chain_id")
+            chain = self._value(rows, "chain_id")
             known = chain.str.contains(values.RULES["chain_id"][0]).fill_null(True)
             self._report(rows, ~known, "chain_id", "a chain id or the name of a chain")
             ours = (chain == str(self._pool.chain_id)).fill_null(True)
@@ -261,12 +283,9 @@ class FileReader:
 
     def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
-        for name in ("block_number", "block_hash", "transaction_hash", "transaction_index", "log_index"):
+        for name in _OF_TRANSACTION:
             if name in self.columns.found:
-                columns[name] = self._canonical(self._column(rows, name), name)
-        for name in ("tx_from", "tx_to"):
-            if name in self.columns.found:
-                columns[name] = self._canonical(self._column(rows, name), name)
+                columns[name] = self._value(rows, name)
         good = pl.Series([True]).new_from_index(0, rows.height)
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
@@ -298,7 +317,7 @@ class FileReader:
     def _decoded_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
         yield "pool_id", rows["pool_id"]
         for name in SWAP_COLUMNS[1:]:
-            yield name, self._canonical(self._column(rows, name), name).alias(name)
+            yield name, self._value(rows, name)
 
     def _raw_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
         column = rows[f"c{self.columns.found['data'][0]}"]
@@ -331,7 +350,7 @@ class FileReader:
                     if naive:
                         self.notices.add("times without a zone are taken as UTC")
                     self._report(
-                        rows, seconds.is_null(), "block_timestamp", "seconds since 1970 or an ISO time with seconds in UTC"
+                        rows, seconds.is_null(), "block_timestamp", _TIME_EXPECTED
                     )
                     return seconds
         if self._blocks is not None:

@@ -143,26 +143,18 @@ class CsvTable:
         """
         names = [f"c{at}" for at in range(len(self._own))]
         needed = sorted({at if at < len(self._own) else self._nested[at - len(self._own)][0] for at in columns})
-        broken: list[Any] = []
-
-        def keep(row: Any) -> str:
-            broken.append(row)
-            return "skip"
-
         try:
             with _stream(self.file) as stream:
                 reader = pa_csv.open_csv(
                     stream,
                     read_options=pa_csv.ReadOptions(
-                        use_threads=True,
+                        use_threads=False,  # or the number of a broken row is not told
                         block_size=_BLOCK_BYTES,
                         skip_rows=self._skipped + 1,
                         column_names=names,
                         encoding=self._encoding,
                     ),
-                    parse_options=pa_csv.ParseOptions(
-                        delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=keep
-                    ),
+                    parse_options=pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                     convert_options=pa_csv.ConvertOptions(
                         column_types=dict.fromkeys(names, pa.large_string()),
                         include_columns=[names[at] for at in needed],
@@ -171,32 +163,27 @@ class CsvTable:
                 )
                 line = self._skipped + 2
                 for batch in reader:
-                    self._report(broken, problems)
                     rows = _to_polars(pa.Table.from_batches([batch]))
                     rows = rows.with_columns(pl.int_range(line, line + rows.height, dtype=pl.Int64()).alias(LINE))
                     line += rows.height
                     yield self._without_repeated_headers(self._with_nested(rows))
-                self._report(broken, problems)
         except StopIteration:
             return
         except (pa.ArrowException, OSError, UnicodeError, EOFError) as error:
             if "Empty CSV file" in str(error):
                 return
-            raise ArchiveError(f"{self.file} is not a readable CSV file: {first_words(error)}") from error
+            raise ArchiveError(self._told(error)) from error
 
-    def _report(self, broken: list[Any], problems: Problems) -> None:
-        for row in broken:
-            line = self._skipped + 1 + row.number if row.number is not None else 0
-            cut = " (the last line of a file with too few values is a download that was cut off)"
-            problems.add(
-                f"ragged {self.file}",
-                self.file,
-                line,
-                f"has {row.actual_columns} values, expected {row.expected_columns} as in the header",
-                f": {str(row.text)[:60]!r}{cut if row.actual_columns < row.expected_columns else ''}",
-                1,
-            )
-        broken.clear()
+    def _told(self, error: BaseException) -> str:
+        ragged = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)(?:: (.*))?", str(error), re.DOTALL)
+        if not ragged:
+            return f"{self.file} is not a readable CSV file: {first_words(error)}"
+        line, expected, found, text = ragged.groups()
+        cause = ". A short last line is a download that was cut off: fetch the file again"
+        return (
+            f"{self.file} line {line} has {found} values, expected {expected} as in its header: {(text or '')[:60]!r}"
+            f"{cause if int(found) < int(expected) else ''}"
+        )
 
     def _with_nested(self, rows: pl.DataFrame) -> pl.DataFrame:
         own = len(self._own)
@@ -299,7 +286,8 @@ class ParquetTable:
                 flat = {}
                 for at in needed:
                     column = batch.column(batch.schema.get_field_index(self._own[at]))
-                    if pa.types.is_struct(column.type):
+                    parents = {parent for parent, _ in self._nested}
+                    if at in parents:
                         for number, (parent, member) in enumerate(self._nested):
                             if parent == at:
                                 flat[f"c{own + number}"] = column.field(member)
@@ -400,7 +388,7 @@ def _to_polars(table: pa.Table) -> pl.DataFrame:
             target = pa.large_binary()
         elif pa.types.is_dictionary(kind):
             target = kind.value_type
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        elif pa.types.is_nested(kind):
             table = table.set_column(at, field.name, _joined(table.column(at)))
             continue
         else:
@@ -414,7 +402,11 @@ def _to_polars(table: pa.Table) -> pl.DataFrame:
 def _joined(column: Any) -> Any:
     values = column.to_pylist()
     shown = [
-        None if value is None else ",".join(v.hex() if isinstance(v, bytes) else str(v) for v in value)
+        None
+        if value is None
+        else ",".join(v.hex() if isinstance(v, bytes) else str(v) for v in value)
+        if isinstance(value, list)
+        else str(value)
         for value in values
     ]
     return pa.array(shown, pa.large_string())

@@ -4,6 +4,8 @@ Each function takes a whole column and returns text of the same length. A value 
 as it is: the caller judges the result against `RULES` and reports the value as it stands in the file.
 """
 
+import re
+
 import polars as pl
 
 from apeagent_pipeline.chain.archive.layouts import CHAIN_NAMES
@@ -38,6 +40,19 @@ _ADDRESS_COLUMNS = frozenset({"sender", "tx_from", "tx_to"})
 _EXACT_DOUBLE = 1 << 53
 _BITS = {"amount0": 127, "amount1": 127, "sqrt_price_x96": 160, "liquidity": 128, "tick": 23, "fee": 24}
 _NULL_WORDS = ("", "null", r"\n", "none", "nan", "n/a", "na", "<na>", "nil", "nat", "undefined")
+_HINTS = (
+    (r"[+-]?\d+([.,]\d+)?[eE][+-]?\d+$", ": the scientific notation has lost digits. {as_text}"),
+    (r"[+-]?\d+[.,]\d*[1-9]\d*$", ": raw integer units are needed, not human units, percent or basis points"),
+    (
+        r"0x[0-9a-fA-F]{40}$",
+        ": this is the address of a contract, as Uniswap V3 pools have; V4 pools have an id of 32 bytes",
+    ),
+    (r"\+\d", ", without a plus sign"),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d$", ": the seconds are missing"),
+    (r"\d{4}-\d\d-\d\d[T ].*/\w+$", ": write UTC or an offset such as +08:00 instead of the name of a zone"),
+    (r"\d{1,2}[/.]\d{1,2}[/.]\d{2,4}", ": day and month cannot be told apart; write the year first"),
+)
+"""Pattern of a wrong value -> what it tells."""
 _PLAIN = r"^(0|-?[1-9]\d*)$"
 _SPACE = " \t\r\n\u00a0\u202f\u200b\ufeff"
 
@@ -45,16 +60,13 @@ _SPACE = " \t\r\n\u00a0\u202f\u200b\ufeff"
 def hint(value: object) -> str:
     """What a value that is refused tells about where it comes from, as a remedy; empty where it tells nothing."""
     text = str(value).strip()
-    if pl.Series([text]).str.contains(r"^[+-]?\d+([.,]\d+)?[eE][+-]?\d+$").item():
-        return (
-            ": the scientific notation has lost digits. Export the column as text from its source "
-            "(SQL: CAST(... AS VARCHAR), pandas: dtype=str) and do not save the file with a spreadsheet"
-        )
-    if pl.Series([text]).str.contains(r"^[+-]?\d+[.,]\d*[1-9]\d*$").item():
-        return ": raw integer units are needed, not human units, percent or basis points"
-    if pl.Series([text]).str.contains(r"^0x[0-9a-fA-F]{40}$").item():
-        return ": this is the address of a contract, as Uniswap V3 pools have; V4 pools have an id of 32 bytes"
-    return ""
+    as_text = (
+        "Export the column as text from its source (SQL: CAST(... AS VARCHAR), pandas: dtype=str) and do not save the "
+        "file with a spreadsheet"
+    )
+    if isinstance(value, float):
+        return f": a floating-point number loses digits. {as_text}"
+    return next((told.format(as_text=as_text) for pattern, told in _HINTS if re.match(pattern, text)), "")
 
 
 def as_text(column: pl.Series, name: str) -> pl.Series:
