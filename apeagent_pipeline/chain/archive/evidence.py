@@ -29,8 +29,9 @@ _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
 _FEWEST_ROWS = 20
 _LEAST_FITTING = 0.5
-_GAPLESS = 0.98
 _FEWEST_LINKS = 50
+_SILENCE_SPACINGS = 20
+_SHORTEST_SILENCE = 1_800
 _EXACT_PAIRS_A_DAY = 2_000
 _SPARE_BITS = 22
 _SPARE_DIGITS = 6
@@ -89,9 +90,9 @@ class Evidence:
 
 
 def gapless(linkable_and_linked: tuple[int, int]) -> bool:
-    """Whether practically every swap starts at the price of the swap before it."""
+    """Whether every swap that can tell starts at the price of the swap before it."""
     linkable, linked = linkable_and_linked
-    return linkable >= _FEWEST_LINKS and linked >= _GAPLESS * linkable
+    return linkable >= _FEWEST_LINKS and linked == linkable
 
 
 def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: ChainClock | None) -> Judged:
@@ -107,18 +108,20 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     swaps = arithmetic.Swaps.of(both)
     reading = arithmetic.read(swaps)
     prior = np.roll(swaps.price, 1)
-    has_prior = np.arange(both.height) > 0
+    has_prior = ~_after_silence(both)
     linked = arithmetic.follows(reading, prior) & has_prior
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
     off = arithmetic.decades_off(swaps)
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
     same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
+    # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells.
+    linkable = reading.fits & has_prior & _between_ticks(both, pool)
     columns: dict[str, np.ndarray] = {
         "informative": reading.informative,
         "fits": reading.fits,
-        "linked": linked & reading.fits,
-        "linkable": reading.fits & has_prior,
+        "linked": linked & linkable,
+        "linkable": linkable,
         **_alternatives(swaps, reading),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": np.abs(np.nan_to_num(off)) > _DECADES,
@@ -127,14 +130,12 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "fee": _foreign_fees(both, pool),
         "rounded": _rounded_prices(both),
         "broken": has_prior
-        & (
-            arithmetic.better_than(swaps, reading.tolerance, prior)
-            | (reading.informative & (direction < 0))
-            | (same_liquidity & reading.fits & ~linked)
-        ),
+        & reading.informative
+        & ~reading.fits
+        & (arithmetic.better_than(swaps, reading.tolerance, prior) | (direction < 0) | _between_ticks(both, pool)),
         "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, clock),
     }
-    compared = np.flatnonzero(linked & reading.fits & same_liquidity)
+    compared = np.flatnonzero(linked & linkable & same_liquidity)
     if len(compared) > _EXACT_PAIRS_A_DAY:
         compared = compared[:: len(compared) // _EXACT_PAIRS_A_DAY + 1]
     exact = exactly_follows(both, compared)
@@ -180,6 +181,22 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[
     }
     with np.errstate(all="ignore"):
         return {name: arithmetic.read(swap).fits & ~reading.fits for name, swap in other.items()}
+
+
+def _after_silence(rows: pl.DataFrame) -> np.ndarray:
+    """Rows before which nothing is known: the first, and those after a time in which swaps are likely to be missing."""
+    seconds = rows["block_timestamp"].dt.epoch("s").to_numpy()
+    since = np.diff(seconds, prepend=seconds[:1])
+    spacing = np.mean(since) if len(since) else 0.0
+    silent = since > max(_SHORTEST_SILENCE, _SILENCE_SPACINGS * spacing)
+    silent[:1] = True
+    return silent
+
+
+def _between_ticks(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
+    """Rows between whose price and that of the row before no tick can be initialised, so that liquidity is constant."""
+    ranges = rows["tick"].to_numpy() // pool.tick_spacing
+    return np.r_[False, ranges[1:] == ranges[:-1]]
 
 
 def _wrong_ticks(rows: pl.DataFrame, price: np.ndarray) -> np.ndarray:
