@@ -25,9 +25,15 @@ class DayStore:
 
     def add(self, rows: pl.DataFrame) -> None:
         """Keep rows of any days."""
-        days = rows.with_columns(pl.col("block_timestamp").dt.date().alias("_day"))
-        for (day,), part in days.partition_by("_day", as_dict=True, include_key=False).items():
-            self._held.setdefault(day, []).append(part)  # type: ignore[arg-type]
+        days = rows["block_timestamp"].dt.date()
+        if days.is_sorted():
+            runs = days.rle().struct.unnest()
+            for length, day, end in zip(runs["len"], runs["value"], runs["len"].cum_sum(), strict=True):
+                self._held.setdefault(day, []).append(rows.slice(end - length, length))
+        else:
+            parts = rows.with_columns(days.alias("_day")).partition_by("_day", as_dict=True, include_key=False)
+            for (day,), part in parts.items():
+                self._held.setdefault(day, []).append(part)
         self._rows += rows.height
         if self._rows > _ROWS_IN_MEMORY:
             self._write()

@@ -32,7 +32,7 @@ _LEAST_FITTING = 0.5
 _FEWEST_LINKS = 50
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
-_EXACT_PAIRS_A_DAY = 2_000
+_EXACT_PAIRS_A_DAY = 500
 _SPARE_BITS = 22
 _SPARE_DIGITS = 6
 _DOUBLE_DIGITS = 17
@@ -166,21 +166,25 @@ _SUSPICIOUS = (
 
 
 def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[str, np.ndarray]:
-    price, liquidity, amount0, amount1, fee = swaps
-    following = np.r_[price[1:], np.nan]
-    former = np.r_[np.nan, liquidity[:-1]]
-    later = np.r_[liquidity[1:], np.nan]
+    # Only rows that do not fit as they stand can be something else.
+    rows = np.flatnonzero(~reading.fits)
+    price, liquidity, amount0, amount1, fee = (column[rows] for column in swaps)
+    following = np.r_[swaps.price[1:], np.nan][rows]
+    former = np.r_[np.nan, swaps.liquidity[:-1]][rows]
+    later = np.r_[swaps.liquidity[1:], np.nan][rows]
     other = {
-        "flipped": arithmetic.Swaps(price, liquidity, -amount0, -amount1, fee),
-        "exchanged": arithmetic.Swaps(price, liquidity, amount1, amount0, fee),
-        "exchanged_flipped": arithmetic.Swaps(price, liquidity, -amount1, -amount0, fee),
-        "inverse": arithmetic.Swaps(1 / price, liquidity, amount0, amount1, fee),
-        "price_before": arithmetic.Swaps(following, liquidity, amount0, amount1, fee),
-        "liquidity_before": arithmetic.Swaps(price, later, amount0, amount1, fee),
-        "liquidity_after": arithmetic.Swaps(price, former, amount0, amount1, fee),
+        "flipped": (price, liquidity, -amount0, -amount1),
+        "exchanged": (price, liquidity, amount1, amount0),
+        "exchanged_flipped": (price, liquidity, -amount1, -amount0),
+        "inverse": (1 / price, liquidity, amount0, amount1),
+        "price_before": (following, liquidity, amount0, amount1),
+        "liquidity_before": (price, later, amount0, amount1),
+        "liquidity_after": (price, former, amount0, amount1),
     }
-    with np.errstate(all="ignore"):
-        return {name: arithmetic.read(swap).fits & ~reading.fits for name, swap in other.items()}
+    found = {name: np.zeros(len(swaps.price), bool) for name in other}
+    for name, columns in other.items():
+        found[name][rows] = arithmetic.read(arithmetic.Swaps(*columns, fee)).fits
+    return found
 
 
 def _after_silence(rows: pl.DataFrame) -> np.ndarray:
@@ -234,9 +238,12 @@ def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     zeros = text.str.extract("(0*)$", 1).str.len_bytes().cast(pl.Int64())
     length = text.str.len_bytes().cast(pl.Int64())
     decimal = (length - zeros <= _DOUBLE_DIGITS) & (zeros >= _SPARE_DIGITS)
-    exact = text.cast(pl.Int128(), strict=False)
     double = text.cast(pl.Float64())
-    binary = (double.cast(pl.Int128(), strict=False) == exact) & (double > 2.0 ** (53 + _SPARE_BITS))
+    # The doubles of so large numbers are even by far: most prices need no more than a look at their last digit.
+    even = text.str.slice(-1).is_in(["0", "2", "4", "6", "8"]) & (double > 2.0 ** (53 + _SPARE_BITS))
+    binary = even.clone()
+    exact = text.filter(even).cast(pl.Int128(), strict=False)
+    binary = binary.scatter(even.arg_true(), double.filter(even).cast(pl.Int128(), strict=False).eq_missing(exact))
     suspects = (decimal | binary).fill_null(False).to_numpy().copy()
     for at in np.flatnonzero(suspects):
         price, tick = int(text[int(at)]), int(rows["tick"][int(at)])

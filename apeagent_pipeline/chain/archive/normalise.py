@@ -66,6 +66,14 @@ _OF_TRANSACTION = (
     "tx_from",
     "tx_to",
 )
+_SMALL_INTEGERS = {
+    "block_number": (0, 10**15 - 1),
+    "transaction_index": (0, 10**15 - 1),
+    "log_index": (0, 10**15 - 1),
+    "tick": (-999_999, 999_999),
+    "fee": (0, 9_999_999),
+}
+"""Columns that need not be read as text where a file has them as integers, and what their rules allow."""
 _TIME_EXPECTED = "seconds since 1970 or an ISO time with seconds in UTC"
 _DATA = r"^0x[0-9a-f]{384}$"
 _COMPARED = frozenset({"sender", "pool_id", "tx_from", "tx_to", "block_number", "transaction_hash", "log_index"})
@@ -212,9 +220,14 @@ class FileReader:
                     f"{differs.sum()} rows; remove or rename one of them"
                 )
 
-    @staticmethod
-    def _canonical(column: pl.Series, name: str) -> pl.Series:
-        text = values.clean_text(values.as_text(column, name))
+    def _canonical(self, column: pl.Series, name: str) -> pl.Series:
+        if name == "pool_id" and column.dtype == pl.String() and (column == self._pool.pool_id.lower()).all():
+            return column
+        text = values.as_text(column, name)
+        plain = text.str.to_lowercase() if name in values.HEX_COLUMNS else text
+        if plain.str.contains(values.RULES[name][0]).all():
+            return plain
+        text = values.clean_text(text)
         if name == "chain_id":
             return values.chain_ids(text)
         return values.hex_values(text, name) if name in values.HEX_COLUMNS else values.integers(text, name)
@@ -222,6 +235,10 @@ class FileReader:
     def _value(self, rows: pl.DataFrame, name: str) -> pl.Series:
         """The canonical text of a column; rewritten numbers are counted."""
         column = self._column(rows, name)
+        if column.dtype.is_integer() and name in _SMALL_INTEGERS and column.null_count() == 0:
+            low, high = _SMALL_INTEGERS[name]
+            if column.len() and low <= int(column.min()) and int(column.max()) <= high:  # type: ignore[arg-type]
+                return column.cast(pl.Int64()).alias(name)
         canonical = self._canonical(column, name).alias(name)
         if name not in values.HEX_COLUMNS and column.dtype == pl.String():
             changed = (column != canonical).fill_null(False)
@@ -290,12 +307,16 @@ class FileReader:
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
             pattern, expected = values.RULES[name]
-            wrong = ~column.cast(pl.String()).str.contains(pattern)
+            if column.dtype.is_integer():
+                continue
+            wrong = ~column.str.contains(pattern)
             wrong = wrong.fill_null(name in required)
-            self._report(rows, wrong, name, expected)
-            good &= ~wrong
-        table = pl.DataFrame(columns).filter(good)
-        rows = rows.filter(good)
+            if wrong.any():
+                self._report(rows, wrong, name, expected)
+                good &= ~wrong
+        table = pl.DataFrame(columns)
+        if not good.all():
+            table, rows = table.filter(good), rows.filter(good)
         table = table.with_columns(
             pl.col(name).cast(RAW_SWAPS_SCHEMA[name]) for name in columns if RAW_SWAPS_SCHEMA[name] != pl.String()
         )
@@ -306,7 +327,9 @@ class FileReader:
             pl.lit(self._pool.chain_id, pl.Int64()).alias("chain_id"),
             pl.lit(self._number, pl.Int32()).alias(FILE),
             rows[LINE],
-        ).filter(known)
+        )
+        if not known.all():
+            table = table.filter(known)
         absent = [pl.lit(None, kind).alias(name) for name, kind in NORMAL_SCHEMA.items() if name not in table.columns]
         return table.with_columns(absent).select(NORMAL_SCHEMA.names())
 
@@ -336,7 +359,7 @@ class FileReader:
         yield "pool_id", rows["pool_id"]
         yield "sender", values.hex_values(rows["topic2"], "sender")
         for name in words.columns:
-            yield name, words[name].cast(pl.String()) if words[name].dtype != pl.String() else words[name]
+            yield name, words[name]
 
     def _seconds(self, rows: pl.DataFrame, block_number: pl.Series) -> pl.Series:
         found = self.columns.found

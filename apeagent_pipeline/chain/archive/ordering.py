@@ -80,18 +80,15 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
     _merge(ordered, ranks)
     _check_blocks(ordered)
     table = ordered.rows.sort("block_number", "log_index", "transaction_index", _ORDER)
-    mixed = (pl.col("log_index").is_null().any() & pl.col("log_index").is_not_null().any()).over("block_number")
-    ordered.refuse(
-        table.filter(mixed & pl.col("log_index").is_null()),
-        "has no log_index although other rows of its block have one. Export log_index for all rows",
-    )
-    numbered = table.with_columns(
-        pl.when(pl.col("log_index").is_null())
-        .then(pl.concat_str("block_number", pl.lit("/"), pl.col("transaction_index").fill_null(-1)))
-        .otherwise(pl.col("block_number").cast(pl.String()))
-        .rle_id()
-        .alias("_group")
-    )
+    if 0 < table["log_index"].null_count() < table.height:
+        mixed = (pl.col("log_index").is_null().any() & pl.col("log_index").is_not_null().any()).over("block_number")
+        ordered.refuse(
+            table.filter(mixed & pl.col("log_index").is_null()),
+            "has no log_index although other rows of its block have one. Export log_index for all rows",
+        )
+    changes = pl.col("block_number") != pl.col("block_number").shift(1)
+    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
+    numbered = table.with_columns(changes.fill_null(True).cum_sum().alias("_group"))
     table = _by_price(numbered, ordered, evidence)
     positions = pl.int_range(pl.len(), dtype=pl.Int64()).over("block_number")
     ordered.rows = table.with_columns(pl.coalesce("log_index", positions).alias("log_index")).select(NORMAL_SCHEMA.names())
@@ -113,8 +110,8 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
         .with_columns((pl.col("_rank") * (1 << 44) + line).alias(_ORDER))
         .drop("_rank", "_backwards")
     )
-    identity = rows.select(pl.struct(_IDENTITY).hash())["block_number"] if rows.height else pl.Series(dtype=pl.UInt64())
-    repeated = identity.is_duplicated()
+    # Most rows are told apart by few columns; the others are compared in all of them.
+    repeated = rows.select(pl.struct("transaction_hash", "sqrt_price_x96").hash().is_duplicated()).to_series()
     if not repeated.any():
         ordered.rows = rows
         return
@@ -154,31 +151,50 @@ def _refuse_differing(ordered: Ordered, several: pl.DataFrame, keys: list[str | 
 def _check_blocks(ordered: Ordered) -> None:
     rows = ordered.rows
     again = "two versions of a reorganised block, or two chains in one file. Keep the final one"
+    block, transaction = rows["block_number"], rows["transaction_hash"].hash()
     for name in ("block_hash", "block_timestamp"):
-        if rows[name].null_count() < rows.height:
+        known = rows[name].is_not_null()
+        value = rows[name].hash()
+        if _pairs(block.filter(known), value.filter(known)) > block.filter(known).n_unique():
             values = pl.col(name).drop_nulls().n_unique().over("block_number")
             first = pl.col(name).drop_nulls().first().over("block_number")
             ordered.refuse(
                 rows.filter((values > 1) & (pl.col(name) != first)),
                 f"has another time or hash ({name}) than other rows of the same block: {again}",
             )
-    blocks = pl.col("block_number").n_unique().over("transaction_hash")
-    ordered.refuse(
-        rows.filter((blocks > 1) & ~pl.col("transaction_hash").is_first_distinct()),
-        "has the transaction of another row in another block: a transaction is in one block only. Keep the final one",
-    )
-    if rows["transaction_index"].null_count() < rows.height:
-        indexes = pl.col("transaction_index").drop_nulls().n_unique().over("transaction_hash")
-        hashes = pl.col("transaction_hash").n_unique().over("block_number", "transaction_index")
+    transactions = transaction.n_unique()
+    if _pairs(block, transaction) > transactions:
+        blocks = pl.col("block_number").n_unique().over("transaction_hash")
         ordered.refuse(
-            rows.filter((indexes > 1) | ((hashes > 1) & pl.col("transaction_index").is_not_null())),
-            "has a transaction_index that does not belong to its transaction_hash: other rows of the block tell otherwise",
+            rows.filter((blocks > 1) & ~pl.col("transaction_hash").is_first_distinct()),
+            "has the transaction of another row in another block: a transaction is in one block only. Keep the final one",
         )
-    twice = pl.struct("block_number", "log_index").is_duplicated() & pl.col("log_index").is_not_null()
-    ordered.refuse(
-        rows.filter(twice).sort(_ORDER).filter(~pl.struct("block_number", "log_index").is_first_distinct()),
-        "has the block and log_index of another, different row. log_index must count the logs of the whole block",
-    )
+    index = rows["transaction_index"]
+    known = index.is_not_null()
+    if known.any():
+        numbered = transaction.filter(known).n_unique()
+        per_transaction = _pairs(transaction.filter(known), index.filter(known))
+        per_block = _pairs(block.filter(known), index.filter(known))
+        if per_transaction > numbered or per_block < _pairs(block.filter(known), transaction.filter(known)):
+            indexes = pl.col("transaction_index").drop_nulls().n_unique().over("transaction_hash")
+            hashes = pl.col("transaction_hash").n_unique().over("block_number", "transaction_index")
+            ordered.refuse(
+                rows.filter((indexes > 1) | ((hashes > 1) & pl.col("transaction_index").is_not_null())),
+                "has a transaction_index that does not belong to its transaction_hash: other rows of the block tell "
+                "otherwise",
+            )
+    indexed = rows["log_index"].is_not_null()
+    if _pairs(block.filter(indexed), rows["log_index"].filter(indexed)) < indexed.sum():
+        twice = pl.struct("block_number", "log_index").is_duplicated() & pl.col("log_index").is_not_null()
+        ordered.refuse(
+            rows.filter(twice).sort(_ORDER).filter(~pl.struct("block_number", "log_index").is_first_distinct()),
+            "has the block and log_index of another, different row. log_index must count the logs of the whole block",
+        )
+
+
+def _pairs(one: pl.Series, two: pl.Series) -> int:
+    """How many different pairs two columns form."""
+    return pl.select(pl.struct(one.alias("one"), two.alias("two")).hash().n_unique()).item()
 
 
 def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) -> pl.DataFrame:
