@@ -94,7 +94,9 @@ def main() -> None:
         {"plain": plain, "import": imported}[what](Path(file))
         print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
-    print("| file | size, GB | polars, s | import, s | ratio | polars, GB | import, GB |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| file | size, GB | polars, s | import, s | ratio | polars, GB | import, GB |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for file in write(Path(folder), arguments.rows):
             read, whole = measure("plain", file), measure("import", file)

@@ -250,9 +250,7 @@ def test_a_line_with_too_few_or_too_many_values_is_named(tmp_path: Path, lines: 
 
 def test_missing_columns_are_named_in_both_languages(tmp_path: Path, lines: list[str]) -> None:
     header = HEADER.replace("router_address", "router").replace("liquidity", "depth")
-    with pytest.raises(
-        ArchiveError, match=r"lacks sender, liquidity; its columns are block_n"
-    ):
+    with pytest.raises(ArchiveError, match=r"lacks sender, liquidity; its columns are block_n"):
         _ = write(tmp_path / "swaps.csv", lines[:3], header).swaps
 
 

@@ -60,7 +60,7 @@ class DayStore:
 
     def rows(self, day: date) -> pl.DataFrame:
         """The rows of a day that has some."""
-        written = [pl.read_ipc(path, memory_map=False) for path in self._written.get(day, [])]
+        written = [pl.read_ipc(path) for path in self._written.get(day, [])]
         return pl.concat([*written, *self._held.get(day, [])])
 
     def forget(self, day: date) -> None:

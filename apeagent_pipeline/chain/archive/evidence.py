@@ -432,11 +432,16 @@ def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain
         cause = f"times that are local time without a zone (UTC{zone}), not UTC"
         remedy = f"Export them in UTC, or append the offset {zone} to each"
     elif same and off.height > 1:
-        cause = f"times that are all {first:+d} seconds away from those of their blocks: of another source, or the block "
+        cause = (
+            f"times that are all {first:+d} seconds away from those of their blocks: of another source, or the block "
+        )
         cause += "numbers are those of another chain"
         remedy = "Export the timestamp of the block itself and the block number of this chain"
     elif off["seconds"].n_unique() == 1 and off.height > 1:
-        cause, remedy = "one and the same time in every row: the time of collection, not of the block", "Leave the column out"
+        cause, remedy = (
+            "one and the same time in every row: the time of collection, not of the block",
+            "Leave the column out",
+        )
     else:
         cause, remedy = "times that are not those of their blocks", "Export the timestamp of the block itself"
     detail = f": block {off['block_number'][0]} of chain {chain_id} is of {right:%Y-%m-%d %H:%M:%S} UTC"

@@ -146,7 +146,9 @@ class Importer:
                 notices.append(f"{self._name(file)} is not read: {error}")
                 continue
             if table is None:
-                raise ArchiveError(f"{file} is empty; expected a header line and one line a swap. Fetch it again or remove it")
+                raise ArchiveError(
+                    f"{file} is empty; expected a header line and one line a swap. Fetch it again or remove it"
+                )
             keys = header_keys(table.headers)
             companion = unusable(keys, COMPANIONS) if len(self._files) > 1 else None
             if companion and companion.name == "blocks":
@@ -167,7 +169,9 @@ class Importer:
         time = next(at for name in ("timestamp", "blocktimestamp") for at, k in enumerate(keys) if k == name)
         parts = []
         for batch in table.batches([number, time], self._problems):
-            block = values.integers(values.clean_text(values.as_text(batch[f"c{number}"], "block_number")), "block_number")
+            block = values.integers(
+                values.clean_text(values.as_text(batch[f"c{number}"], "block_number")), "block_number"
+            )
             seconds, _ = values.times(batch[f"c{time}"])
             parts.append(pl.DataFrame({"block_number": block.cast(pl.Int64(), strict=False), "seconds": seconds}))
         rows = pl.concat(parts) if parts else pl.DataFrame(schema={"block_number": pl.Int64(), "seconds": pl.Int64()})
@@ -279,7 +283,9 @@ class Importer:
         numbers = rows[FILE].unique().sort().to_list()
         if not 1 < len(numbers) <= _MOST_COMPARED_FILES:
             return []
-        swaps = rows.select(FILE, "block_number", pl.struct("block_number", "transaction_hash", "sqrt_price_x96").alias("swap"))
+        swaps = rows.select(
+            FILE, "block_number", pl.struct("block_number", "transaction_hash", "sqrt_price_x96").alias("swap")
+        )
         told = []
         files = {number: swaps.filter(pl.col(FILE) == number) for number in numbers}
         for place, one in enumerate(numbers):
@@ -293,16 +299,22 @@ class Importer:
                 only_b = b.join(a, on="swap", how="anti").height
                 if only_a < a.height and (only_a or only_b):
                     names = [self._name(self._tables[number]) for number in (one, two)]
-                    told.append(f"{names[0]} and {names[1]} overlap and differ: {only_a} swaps only in the first, {only_b} "
-                                "only in the second")
+                    told.append(
+                        f"{names[0]} and {names[1]} overlap and differ: {only_a} swaps only in the first, {only_b} "
+                        "only in the second"
+                    )
         return told
 
     def _tell_days(self) -> None:
         days = self._imported.days
         for day in days_between(min(days), max(days)):
             if day not in days:
-                days[day] = DayNotes(notes=["the archive has no swap of this day although it has earlier and later ones: "
-                                            "a file may be missing"])
+                days[day] = DayNotes(
+                    notes=[
+                        "the archive has no swap of this day although it has earlier and later ones: "
+                        "a file may be missing"
+                    ]
+                )
         for day, notes in sorted(days.items()):
             self._imported.notices += [f"{day}: {note}" for note in notes.notes]
         gaps, rows = sum(notes.gaps for notes in days.values()), sum(notes.swaps for notes in days.values())

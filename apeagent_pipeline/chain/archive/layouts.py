@@ -246,7 +246,9 @@ UNUSABLE = (
 
 COMPANIONS = (
     Unusable("blocks", _keys("number timestamp"), _keys("amount0 data topic0 topics"), "", ""),
-    Unusable("blocks", _keys("blocknumber timestamp"), _keys("transactionhash txhash hash amount0 data topics"), "", ""),
+    Unusable(
+        "blocks", _keys("blocknumber timestamp"), _keys("transactionhash txhash hash amount0 data topics"), "", ""
+    ),
     Unusable(
         "blocks", _keys("blocknumber blocktimestamp"), _keys("transactionhash txhash hash amount0 data topics"), "", ""
     ),

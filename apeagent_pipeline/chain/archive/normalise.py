@@ -112,7 +112,9 @@ class Columns:
         for name, own in (layout.extra if layout else {}).items():
             if name not in self.found and own in self.keys:
                 self.found[name] = [self.keys.index(own)]
-        self.raw = "data" in self.found and ("topics" in self.found or {"topic0", "topic1", "topic2"} <= set(self.found))
+        self.raw = "data" in self.found and (
+            "topics" in self.found or {"topic0", "topic1", "topic2"} <= set(self.found)
+        )
         for name in SWAP_COLUMNS if self.raw else ("data", "topics", "topic0", "topic1", "topic2"):
             self.found.pop(name, None)
         self._check_missing()
@@ -292,8 +294,9 @@ class FileReader:
             topics = [("0x" + each.list.get(at, null_on_oob=True)).alias(f"topic{at}") for at in range(3)]
         else:
             topics = [
-                values.hex_values(values.clean_text(values.as_text(rows[f"c{found[f'topic{at}'][0]}"], "pool_id")), "pool_id")
-                .alias(f"topic{at}")
+                values.hex_values(
+                    values.clean_text(values.as_text(rows[f"c{found[f'topic{at}'][0]}"], "pool_id")), "pool_id"
+                ).alias(f"topic{at}")
                 for at in range(3)
             ]
         return rows.with_columns(*topics)
@@ -372,9 +375,7 @@ class FileReader:
                 if not zero.fill_null(True).all():
                     if naive:
                         self.notices.add("times without a zone are taken as UTC")
-                    self._report(
-                        rows, seconds.is_null(), "block_timestamp", _TIME_EXPECTED
-                    )
+                    self._report(rows, seconds.is_null(), "block_timestamp", _TIME_EXPECTED)
                     return seconds
         if self._blocks is not None:
             self.notices.add("block times come from the file of blocks beside the swaps")

@@ -87,11 +87,15 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
             "has no log_index although other rows of its block have one. Export log_index for all rows",
         )
     changes = pl.col("block_number") != pl.col("block_number").shift(1)
-    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
+    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
+        pl.col("transaction_index").shift(1)
+    )
     numbered = table.with_columns(changes.fill_null(True).cum_sum().alias("_group"))
     table = _by_price(numbered, ordered, evidence)
     positions = pl.int_range(pl.len(), dtype=pl.Int64()).over("block_number")
-    ordered.rows = table.with_columns(pl.coalesce("log_index", positions).alias("log_index")).select(NORMAL_SCHEMA.names())
+    ordered.rows = table.with_columns(pl.coalesce("log_index", positions).alias("log_index")).select(
+        NORMAL_SCHEMA.names()
+    )
     return ordered
 
 

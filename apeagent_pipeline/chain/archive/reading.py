@@ -410,4 +410,3 @@ def _joined(column: Any) -> Any:
         for value in values
     ]
     return pa.array(shown, pa.large_string())
-

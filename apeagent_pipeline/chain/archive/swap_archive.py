@@ -131,7 +131,7 @@ class SwapArchive:
             return empty_raw_swaps()
         if self._folder is None:
             return self._store.rows(day)
-        return pl.read_ipc(self._folder / f"{day}.arrow", memory_map=False)
+        return pl.read_ipc(self._folder / f"{day}.arrow")
 
     def span(self) -> tuple[date, date]:
         """First and last UTC day with a swap."""
@@ -150,5 +150,5 @@ class SwapArchive:
         return self._rows(day)
 
     def notes(self, day: date) -> DayNotes:
-        """What the import found out about a day of the span."""
-        return self.imported.days[day]
+        """What the import found out about a day; empty outside the span."""
+        return self.imported.days.get(day, DayNotes())

@@ -129,7 +129,9 @@ def clean_text(text: pl.Series) -> pl.Series:
         cleaned = text
     else:
         cleaned = text.str.strip_chars(_SPACE)
-        cleaned = cleaned.str.replace(r'^="(.*)"$', "$1").str.replace(r'^"(.*)"$', "$1").str.replace(r"^'(.*?)'?$", "$1")
+        cleaned = (
+            cleaned.str.replace(r'^="(.*)"$', "$1").str.replace(r'^"(.*)"$', "$1").str.replace(r"^'(.*?)'?$", "$1")
+        )
     words = cleaned.str.len_bytes() <= 9
     if not (words & cleaned.str.contains(r"^[^\d]*$")).any():
         return cleaned
@@ -184,7 +186,9 @@ def hex_values(text: pl.Series, name: str) -> pl.Series:
     if plain.all():
         return lower
     odd = text.filter(~plain.fill_null(True))
-    inner = odd.str.to_lowercase().str.extract(r"(?:^|[\\'\"(_:])(?:0x|x|\\x)([0-9a-f]{64}|[0-9a-f]{40})(?:['\")]*)$", 1)
+    inner = odd.str.to_lowercase().str.extract(
+        r"(?:^|[\\'\"(_:])(?:0x|x|\\x)([0-9a-f]{64}|[0-9a-f]{40})(?:['\")]*)$", 1
+    )
     inner = inner.fill_null(_python_bytes(odd)).fill_null(_base64(odd))
     if name in _ADDRESS_COLUMNS:
         inner = inner.str.replace(r"^0{24}([0-9a-f]{40})$", "$1")
@@ -219,8 +223,10 @@ def _base64(text: pl.Series) -> pl.Series:
 def chain_ids(text: pl.Series) -> pl.Series:
     """Numbers from numbers and from the names of chains."""
     numbers = integers(text, "chain_id")
-    names = numbers.str.to_lowercase().str.replace_all(r"[^a-z]|mainnet$", "").replace_strict(
-        CHAIN_NAMES, default=None, return_dtype=pl.Int64()
+    names = (
+        numbers.str.to_lowercase()
+        .str.replace_all(r"[^a-z]|mainnet$", "")
+        .replace_strict(CHAIN_NAMES, default=None, return_dtype=pl.Int64())
     )
     return numbers.zip_with(names.is_null(), names.cast(pl.String()))
 
@@ -289,5 +295,3 @@ def flags(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Boolean():
         return column.fill_null(False)
     return clean_text(as_text(column, "removed")).str.to_lowercase().is_in(["true", "t", "1", "yes"]).fill_null(False)
-
-
