@@ -33,6 +33,10 @@ _FEWEST_LINKS = 50
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
 _EXACT_PAIRS_A_DAY = 500
+_ROUNDED_COLUMNS = ("amount0", "amount1", "liquidity")
+_DOUBLES_A_DAY = 2_000
+_FEW_BITS = 2
+_FEWEST_DOUBLES = 12
 _SPARE_BITS = 22
 _SPARE_DIGITS = 6
 _DOUBLE_DIGITS = 17
@@ -74,7 +78,7 @@ class Evidence:
             )
         )
         suspicious = pl.any_horizontal(*_SUSPICIOUS)
-        if gapless(rows.select(pl.col("linkable", "linked").sum()).row(0)):
+        if gapless(rows):
             suspicious |= pl.col("broken")
         self._suspects.append(rows.filter(suspicious))
 
@@ -89,10 +93,10 @@ class Evidence:
         return pl.concat(self._suspects)
 
 
-def gapless(linkable_and_linked: tuple[int, int]) -> bool:
-    """Whether every swap that can tell starts at the price of the swap before it."""
-    linkable, linked = linkable_and_linked
-    return linkable >= _FEWEST_LINKS and linked == linkable
+def gapless(flags: pl.DataFrame) -> bool:
+    """Whether every swap that can tell starts at the price of the swap before it, silences aside."""
+    linked, unlinked = flags.select(pl.col("linked", "unlinked").sum()).row(0)
+    return linked >= _FEWEST_LINKS and not unlinked
 
 
 def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: ChainClock | None) -> Judged:
@@ -108,20 +112,24 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     swaps = arithmetic.Swaps.of(both)
     reading = arithmetic.read(swaps)
     prior = np.roll(swaps.price, 1)
-    has_prior = ~_after_silence(both)
+    has_prior = np.arange(both.height) > 0
+    silent = _after_silence(both)
     linked = arithmetic.follows(reading, prior) & has_prior
+    same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
     off = arithmetic.decades_off(swaps)
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
-    same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
-    # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells.
-    linkable = reading.fits & has_prior & _between_ticks(both, pool)
+    # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
+    # than it moved the price.
+    elsewhere = np.abs(reading.before - prior) > np.abs(swaps.price - reading.before)
+    linkable = reading.fits & has_prior & (_between_ticks(both, pool) | same_liquidity | elsewhere)
     columns: dict[str, np.ndarray] = {
         "informative": reading.informative,
         "fits": reading.fits,
         "linked": linked & linkable,
         "linkable": linkable,
+        "unlinked": linkable & ~linked & ~silent,
         **_alternatives(swaps, reading),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": np.abs(np.nan_to_num(off)) > _DECADES,
@@ -129,7 +137,9 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
         "rounded": _rounded_prices(both),
+        **_doubles(both),
         "broken": has_prior
+        & ~silent
         & reading.informative
         & ~reading.fits
         & (arithmetic.better_than(swaps, reading.tolerance, prior) | (direction < 0) | _between_ticks(both, pool)),
@@ -170,7 +180,6 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[
     rows = np.flatnonzero(~reading.fits)
     price, liquidity, amount0, amount1, fee = (column[rows] for column in swaps)
     following = np.r_[swaps.price[1:], np.nan][rows]
-    former = np.r_[np.nan, swaps.liquidity[:-1]][rows]
     later = np.r_[swaps.liquidity[1:], np.nan][rows]
     other = {
         "flipped": (price, liquidity, -amount0, -amount1),
@@ -179,16 +188,20 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[
         "inverse": (1 / price, liquidity, amount0, amount1),
         "price_before": (following, liquidity, amount0, amount1),
         "liquidity_before": (price, later, amount0, amount1),
-        "liquidity_after": (price, former, amount0, amount1),
     }
     found = {name: np.zeros(len(swaps.price), bool) for name in other}
     for name, columns in other.items():
         found[name][rows] = arithmetic.read(arithmetic.Swaps(*columns, fee)).fits
+    changing = np.flatnonzero(reading.fits & (swaps.liquidity != np.r_[swaps.liquidity[1:], swaps.liquidity[-1:]]))
+    later = swaps.liquidity[changing + 1]
+    columns = swaps.price[changing], later, swaps.amount0[changing], swaps.amount1[changing], swaps.fee[changing]
+    found["liquidity_given"] = np.zeros(len(swaps.price), bool)
+    found["liquidity_given"][changing] = ~arithmetic.read(arithmetic.Swaps(*columns)).fits
     return found
 
 
 def _after_silence(rows: pl.DataFrame) -> np.ndarray:
-    """Rows before which nothing is known: the first, and those after a time in which swaps are likely to be missing."""
+    """Rows after a time in which swaps are likely to be missing, and the first."""
     seconds = rows["block_timestamp"].dt.epoch("s").to_numpy()
     since = np.diff(seconds, prepend=seconds[:1])
     spacing = np.mean(since) if len(since) else 0.0
@@ -253,6 +266,24 @@ def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     return suspects
 
 
+def _doubles(rows: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Large values of some rows of each column, and which of them are doubles without a rest.
+
+    Amounts that were paid are left out: people type round ones.
+    """
+    found = {}
+    for name in _ROUNDED_COLUMNS:
+        column = rows[name].head(_DOUBLES_A_DAY).cast(pl.Int128(), strict=False)
+        long = (column > 1 << (53 + _FEW_BITS)).fill_null(False)
+        if name == "liquidity":
+            long &= column.is_first_distinct()
+        double = long & (column.cast(pl.Float64()).cast(pl.Int128(), strict=False) == column)
+        for flag, values in ((f"long_{name}", long), (f"double_{name}", double.fill_null(False))):
+            found[flag] = np.zeros(rows.height, bool)
+            found[flag][: len(values)] = values.to_numpy()
+    return found
+
+
 class Denial(NamedTuple):
     """Rows that arithmetic denies, and the likeliest cause in words.
 
@@ -309,7 +340,8 @@ def denials(evidence: Evidence, pool: PoolSpec, flips: bool) -> list[Denial]:
     # A single row is held to be another reading only where it is impossible or unlikely as it stands.
     found = [Denial(judged.filter(mask), *words) for mask, words in _row_rules(pool, flips)]
     found.append(_digits(judged, evidence.exact, evidence.compared))
-    if gapless(sums.select(pl.col("linkable", "linked").sum()).row(0)):
+    found += _rounded_columns(sums)
+    if gapless(sums):
         cause = "contradicts the price of the row before, in an archive whose other rows all follow from each other"
         found.append(Denial(judged.filter("broken"), cause, "Export these rows again; a row may be missing or changed"))
     return [denial for denial in found if denial.rows.height]
@@ -385,8 +417,7 @@ def _wholesale(sums: pl.DataFrame, suspects: pl.DataFrame, pool: PoolSpec, flips
                 found.append(Denial(place, cause, "Check that the columns are those of one event, in raw units"))
         if found:
             return found
-    shifted = sums["liquidity_before"].sum()
-    if shifted > sums["liquidity_after"].sum() + _FEWEST_ROWS and shifted > 0.02 * sums["rows"].sum():
+    if sums["liquidity_before"].sum() > max(sums["liquidity_given"].sum(), 2):
         cause = "liquidity is that of the row before"
         return [Denial(suspects.filter("liquidity_before"), cause, "Export it from the event of the same row")]
     return []
@@ -405,6 +436,20 @@ def _digits(judged: pl.DataFrame, exact: int, compared: int) -> Denial:
     )
     enough = compared >= 5 and exact * 2 < compared
     return Denial(inexact if enough else inexact.clear(), cause, "Export all amounts as text")
+
+
+def _rounded_columns(sums: pl.DataFrame) -> list[Denial]:
+    place = sums.select(FILE, pl.lit(0, pl.Int64()).alias(LINE)).head(1)
+    return [
+        Denial(
+            place,
+            f"{name} whose last digits are lost: all {sums[f'long_{name}'].sum()} large values that were looked at are "
+            "floating-point numbers",
+            "Export it as text (SQL: CAST(... AS VARCHAR), pandas: dtype=str)",
+        )
+        for name in _ROUNDED_COLUMNS
+        if sums[f"double_{name}"].sum() == sums[f"long_{name}"].sum() >= _FEWEST_DOUBLES
+    ]
 
 
 def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain_id: int) -> Denial | None:

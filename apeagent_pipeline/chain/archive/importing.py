@@ -25,6 +25,7 @@ from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA
 
 _log = logging.getLogger(__name__)
 
+_WAS_READ = " was read: "
 _FEWEST_SWAPS = 10
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
@@ -104,7 +105,7 @@ class Importer:
         self._check_days(store, keep)
         self._problems.raise_any()
         for notice in self._imported.notices:
-            _log.warning("%s: %s", self._path, notice)
+            _log.log(logging.INFO if _WAS_READ in notice else logging.WARNING, "%s: %s", self._path, notice)
         return self._imported
 
     def _name(self, file: Path) -> str:
@@ -197,7 +198,7 @@ class Importer:
         for (file, table), reader in zip(tables, readers, strict=True):
             name = self._name(file)
             self._imported.layouts[name] = reader.columns.layout
-            notices.append(f"{name} was read: {reader.columns.layout}, {reader.rows} rows")
+            notices.append(f"{name}{_WAS_READ}{reader.columns.layout}, {reader.rows} rows")
             notices += [
                 f"{name}: {count} values of {column} were rewritten, the first from {old!r} to {new!r}"
                 for column, (count, old, new) in reader.rewritten.items()
@@ -247,7 +248,7 @@ class Importer:
         for denial in denials(evidence, self._pool, self._flips):
             self._deny(denial.rows, denial.cause, f"{denial.detail}. {denial.remedy}")
         self._check_order(order)
-        self._tell_days()
+        self._tell_days(evidence)
 
     def _deny(self, rows: pl.DataFrame, cause: str, remedy: str) -> None:
         file, line = rows.select(FILE, LINE).row(0)
@@ -305,7 +306,7 @@ class Importer:
                     )
         return told
 
-    def _tell_days(self) -> None:
+    def _tell_days(self, evidence: Evidence) -> None:
         days = self._imported.days
         for day in days_between(min(days), max(days)):
             if day not in days:
@@ -321,6 +322,11 @@ class Importer:
         if gaps:
             self._imported.notices.append(
                 f"{gaps} of {rows} swaps do not start at the price of the swap before: swaps are missing before them"
+            )
+        if evidence.exact < evidence.compared:
+            self._imported.notices.append(
+                f"{evidence.compared - evidence.exact} of {evidence.compared} compared swaps follow from the swap before, "
+                "but not to the last digit: they stopped at a price limit, or digits are lost"
             )
         tested = sum(notes.tested for notes in days.values())
         if not tested:
