@@ -69,7 +69,12 @@ class Settings(BaseSettings):
     rpc_transactions: bool = Field(
         False, description="Ask also for the transaction of each swap, to fill tx_from and tx_to"
     )
-    swaps_archive: Path | None = Field(None, description="CSV or Parquet file or folder of swaps to import instead")
+    swaps_archive: Path | None = Field(
+        None, description="CSV, Parquet or JSON file, or a folder of them, to import swaps from instead"
+    )
+    swaps_signs: Literal["swapper", "pool"] = Field(
+        "swapper", description="Whose signs the amounts of the archive have; pool: they are flipped"
+    )
     chain_id: int = Field(8453, ge=1, description="Chain of the pool; 8453: Base")
     pool_manager: str = Field("", description="Uniswap V4 PoolManager contract; empty: that of Base")
     pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: that of the pool key, or ETH-USDC on Base")

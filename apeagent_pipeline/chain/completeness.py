@@ -53,6 +53,23 @@ def chain_rate(swaps: pl.DataFrame) -> ChainRate:
     return ChainRate(sum(each.followed for each in slices), sum(each.judged for each in slices))
 
 
+def exactly_follows(swaps: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Whether single swaps follow to the wei from the swap before them; bool [n].
+
+    Args:
+        swaps: RAW_SWAPS_SCHEMA, sorted.
+        rows: Positions of the swaps to test, none of them 0; the liquidity is that of the row before.
+    """
+    if not len(rows):
+        return np.zeros(0, dtype=bool)
+    price, liquidity, amount0, amount1 = (
+        np.array([int(value) for value in swaps[name].gather(rows)], dtype=object)
+        for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
+    )
+    before = np.array([int(value) for value in swaps["sqrt_price_x96"].gather(rows - 1)], dtype=object)
+    return _FOLLOWS(before, price, liquidity, amount0, amount1, swaps["fee"].gather(rows).to_numpy()).astype(bool)
+
+
 def _rate_of_slice(swaps: pl.DataFrame) -> ChainRate:
     price, liquidity, amount0, amount1 = (
         np.array([int(value) for value in swaps[name]], dtype=object)

@@ -114,7 +114,7 @@ def _decode(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
         raise LogError(f"the node answered with a log whose fields are not hex strings: {str(error)[:200]}") from None
     table = table.with_columns(pl.exclude("removed").str.to_lowercase())
     _check_logs(table, pool)
-    words = _words(table["data"])
+    words = decode_swap_data(table["data"])
     return table.select(
         pl.lit(pool.chain_id, pl.Int64()).alias("chain_id"),
         pl.lit(pool.pool_id.lower()).alias("pool_id"),
@@ -127,14 +127,34 @@ def _decode(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
         _hex_integer("transactionIndex").alias("transaction_index"),
         _hex_integer("logIndex").alias("log_index"),
         ("0x" + pl.col("topic2").str.tail(40)).alias("sender"),
-        pl.Series("amount0", _decimal_strings(words, 0, signed=True)),
-        pl.Series("amount1", _decimal_strings(words, 1, signed=True)),
-        pl.Series("sqrt_price_x96", _decimal_strings(words, 2, signed=False)),
-        pl.Series("liquidity", _decimal_strings(words, 3, signed=False)),
-        pl.Series("tick", _small_integer(words, 4)),
-        pl.Series("fee", _small_integer(words, 5)),
+        *words,
         pl.lit(None, pl.String()).alias("tx_from"),
         pl.lit(None, pl.String()).alias("tx_to"),
+    )
+
+
+def decode_swap_data(data: pl.Series) -> pl.DataFrame:
+    """The six words in the data of Swap events.
+
+    Args:
+        data: ``0x`` and 384 hex digits each; the caller has checked that.
+
+    Returns:
+        ``amount0``, ``amount1``, ``sqrt_price_x96``, ``liquidity`` (decimal strings), ``tick`` and ``fee`` (Int32).
+
+    Raises:
+        LogError: if a word holds a value that its type cannot have.
+    """
+    words = _words(data)
+    return pl.DataFrame(
+        {
+            "amount0": _decimal_strings(words, 0, signed=True),
+            "amount1": _decimal_strings(words, 1, signed=True),
+            "sqrt_price_x96": _decimal_strings(words, 2, signed=False),
+            "liquidity": _decimal_strings(words, 3, signed=False),
+            "tick": _small_integer(words, 4),
+            "fee": _small_integer(words, 5),
+        }
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -65,22 +65,35 @@ class SwapSource(Protocol):
         """
         ...
 
+    def day_notes(self, day: date) -> dict[str, Any]:
+        """Figures and sentences about a day that was read, for people; empty where the source has none."""
+        ...
+
 
 class ArchiveSource:
-    """Swaps imported from files."""
+    """Swaps imported from files.
+
+    Args:
+        pool: Whose swaps are wanted.
+        path: A file, or a folder of files.
+        flips_signs: Whether the amounts have the pool's signs.
+        cache: Folder that keeps the imported days, so that a run of many days reads the files once.
+    """
 
     name = "archive"
 
-    def __init__(self, pool: PoolSpec, path: Path) -> None:
+    def __init__(self, pool: PoolSpec, path: Path, *, flips_signs: bool = False, cache: Path | None = None) -> None:
         self.pool = pool
-        self._archive = SwapArchive(path, pool)
+        self._flips = flips_signs
+        self._archive = SwapArchive(path, pool, flips_signs=flips_signs, cache=cache)
 
     def confirm(self, block_number: int, block_hash: str) -> None:
         """Nobody can be asked: the archive is what it is."""
 
     def fingerprint(self) -> str:
-        """Depends on the files' contents and on the pool."""
-        return f"archive-{self._archive.content_hash}-{self.pool.chain_id}-{self.pool.pool_id}"
+        """Depends on the files' contents, on the pool, and on whether signs are flipped."""
+        signs = "-pool-signs" if self._flips else ""
+        return f"archive-{self._archive.content_hash}-{self.pool.chain_id}-{self.pool.pool_id}{signs}"
 
     def days(self) -> tuple[date, date]:
         """First and last day with a swap."""
@@ -100,6 +113,21 @@ class ArchiveSource:
         check_raw_swaps(swaps, day)
         progress(1, 1, swaps=swaps.height)
         return swaps
+
+    def day_notes(self, day: date) -> dict[str, Any]:
+        """How well the arithmetic confirms the day, and what may be missing.
+
+        Raises:
+            ArchiveError: as `read_day`.
+        """
+        notes = self._archive.notes(day)
+        return {
+            "confirmed_swaps": notes.confirmed,
+            "testable_swaps": notes.tested,
+            "gaps": notes.gaps,
+            "merged_rows": notes.duplicates,
+            "notes": "; ".join(notes.notes) or "none",
+        }
 
 
 class EmbeddedSource:
@@ -146,6 +174,10 @@ class EmbeddedSource:
             ChainError: if the day is not final yet.
         """
         return self._collector.read_day(day, progress)
+
+    def day_notes(self, day: date) -> dict[str, Any]:
+        """None."""
+        return {}
 
 
 class RpcSource:
@@ -234,6 +266,10 @@ class RpcSource:
         """
         return self._collector.read_day(day, progress)
 
+    def day_notes(self, day: date) -> dict[str, Any]:
+        """None."""
+        return {}
+
 
 def open_swap_source(settings: Settings) -> SwapSource:
     """The source that the settings choose. Reads no file and asks no node yet.
@@ -247,7 +283,9 @@ def open_swap_source(settings: Settings) -> SwapSource:
         )
     chosen = chosen_pool(settings)
     if settings.swaps_archive is not None:
-        return ArchiveSource(chosen.from_settings(), settings.swaps_archive)
+        cache = settings.home.absolute() / "cache" / "archive"
+        flips = settings.swaps_signs == "pool"
+        return ArchiveSource(chosen.from_settings(), settings.swaps_archive, flips_signs=flips, cache=cache)
     if not settings.rpc_urls:
         return EmbeddedSource(_simulated(chosen.from_settings()), settings.seed)
     for position, url in enumerate(settings.rpc_urls, start=1):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from apeagent_pipeline.cli import demo, doctor, evaluate, provenance, server, serving, status, teach
+from apeagent_pipeline.cli import demo, doctor, evaluate, import_file, provenance, server, serving, status, teach
 from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
 from apeagent_pipeline.errors import ApeagentError
 
@@ -24,14 +24,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Run": {"demo": demo.demo, "sync": demo.sync, "teach": teach.teach},
+    "Run": {"demo": demo.demo, "sync": demo.sync, "import": import_file.import_swaps, "teach": teach.teach},
     "Look": {
         "status": status.status,
         "eval": evaluate.evaluate,
         "promotions": serving.promotions,
         "provenance": provenance.provenance,
     },
-    "Serve": {"ask": serving.ask, "export": serving.export, "rollback": serving.rollback},
+    "Serve": {
+        "ask": serving.ask,
+        "export": serving.export,
+        "export-swaps": import_file.export_swaps,
+        "rollback": serving.rollback,
+    },
     "Operate": {"ui": server.ui, "doctor": doctor.doctor, "config": doctor.config, "devnet": server.devnet},
 }
 for _group, _commands in _GROUPS.items():

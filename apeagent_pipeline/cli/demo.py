@@ -1,6 +1,7 @@
 """``apeagent demo`` and ``apeagent sync``: bring the graph, or the swaps of some days, up to date."""
 
 import json
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,7 +61,14 @@ def sync(
         manifests = [stored[asset].get(day) for asset in names]
         state = "[red]✗ not complete" if day in missing else "[green]✓"
         table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for day in days:
+        if (
+            day not in missing
+            and (note := graph.runtime.source.day_notes(date.fromisoformat(day)).get("notes", "none")) != "none"
+        ):
+            console.print(f"[yellow]• {day}: {plain(note)}", soft_wrap=True)
     for each in rounds:
         for error in each.errors:
             ERROR_CONSOLE.print(f"[red]{plain(error)}", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apeagent_pipeline.artifacts.files import StorageError
+from apeagent_pipeline.chain.days import days_between
 from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
@@ -87,6 +88,14 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         )
         return
     yield Finding("ok", "swaps", f"{source.name}: days {first} to {last}, chain {pool.chain_id}")
+    noted = [
+        day
+        for day in days_between(first, last)
+        if source.name == "archive" and source.day_notes(day)["notes"] != "none"
+    ]
+    if noted:
+        what = f"{len(noted)} days may be incomplete, the first is {noted[0]}: {source.day_notes(noted[0])['notes']}"
+        yield Finding("note", "archive", what, "see apeagent import FILE --dry-run")
     name = f"{pool.token0.symbol}-{pool.token1.symbol} {pool.pool_id}"
     if pool.has_dynamic_fee:
         yield Finding("note", "pool", f"{name}, dynamic fee", "its swaps and features can be made, a model cannot")

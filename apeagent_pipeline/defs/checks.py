@@ -205,9 +205,15 @@ def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -
         for day, found in rates.items()
         if demanded and found.too_low
     }
+    notes = [
+        f"{day}: {note}"
+        for day in rates
+        if (note := source.day_notes(date.fromisoformat(day)).get("notes", "none")) != "none"
+    ]
     judged = sum(found.judged for found in rates.values())
     rate = sum(found.followed for found in rates.values()) / judged if judged else None
-    return wrong, {"judged_pairs": judged} | ({} if rate is None else {"chain_rate": rate})
+    told: dict[str, Any] = {"judged_pairs": judged, **({"notes": notes} if notes else {})}
+    return wrong, told if rate is None else {**told, "chain_rate": rate}
 
 
 def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:

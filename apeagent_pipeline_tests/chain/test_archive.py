@@ -1,6 +1,7 @@
 """Archives: what is put right, and what is refused with its line."""
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -12,6 +13,9 @@ from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MAX_TICK
 from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
+from apeagent_pipeline.chain.archive.normalise import FileReader
+from apeagent_pipeline.chain.archive.problems import Problems
+from apeagent_pipeline.chain.archive.reading import open_table
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, check_raw_swaps, empty_raw_swaps
 
@@ -90,14 +94,21 @@ def test_the_stored_days_are_an_archive_that_gives_the_same_days(tmp_path: Path,
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_the_largest_values_survive_an_archive(tmp_path: Path, two_days: pl.DataFrame, suffix: str) -> None:
+def test_the_largest_values_survive_the_reading_of_a_file(tmp_path: Path, two_days: pl.DataFrame, suffix: str) -> None:
+    # No swap has them together: the evidence would refuse the archive.
     largest = {"amount0": -(1 << 127), "amount1": (1 << 127) - 1, "liquidity": (1 << 128) - 1}
     largest |= {"sqrt_price_x96": MAX_SQRT_PRICE - 1, "tick": MAX_TICK - 1, "fee": 1_000_000}
     extreme = two_days.tail(1).with_columns(**{name: pl.lit(str(value)) for name, value in largest.items()})
     table = pl.concat([two_days.head(3), extreme.cast(dict(RAW_SWAPS_SCHEMA))])
     path = tmp_path / f"swaps{suffix}"
     table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
-    assert SwapArchive(path, BASE_ETH_USDC).swaps.equals(table)
+    opened = open_table(path)
+    assert opened is not None
+    problems = Problems(path)
+    reader = FileReader(path, 0, opened, BASE_ETH_USDC, None, None, problems)
+    found = pl.concat(reader.batches()).select(RAW_SWAPS_SCHEMA.names())
+    assert not problems
+    assert found.equals(table)
 
 
 def test_an_archive_of_several_pools_and_chains_gives_each_its_own(tmp_path: Path, two_days: pl.DataFrame) -> None:
@@ -182,7 +193,7 @@ COLUMNS = HEADER.split(",")
         ("fee", "half a percent"),
         ("fee", "99999999999"),
         ("block_number", "-3"),
-        ("block_number", "0x12"),
+        ("block_number", "12e3"),
         ("transaction_hash", "abc"),
         ("pool_id", "the ETH-USDC one"),
         ("router_address", "0x12"),
@@ -196,11 +207,8 @@ def test_a_malformed_value_is_named_with_file_line_and_expectation(
     broken = lines[4].split(",")
     broken[COLUMNS.index(column)] = value
     archive = write(tmp_path / "swaps.csv", [*lines[:4], ",".join(broken), *lines[5:20]])
-    renamed = {"router_address": "sender", "timestamp": "block_timestamp"}.get(column, column)
-    shown = repr(value).replace(".", r"\.") if value and column != "router_address" else "(nothing|'0x12')"
-    if column in {"transaction_hash", "pool_id"}:
-        shown = f"'0x{value.lower()}'"
-    with pytest.raises(ArchiveError, match=rf"swaps\.csv line 6: {renamed} is {shown}, expected "):
+    shown = re.escape(repr(value)) if value else "nothing"
+    with pytest.raises(ArchiveError, match=rf"swaps\.csv line 6: {column} is {shown}, expected "):
         _ = archive.swaps
 
 
@@ -213,10 +221,10 @@ def changed(column: str, change: Callable[[str], str], line: str) -> str:
 @pytest.mark.parametrize(
     ("column", "change", "expected"),
     [
-        ("tick", lambda tick: str(int(tick) + 5), "line 6 has a tick that contradicts"),
-        ("sqrt_price_x96", lambda price: price + "0" * 20, "line 6 has a tick that contradicts"),
-        ("timestamp", lambda moment: str(int(moment) + 86_400), "at an earlier time|another time or hash"),
-        ("timestamp", lambda moment: "2025-13-45T00:00:00", "line 6 has an impossible time"),
+        ("tick", lambda tick: str(int(tick) + 5), "line 6: a tick that contradicts"),
+        ("sqrt_price_x96", lambda price: price + "0" * 20, "line 6: a tick that contradicts"),
+        ("timestamp", lambda moment: str(int(moment) + 86_400), "line 6: times that are not those of their blocks"),
+        ("timestamp", lambda moment: "2025-13-45T00:00:00", "line 6: timestamp is '2025-13-45T00:00:00', expected"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_their_line(
@@ -235,22 +243,20 @@ def test_two_different_rows_under_one_key_are_refused(tmp_path: Path, two_days: 
 
 
 def test_a_line_with_too_few_or_too_many_values_is_named(tmp_path: Path, lines: list[str]) -> None:
-    for broken, count in ((lines[2] + ",7", 14), (lines[2].rsplit(",", 1)[0], 12), ("", 0)):
+    for broken, count in ((lines[2] + ",7", 14), (lines[2].rsplit(",", 1)[0], 12)):
         with pytest.raises(ArchiveError, match=f"line 4 has {count} values, expected 13"):
             _ = write(tmp_path / "swaps.csv", [*lines[:2], broken, *lines[3:9]]).swaps
 
 
 def test_missing_columns_are_named_in_both_languages(tmp_path: Path, lines: list[str]) -> None:
     header = HEADER.replace("router_address", "router").replace("liquidity", "depth")
-    with pytest.raises(
-        ArchiveError, match=r"lacks the columns sender \(or router_address\), liquidity; it has block_n"
-    ):
+    with pytest.raises(ArchiveError, match=r"lacks sender, liquidity; its columns are block_n"):
         _ = write(tmp_path / "swaps.csv", lines[:3], header).swaps
 
 
 def test_floating_point_amounts_in_parquet_are_refused(tmp_path: Path, two_days: pl.DataFrame) -> None:
     two_days.with_columns(pl.col("amount0").cast(pl.Float64())).write_parquet(tmp_path / "swaps.parquet")
-    with pytest.raises(ArchiveError, match=r"\['amount0'\] hold floating-point"):
+    with pytest.raises(ArchiveError, match=r"amount0 is .*a floating-point number loses digits"):
         _ = SwapArchive(tmp_path / "swaps.parquet", BASE_ETH_USDC).swaps
 
 

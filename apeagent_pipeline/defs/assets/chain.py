@@ -46,6 +46,7 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
                 "swaps": swaps.height,
                 "hooks": pool.has_hooks,
                 "dynamic_fee": pool.has_dynamic_fee,
+                **runtime.source.day_notes(date.fromisoformat(day)),
                 "day": picture("swaps and price of the day", day_figure(swaps, pool)),
             }
             if swaps.height:

@@ -1,0 +1,121 @@
+"""What the amounts, price, liquidity and fee of one Swap event say about each other, in floating point, all rows at once.
+
+Inside one range of liquidity the event determines the price before the swap (``SqrtPriceMath.sol``): the output is
+``L * (sqrt(before) - sqrt(after))`` of token1, or ``L * (1 / sqrt(after) - 1 / sqrt(before))`` of token0. The input
+between the two prices must then be the amount paid less the fee. No neighbouring swap is needed, so this holds for an
+archive with gaps as well.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.amm.swap_math import FEE_UNIT
+from apeagent_pipeline.amm.ticks import Q96
+
+_ROUNDINGS = 3
+_DOUBLE_ERROR = 1e-11
+_LINK_ERROR = 1e-14
+
+
+class Swaps(NamedTuple):
+    """Columns of swaps as doubles, each [n].
+
+    Attributes:
+        price: Square root of raw token1 per raw token0, after the swap.
+        liquidity: In range after the swap.
+        amount0: Raw units, negative: paid in.
+        amount1: Raw units.
+        fee: As a fraction.
+    """
+
+    price: np.ndarray
+    liquidity: np.ndarray
+    amount0: np.ndarray
+    amount1: np.ndarray
+    fee: np.ndarray
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> "Swaps":
+        """From RAW_SWAPS_SCHEMA."""
+        price, liquidity, amount0, amount1, fee = (
+            rows[name].cast(pl.Float64()).to_numpy()
+            for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1", "fee")
+        )
+        return cls(price / Q96, liquidity, amount0, amount1, fee / FEE_UNIT)
+
+
+class Reading(NamedTuple):
+    """How one way to read the rows fits the arithmetic, each [n].
+
+    Attributes:
+        before: Square-root price before the swap.
+        tolerance: Relative, of the test of the fee.
+        informative: bool: the amounts are large enough for the test to tell a fee from none.
+        fits: bool: informative, and the fee comes out as given.
+        unit: Relative uncertainty of `before`.
+    """
+
+    before: np.ndarray
+    tolerance: np.ndarray
+    informative: np.ndarray
+    fits: np.ndarray
+    unit: np.ndarray
+
+
+def read(swaps: Swaps) -> Reading:
+    """Test each row by itself."""
+    price, liquidity, amount0, amount1, fee = swaps
+    with np.errstate(all="ignore"):
+        falls = amount0 < 0
+        received = np.where(falls, amount1, amount0)
+        paid = -np.where(falls, amount0, amount1)
+        before = np.where(falls, price + received / liquidity, 1 / (1 / price + received / liquidity))
+        net = np.where(falls, received / (price * before), received * price * before)
+        # The contract rounds amounts to units, and the price to 2**-96: with much liquidity that is many units.
+        step = liquidity / Q96 * np.where(falls, 1.0, 1 / price**2)
+        tolerance = (_ROUNDINGS + step) / received + _ROUNDINGS / paid + _DOUBLE_ERROR
+        informative = (received > 0) & (paid > 0) & (before > 0) & (tolerance < np.maximum(fee / 4, 1e-6))
+        fits = informative & (np.abs(net / paid - (1 - fee)) <= tolerance)
+        unit = (_ROUNDINGS + step) / liquidity * np.where(falls, 1 / price, price) + _LINK_ERROR
+    return Reading(before, tolerance, informative, fits, unit)
+
+
+def follows(reading: Reading, earlier_price: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Whether the price before each of some rows is the given one; bool."""
+    with np.errstate(all="ignore"):
+        difference = np.abs(reading.before[rows] - earlier_price) / earlier_price
+        return np.nan_to_num(difference, nan=np.inf) <= reading.unit[rows]
+
+
+def worse_than_worst(swaps: Swaps, tolerance: np.ndarray) -> np.ndarray:
+    """Rows in which the swapper receives less than at the price after the swap, the worst of all; bool.
+
+    It holds whatever ticks the swap crossed.
+    """
+    with np.errstate(all="ignore"):
+        falls = swaps.amount0 < 0
+        rate = np.where(falls, -swaps.amount1 / swaps.amount0, -swaps.amount0 / swaps.amount1)
+        worst = np.where(falls, swaps.price**2, swaps.price**-2) * (1 - swaps.fee)
+        return np.nan_to_num(rate, nan=np.inf) < worst * (1 - tolerance)
+
+
+def better_than(swaps: Swaps, tolerance: np.ndarray, earlier_price: np.ndarray) -> np.ndarray:
+    """Rows in which the swapper receives more than at both an earlier price and the price after the swap; bool."""
+    with np.errstate(all="ignore"):
+        falls = swaps.amount0 < 0
+        rate = np.where(falls, -swaps.amount1 / swaps.amount0, -swaps.amount0 / swaps.amount1)
+        best = np.where(
+            falls,
+            np.maximum(swaps.price, earlier_price) ** 2,
+            np.minimum(swaps.price, earlier_price) ** -2.0,
+        ) * (1 - swaps.fee)
+        return np.nan_to_num(rate, nan=0.0) > best * (1 + tolerance)
+
+
+def decades_off(swaps: Swaps) -> np.ndarray:
+    """log10 of the ratio of the amounts over the price: near 0 where the units are right; NaN where an amount is 0."""
+    with np.errstate(all="ignore"):
+        off = np.log10(np.abs(swaps.amount1 / swaps.amount0)) - 2 * np.log10(swaps.price)
+        return np.where(np.isfinite(off), off, np.nan)

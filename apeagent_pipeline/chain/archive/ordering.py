@@ -1,0 +1,270 @@
+"""Each swap once, and in the order of the chain.
+
+Archives repeat rows, overlap and are not sorted. Equal swaps are merged; the order inside a block follows the log index,
+else the transaction index, else the arithmetic: a swap comes after the one at whose price it starts. File order decides
+only where arithmetic has proven it elsewhere in the archive.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.chain.archive import arithmetic
+from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA
+from apeagent_pipeline.chain.archive.reading import LINE
+
+_ORDER = "_order"
+_IDENTITY = [
+    "block_number",
+    "transaction_hash",
+    "sender",
+    "amount0",
+    "amount1",
+    "sqrt_price_x96",
+    "liquidity",
+    "tick",
+    "fee",
+]
+"""What no two swaps of a pool share: the price moves with each, so that even equal trades differ in it."""
+_LARGEST_GROUP = 256
+
+
+@dataclass
+class OrderEvidence:
+    """How often the arithmetic confirms the order of the file inside a block without log index.
+
+    Attributes:
+        confirmed: Blocks whose order in the file is the proven one.
+        contradicted: Blocks whose proven order is another; they were put in it.
+        open: Rows of blocks whose order nothing proves.
+        first_open: One of them: file, line.
+    """
+
+    confirmed: int = 0
+    contradicted: int = 0
+    open: int = 0
+    first_open: tuple[int, int] | None = None
+
+
+@dataclass
+class Ordered:
+    """Rows of a day, each once and in order, and what is wrong with them.
+
+    Attributes:
+        rows: NORMAL_SCHEMA, sorted by (block_number, log_index).
+        duplicates: Rows that were merged into equal ones.
+        wrong: Cause -> rows that have it.
+    """
+
+    rows: pl.DataFrame
+    duplicates: int = 0
+    wrong: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    def refuse(self, rows: pl.DataFrame, cause: str) -> None:
+        """Note rows that cannot be ordered or told apart."""
+        if rows.height:
+            self.wrong[cause] = rows.select(FILE, LINE)
+
+
+def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence: OrderEvidence) -> Ordered:
+    """Merge and sort the rows of a day.
+
+    Args:
+        rows: NORMAL_SCHEMA, in any order.
+        ranks: File -> (its place among the files, whether its rows run backwards in time).
+        evidence: Counts over all days; added to.
+    """
+    ordered = Ordered(rows)
+    _merge(ordered, ranks)
+    _check_blocks(ordered)
+    table = ordered.rows.sort("block_number", "log_index", "transaction_index", _ORDER)
+    if 0 < table["log_index"].null_count() < table.height:
+        mixed = (pl.col("log_index").is_null().any() & pl.col("log_index").is_not_null().any()).over("block_number")
+        ordered.refuse(
+            table.filter(mixed & pl.col("log_index").is_null()),
+            "has no log_index although other rows of its block have one. Export log_index for all rows",
+        )
+    changes = pl.col("block_number") != pl.col("block_number").shift(1)
+    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
+        pl.col("transaction_index").shift(1)
+    )
+    numbered = table.with_columns(changes.fill_null(True).cum_sum().alias("_group"))
+    table = _by_price(numbered, ordered, evidence)
+    positions = pl.int_range(pl.len(), dtype=pl.Int64()).over("block_number")
+    ordered.rows = table.with_columns(pl.coalesce("log_index", positions).alias("log_index")).select(
+        NORMAL_SCHEMA.names()
+    )
+    return ordered
+
+
+def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
+    frame = pl.DataFrame(
+        {
+            FILE: list(ranks),
+            "_rank": [rank for rank, _ in ranks.values()],
+            "_backwards": [backwards for _, backwards in ranks.values()],
+        },
+        schema={FILE: pl.Int32(), "_rank": pl.Int64(), "_backwards": pl.Boolean()},
+    )
+    line = pl.when(pl.col("_backwards")).then(-pl.col(LINE)).otherwise(pl.col(LINE))
+    rows = (
+        ordered.rows.join(frame, on=FILE, how="left", maintain_order="left")
+        .with_columns((pl.col("_rank") * (1 << 44) + line).alias(_ORDER))
+        .drop("_rank", "_backwards")
+    )
+    # Most rows are told apart by few columns; the others are compared in all of them.
+    repeated = rows.select(pl.struct("transaction_hash", "sqrt_price_x96").hash().is_duplicated()).to_series()
+    if not repeated.any():
+        ordered.rows = rows
+        return
+    several = rows.filter(repeated)
+    nothing = (pl.col("amount0") == "0") & (pl.col("amount1") == "0")
+    keys = [*_IDENTITY, pl.when(nothing).then("log_index").alias("_empty_swap")]
+    others = [name for name in several.columns if name not in _IDENTITY]
+    counted = several.with_columns(
+        pl.col("log_index").n_unique().over(keys).alias("_indexes")
+        - pl.col("log_index").is_null().any().over(keys).cast(pl.UInt32())
+    )
+    ordered.refuse(
+        counted.filter((pl.col("_indexes") > 1) & ~pl.struct(keys).is_first_distinct()),
+        "is a swap of another row once more under another log_index, as after a reorganisation or where log_index counts "
+        "rows. Remove the one that the chain does not have",
+    )
+    _refuse_differing(ordered, several, keys)
+    merged = (
+        several.sort(_ORDER)
+        .group_by(keys, maintain_order=True)
+        .agg(pl.col(name).drop_nulls().first() for name in others)
+        .select(rows.columns)
+    )
+    ordered.duplicates = several.height - merged.height
+    ordered.rows = pl.concat([rows.filter(~repeated), merged])
+
+
+def _refuse_differing(ordered: Ordered, several: pl.DataFrame, keys: list[str | pl.Expr]) -> None:
+    for name in ("block_hash", "block_timestamp", "transaction_index", "tx_from", "tx_to"):
+        values = pl.col(name).drop_nulls().n_unique().over(keys)
+        ordered.refuse(
+            several.filter((values > 1) & ~pl.struct(keys).is_first_distinct()),
+            f"is the swap of another row with another {name}: two exports of it differ. Remove the wrong one",
+        )
+
+
+def _check_blocks(ordered: Ordered) -> None:
+    rows = ordered.rows
+    again = "two versions of a reorganised block, or two chains in one file. Keep the final one"
+    block, transaction = rows["block_number"], rows["transaction_hash"].hash()
+    for name in ("block_hash", "block_timestamp"):
+        known = rows[name].is_not_null()
+        value = rows[name].hash()
+        if _pairs(block.filter(known), value.filter(known)) > block.filter(known).n_unique():
+            values = pl.col(name).drop_nulls().n_unique().over("block_number")
+            first = pl.col(name).drop_nulls().first().over("block_number")
+            ordered.refuse(
+                rows.filter((values > 1) & (pl.col(name) != first)),
+                f"has another time or hash ({name}) than other rows of the same block: {again}",
+            )
+    transactions = transaction.n_unique()
+    if _pairs(block, transaction) > transactions:
+        blocks = pl.col("block_number").n_unique().over("transaction_hash")
+        ordered.refuse(
+            rows.filter((blocks > 1) & ~pl.col("transaction_hash").is_first_distinct()),
+            "has the transaction of another row in another block: a transaction is in one block only. Keep the final one",
+        )
+    index = rows["transaction_index"]
+    known = index.is_not_null()
+    if known.any():
+        numbered = transaction.filter(known).n_unique()
+        per_transaction = _pairs(transaction.filter(known), index.filter(known))
+        per_block = _pairs(block.filter(known), index.filter(known))
+        if per_transaction > numbered or per_block < _pairs(block.filter(known), transaction.filter(known)):
+            indexes = pl.col("transaction_index").drop_nulls().n_unique().over("transaction_hash")
+            hashes = pl.col("transaction_hash").n_unique().over("block_number", "transaction_index")
+            ordered.refuse(
+                rows.filter((indexes > 1) | ((hashes > 1) & pl.col("transaction_index").is_not_null())),
+                "has a transaction_index that does not belong to its transaction_hash: other rows of the block tell "
+                "otherwise",
+            )
+    indexed = rows["log_index"].is_not_null()
+    if _pairs(block.filter(indexed), rows["log_index"].filter(indexed)) < indexed.sum():
+        twice = pl.struct("block_number", "log_index").is_duplicated() & pl.col("log_index").is_not_null()
+        ordered.refuse(
+            rows.filter(twice).sort(_ORDER).filter(~pl.struct("block_number", "log_index").is_first_distinct()),
+            "has the block and log_index of another, different row. log_index must count the logs of the whole block",
+        )
+
+
+def _pairs(one: pl.Series, two: pl.Series) -> int:
+    """How many different pairs two columns form."""
+    return pl.select(pl.struct(one.alias("one"), two.alias("two")).hash().n_unique()).item()
+
+
+def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) -> pl.DataFrame:
+    """Put rows of one block in the order that their prices prove."""
+    tied = pl.len().over("_group").is_between(2, _LARGEST_GROUP)
+    at = table.select(tied.fill_null(False).arg_true()).to_series().to_numpy()
+    if not len(at):
+        return table.drop("_group")
+    ties = table[at]
+    depth, proven = _depths(ties)
+    given = ties.select(pl.int_range(pl.len()).over("_group")).to_series().to_numpy()
+    agrees = pl.DataFrame({"_group": ties["_group"], "differs": depth != given, "proven": proven})
+    groups = agrees.group_by("_group", maintain_order=True).agg(pl.col("differs").any(), pl.col("proven").all())
+    other = agrees.select((pl.col("differs").any() & pl.col("proven").all()).over("_group"))["differs"].to_numpy()
+    indexed = ties["log_index"].is_not_null().to_numpy()
+    ordered.refuse(
+        ties.filter(pl.Series(other & indexed)),
+        "has a log_index that contradicts the prices: each swap of the block starts at the price at which another ended, "
+        "in another order. Export log_index as the chain counts it",
+    )
+    free = groups.join(ties.filter(pl.Series(~indexed)).select("_group").unique(), on="_group", how="semi")
+    evidence.confirmed += free.filter(pl.col("proven") & ~pl.col("differs")).height
+    evidence.contradicted += free.filter(pl.col("proven") & pl.col("differs")).height
+    left = ties.filter(pl.Series(~proven & ~indexed))
+    evidence.open += left.height
+    if left.height and evidence.first_open is None:
+        evidence.first_open = left.select(FILE, LINE).row(0)
+    place = np.where(proven & ~indexed, depth, given)
+    moved = ties.with_columns(pl.Series("_place", place)).sort("_group", "_place", maintain_order=True).drop("_place")
+    order = np.arange(table.height)
+    everything = pl.concat([table, moved])
+    order[at] = table.height + np.arange(len(at))
+    return everything[order].drop("_group")
+
+
+def _depths(ties: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Place of each row in its group by linked prices, and whether the links prove the order of the whole group."""
+    swaps = arithmetic.Swaps.of(ties)
+    reading = arithmetic.read(swaps)
+    count = ties.height
+    frame = pl.DataFrame({"_group": ties["_group"], "at": np.arange(count), "price": swaps.price})
+    pairs = frame.join(frame.select("_group", pl.col("at").alias("by"), pl.col("price").alias("earlier")), on="_group")
+    pairs = pairs.filter(pl.col("at") != pl.col("by"))
+    later, sooner = pairs["at"].to_numpy(), pairs["by"].to_numpy()
+    links = arithmetic.follows(reading, pairs["earlier"].to_numpy(), later) & reading.fits[later]
+    later, sooner = later[links], sooner[links]
+    before = np.arange(count)
+    before[later] = sooner
+    depth = np.zeros(count, dtype=np.int64)
+    depth[later] = 1
+    root = before.copy()
+    for _ in range(_LARGEST_GROUP.bit_length()):
+        depth = depth + np.where(root != np.arange(count), depth[root], 0)
+        root = root[root]
+    links_of = np.bincount(later, minlength=count)
+    followers = np.bincount(sooner, minlength=count)
+    check = pl.DataFrame(
+        {"_group": ties["_group"], "links": links_of, "followers": followers, "depth": depth, "at": np.arange(count)}
+    )
+    proven = check.select(
+        (
+            (pl.col("links").max() <= 1)
+            & (pl.col("followers").max() <= 1)
+            & (pl.col("links").sum() == pl.len() - 1)
+            & (pl.col("depth").max() == pl.len() - 1)
+            & (pl.col("depth").n_unique() == pl.len())
+        ).over("_group")
+    ).to_series()
+    return depth, proven.to_numpy()

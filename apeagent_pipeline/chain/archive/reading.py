@@ -1,0 +1,412 @@
+"""Opening a file of any supported kind as a table: its headers, and its rows in batches.
+
+The kind is told by the content, not by the name. Text is read as text, so that every value can be judged, and named, as
+it stands in the file.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from apeagent_pipeline.chain.archive.layouts import NESTED_KEYS, key
+from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
+
+LINE = "_line"
+BATCH_ROWS = 1 << 17
+_HEAD_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 24
+_MOST_JSON_BYTES = 1 << 31
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or export the swaps as CSV or Parquet",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: export the swaps as CSV or Parquet from their source",
+    b"SQLite format 3": "a SQLite database: export its table as CSV",
+    b"ARROW1": "an Arrow file: write it as Parquet",
+    b"%PDF": "a PDF document",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    b"<!DOCTYPE": "a web page, not the file itself: download the raw file",
+    b"<html": "a web page, not the file itself: download the raw file",
+}
+
+
+class Table(Protocol):
+    """A table in a file.
+
+    Attributes:
+        headers: As they stand in the file. A member of an object is named ``object.member``.
+        notices: What was put right while opening.
+    """
+
+    headers: list[str]
+    notices: list[str]
+
+    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
+        """Rows of some columns, named by their position, with the line (or row) number in `LINE`."""
+        ...
+
+
+def open_table(file: Path) -> Table | None:
+    """Open a file; None where it is an empty one.
+
+    Raises:
+        ArchiveError: if it is not a table of a supported kind.
+    """
+    try:
+        with _stream(file) as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (OSError, pa.ArrowException, EOFError) as error:
+        raise ArchiveError(f"{file} cannot be read: {first_words(error)}") from error
+    if head.startswith(b"PAR1") or (file.suffix.lower() in {".parquet", ".pq", ".parq"} and b"\0" in head[:64]):
+        return ParquetTable(file)
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise ArchiveError(f"{file} is {what}")
+    if not head.strip(b"\xef\xbb\xbf \r\n\t"):
+        return None
+    notices = []
+    if file.suffix.lower() in {".parquet", ".pq", ".parq"}:
+        notices.append(f"{file.name} is named like a Parquet file but holds text")
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in {b"{", b"["}:
+        return JsonTable(file, notices)
+    return CsvTable(file, head, notices)
+
+
+def _stream(file: Path) -> Any:
+    with file.open("rb") as raw:
+        start = raw.read(6)
+    if start.startswith(b"\xfd7zXZ"):
+        import lzma
+
+        return lzma.open(file)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            return pa.CompressedInputStream(pa.OSFile(str(file)), name)
+    return pa.OSFile(str(file))
+
+
+def first_words(error: BaseException) -> str:
+    """The start of a library's message."""
+    return str(error)[:300]
+
+
+class CsvTable:
+    """Separated values."""
+
+    def __init__(self, file: Path, head: bytes, notices: list[str]) -> None:
+        self.file = file
+        self.notices = notices
+        self._encoding = _encoding(head)
+        if self._encoding != "utf-8":
+            notices.append(f"{file.name} is encoded as {self._encoding}")
+        text = head.decode("utf-8-sig" if self._encoding == "utf-8" else self._encoding, errors="replace")
+        lines = re.split(r"\r*\n|\r", text)
+        self._skipped = next((n for n, line in enumerate(lines) if not _is_comment(line)), len(lines))
+        if self._skipped == len(lines):
+            raise ArchiveError(f"{file} holds no header line; expected a header line and one line a swap")
+        header = lines[self._skipped]
+        self._delimiter = max(",;\t|", key=lambda mark: _outside_quotes(header).count(mark))
+        self._own = [name.strip().strip('"').strip() for name in self._split(header)]
+        second = self._split(lines[self._skipped + 1]) if len(lines) > self._skipped + 1 else []
+        self._check_header(header)
+        self._nested = _nested_members(self._own, second)
+        self.headers = [*self._own, *(f"{self._own[at]}.{member}" for at, member in self._nested)]
+
+    def _split(self, line: str) -> list[str]:
+        try:
+            return next(csv.reader([line], delimiter=self._delimiter, skipinitialspace=True), [])
+        except csv.Error:
+            return line.split(self._delimiter)
+
+    def _check_header(self, header: str) -> None:
+        if "\0" in header:
+            raise ArchiveError(f"{self.file} is not a readable CSV file: its header line holds NUL bytes")
+        values = [name for name in self._own if re.fullmatch(r"0x[0-9a-fA-F]{16,}|-?\d{3,}|\d{4}-\d\d-\d\d.*", name)]
+        if len(values) > 1:
+            raise ArchiveError(
+                f"{self.file} has no header line: its first line holds values such as {values[0][:40]!r}. Add a line with "
+                "the names of the columns above it"
+            )
+
+    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
+        """Rows of some columns as text.
+
+        Raises:
+            ArchiveError: if the text cannot be cut into rows.
+        """
+        names = [f"c{at}" for at in range(len(self._own))]
+        needed = sorted({at if at < len(self._own) else self._nested[at - len(self._own)][0] for at in columns})
+        try:
+            with _stream(self.file) as stream:
+                reader = pa_csv.open_csv(
+                    stream,
+                    read_options=pa_csv.ReadOptions(
+                        use_threads=False,  # or the number of a broken row is not told
+                        block_size=_BLOCK_BYTES,
+                        skip_rows=self._skipped + 1,
+                        column_names=names,
+                        encoding=self._encoding,
+                    ),
+                    parse_options=pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+                    convert_options=pa_csv.ConvertOptions(
+                        column_types=dict.fromkeys(names, pa.large_string()),
+                        include_columns=[names[at] for at in needed],
+                        strings_can_be_null=False,
+                    ),
+                )
+                line = self._skipped + 2
+                for batch in reader:
+                    rows = _to_polars(pa.Table.from_batches([batch]))
+                    rows = rows.with_columns(pl.int_range(line, line + rows.height, dtype=pl.Int64()).alias(LINE))
+                    line += rows.height
+                    yield self._without_repeated_headers(self._with_nested(rows))
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError, UnicodeError, EOFError) as error:
+            if "Empty CSV file" in str(error):
+                return
+            raise ArchiveError(self._told(error)) from error
+
+    def _told(self, error: BaseException) -> str:
+        ragged = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)(?:: (.*))?", str(error), re.DOTALL)
+        if not ragged:
+            return f"{self.file} is not a readable CSV file: {first_words(error)}"
+        line, expected, found, text = ragged.groups()
+        cause = ". A short last line is a download that was cut off: fetch the file again"
+        return (
+            f"{self.file} line {line} has {found} values, expected {expected} as in its header: {(text or '')[:60]!r}"
+            f"{cause if int(found) < int(expected) else ''}"
+        )
+
+    def _with_nested(self, rows: pl.DataFrame) -> pl.DataFrame:
+        own = len(self._own)
+        members = {}
+        for number, (at, member) in enumerate(self._nested):
+            if f"c{at}" in rows.columns:
+                text = _as_json(rows[f"c{at}"])
+                members[f"c{own + number}"] = text.str.json_path_match(f"$.{member}")
+        return rows.with_columns(**members)
+
+    def _without_repeated_headers(self, rows: pl.DataFrame) -> pl.DataFrame:
+        shown = [name for name in rows.columns if name != LINE and int(name[1:]) < len(self._own)]
+        repeated = pl.all_horizontal(pl.col(n).str.strip_chars(' "') == self._own[int(n[1:])] for n in shown)
+        if not shown or not rows.select(repeated.any()).item():
+            return rows
+        self.notices.append(f"{self.file.name} repeats its header line; the repetitions are left out")
+        return rows.filter(~repeated)
+
+
+def _encoding(head: bytes) -> str:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if head[1:64:2].count(0) > 20:
+        return "utf-16-le"
+    return "utf-8"
+
+
+def _is_comment(line: str) -> bool:
+    bare = line.strip()
+    return not bare or bare.startswith(("#", "--", "//")) or re.fullmatch(r"sep=.", bare) is not None
+
+
+def _outside_quotes(line: str) -> str:
+    return re.sub(r'"[^"]*"', "", line)
+
+
+def _nested_members(headers: Sequence[str], values: Sequence[str]) -> list[tuple[int, str]]:
+    members: list[tuple[int, str]] = []
+    for at, (header, value) in enumerate(zip(headers, values, strict=False)):
+        if key(header) in NESTED_KEYS:
+            try:
+                found = json.loads(_as_json(pl.Series([value])).item())
+            except (ValueError, TypeError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                members += [(at, str(name)) for name in found if re.fullmatch(r"\w{1,40}", str(name))]
+    return members
+
+
+def _as_json(text: pl.Series) -> pl.Series:
+    # Python's notation of a dict of plain values, as pandas writes it, is JSON with other quotes.
+    python = text.str.contains(r"^\s*(?:AttributeDict\()?\{'").fill_null(False)
+    if not python.any():
+        return text
+    changed = (
+        text.str.replace(r"^\s*AttributeDict\((.*)\)\s*$", "$1")
+        .str.replace_all(r"HexBytes\('([^']*)'\)", "'$1'")
+        .str.replace_all("'", '"')
+    )
+    return changed.zip_with(python, text)
+
+
+class ParquetTable:
+    """Apache Parquet."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.notices: list[str] = []
+        if file.suffix.lower() not in {".parquet", ".pq", ".parq"}:
+            self.notices.append(f"{file.name} is a Parquet file")
+        try:
+            parquet = pq.ParquetFile(file)
+            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ArchiveError(f"{file} is not a readable Parquet file: {first_words(error)}") from error
+        if rows > file.stat().st_size:
+            # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
+            raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes: these are no swaps")
+        self._own = list(schema.names)
+        self._nested = [
+            (at, member.name)
+            for at, kind in enumerate(schema.types)
+            if pa.types.is_struct(kind) and key(self._own[at]) in NESTED_KEYS
+            for member in kind
+        ]
+        self.headers = [*self._own, *(f"{self._own[at]}.{member}" for at, member in self._nested)]
+
+    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
+        """Rows of some columns, each with a type of its own.
+
+        Raises:
+            ArchiveError: if the content is damaged.
+        """
+        own = len(self._own)
+        needed = sorted({at if at < own else self._nested[at - own][0] for at in columns})
+        try:
+            parquet = pq.ParquetFile(self.file, pre_buffer=False)
+            row = 1
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=[self._own[at] for at in needed]):
+                flat = {}
+                for at in needed:
+                    column = batch.column(batch.schema.get_field_index(self._own[at]))
+                    parents = {parent for parent, _ in self._nested}
+                    if at in parents:
+                        for number, (parent, member) in enumerate(self._nested):
+                            if parent == at:
+                                flat[f"c{own + number}"] = column.field(member)
+                    else:
+                        flat[f"c{at}"] = column
+                rows = _to_polars(pa.table(flat)).with_columns(
+                    pl.int_range(row, row + batch.num_rows, dtype=pl.Int64()).alias(LINE)
+                )
+                row += batch.num_rows
+                yield rows
+        except (pa.ArrowException, OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+            raise ArchiveError(f"{self.file} is not a readable Parquet file: {first_words(error)}") from error
+
+
+class JsonTable:
+    """A JSON document with a list of objects in it, or one object a line. Read whole."""
+
+    def __init__(self, file: Path, notices: list[str]) -> None:
+        self.file = file
+        self.notices = notices
+        records = _records(file)
+        self._columns: dict[str, list[Any]] = {}
+        for number, record in enumerate(records):
+            for name, value in _flat(record):
+                values = self._columns.setdefault(name, [])
+                values.extend([None] * (number - len(values)))
+                values.append(value)
+        self._height = len(records)
+        for values in self._columns.values():
+            values.extend([None] * (self._height - len(values)))
+        self.headers = list(self._columns)
+
+    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
+        """All rows of some columns as text."""
+        names = self.headers
+        yield pl.DataFrame(
+            {f"c{at}": pl.Series(self._columns[names[at]], dtype=pl.String()) for at in columns},
+        ).with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64()).alias(LINE))
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    try:
+        with _stream(file) as stream:
+            content = stream.read(_MOST_JSON_BYTES)
+            text = bytes(content).decode("utf-8-sig")
+        try:
+            # Numbers stay the digits that they are.
+            document = json.loads(text, parse_int=str, parse_float=str)
+        except json.JSONDecodeError as error:
+            if "Extra data" not in str(error):
+                raise
+            document = [json.loads(line, parse_int=str, parse_float=str) for line in text.splitlines() if line.strip()]
+    except (OSError, pa.ArrowException, EOFError, ValueError, RecursionError, MemoryError) as error:
+        raise ArchiveError(f"{file} is not a readable JSON file: {first_words(error)}") from error
+    found = _find_records(document, 0)
+    if found is None:
+        error = document.get("error") if isinstance(document, dict) else None
+        told = f"; it holds the error {str(error)[:200]}" if error else ""
+        raise ArchiveError(f"{file} holds no list of logs or swaps{told}")
+    return found
+
+
+def _find_records(document: Any, depth: int) -> list[dict[str, Any]] | None:
+    if isinstance(document, list):
+        if document and all(isinstance(each, dict) for each in document):
+            answers = [_find_records(each.get("result"), depth + 1) for each in document if "jsonrpc" in each]
+            if len(answers) == len(document):
+                return [record for answer in answers for record in answer or []]
+            return document
+        return [] if not document else None
+    if isinstance(document, dict) and depth < 4:
+        for value in document.values():
+            if isinstance(value, dict | list) and (found := _find_records(value, depth + 1)) is not None:
+                return found
+        if "topics" in document or "amount0" in document:
+            return [document]
+    return None
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    for name, value in record.items():
+        if isinstance(value, dict) and prefix.count(".") < 3:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is None or isinstance(value, str):
+            yield prefix + name, value
+        elif isinstance(value, bool):
+            yield prefix + name, str(value).lower()
+        else:
+            yield prefix + name, json.dumps(value)
+
+
+def _to_polars(table: pa.Table) -> pl.DataFrame:
+    for at, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_decimal(kind):
+            target: Any = pa.large_string()
+        elif pa.types.is_fixed_size_binary(kind):
+            target = pa.large_binary()
+        elif pa.types.is_dictionary(kind):
+            target = kind.value_type
+        elif pa.types.is_nested(kind):
+            table = table.set_column(at, field.name, _joined(table.column(at)))
+            continue
+        else:
+            continue
+        table = table.set_column(at, field.name, table.column(at).cast(target))
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _joined(column: Any) -> Any:
+    values = column.to_pylist()
+    shown = [
+        None
+        if value is None
+        else ",".join(v.hex() if isinstance(v, bytes) else str(v) for v in value)
+        if isinstance(value, list)
+        else str(value)
+        for value in values
+    ]
+    return pa.array(shown, pa.large_string())
