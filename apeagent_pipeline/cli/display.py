@@ -1,4 +1,4 @@
-"""What commands write to the terminal: progress, tables, and text of others that must not be obeyed."""
+"""Terminal output of the commands: progress bars, tables, and escaping of foreign text."""
 
 import contextlib
 import os
@@ -34,10 +34,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class TerminalWatcher:
-    """One line an asset with a live bar; where no terminal is attached, a plain line now and then."""
+    """Shows one line with a live bar for each asset; without a terminal, a plain line every 15 seconds."""
 
     def __init__(self, console: Console) -> None:
-        """Draws nothing before the first asset starts."""
+        """Nothing is drawn before the first asset starts."""
         self.console = console
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
@@ -92,10 +92,10 @@ class TerminalWatcher:
 
 @contextlib.contextmanager
 def quiet_console(log: Path) -> Iterator[Console]:
-    """A console that stays readable: whatever libraries print meanwhile goes to ``log``.
+    """A console that stays readable: everything that libraries print meanwhile goes to ``log``.
 
-    Dagster captures the standard streams of every step and libraries write to them, so the console writes to copies
-    of the original ones.
+    Dagster captures the standard streams of every step, and libraries write to them. So the console writes to copies of
+    the original streams.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -118,7 +118,7 @@ def quiet_console(log: Path) -> Iterator[Console]:
 
 
 def plain(text: object) -> str:
-    """Text that others wrote, for a console: neither markup nor anything else that a terminal obeys."""
+    """Foreign text for a console, with markup and terminal control characters escaped."""
     return escape(printable(str(text)))
 
 
@@ -141,7 +141,7 @@ def progress_bars(console: Console, *columns: ProgressColumn) -> Bars:
 
 @contextlib.contextmanager
 def bar(name: str) -> "Iterator[Progress]":
-    """A bar for one piece of long work; where no terminal is attached, a line now and then."""
+    """A progress bar for one task; without a terminal, a line every 15 seconds."""
     with progress_bars(ERROR_CONSOLE) as bars:
         task = bars.add_task(name, total=None)
         told = time.monotonic()

@@ -1,4 +1,4 @@
-"""``apeagent doctor`` and ``apeagent config``: what a run needs, and every setting."""
+"""``apeagent doctor`` and ``apeagent config``: check what a run needs, and show every setting."""
 
 import typer
 from rich.console import Console
@@ -9,7 +9,7 @@ from apeagent_pipeline.settings import load_settings, show_settings
 
 
 def config() -> None:
-    """Show every setting, its value (secrets masked), where it comes from and what it means."""
+    """Show every setting: its value (secrets masked), the source of the value, and its meaning."""
     table = Table(title="Settings")
     table.add_column("variable", no_wrap=True)
     table.add_column("value", overflow="fold")
@@ -22,7 +22,7 @@ def config() -> None:
 
 
 def doctor() -> None:
-    """Check what a run needs: history, storage, swap source, teacher, student, disk and GPU; say what to mend.
+    """Check what a run needs (history, storage, swap source, teacher, student, disk, GPU) and say what to fix.
 
     Exits 1 if a run would fail.
     """

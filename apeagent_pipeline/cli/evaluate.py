@@ -26,17 +26,17 @@ def evaluate(
         ),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="Train anew without what it should have learned from, and compare")
+        bool, typer.Option("--ablations", help="Train students with one ingredient left out each, and compare")
     ] = False,
 ) -> None:
-    """Ask the adapter in service: the held-out prompts again, your own, or students trained with one thing left out.
+    """Evaluate the adapter in service: on the held-out prompts, on your own prompts, or against ablations.
 
-    The report is written to APEAGENT_HOME/evaluations. In a JSONL file a line such as
-    {"prompt": "...", "side": "BUY"} says the right action, and {"prompt": "...", "kind": "control"} that no trade is
-    asked for. The ablations take four trainings; interrupted, they go on where they stopped.
+    The report is written to APEAGENT_HOME/evaluations. In a JSONL file, a line such as
+    {"prompt": "...", "side": "BUY"} states the right action; {"prompt": "...", "kind": "control"} marks a question
+    that asks for no trade. The ablations train four more students; after an interruption they continue.
     """
     if prompts and ablations:
-        raise SettingsError("--prompts and --ablations are two evaluations; give one of them")
+        raise SettingsError("--prompts and --ablations are different evaluations; give only one of them")
     from apeagent_pipeline.evaluation.own_prompts import read_prompts
 
     own = read_prompts(prompts) if prompts else []
@@ -55,7 +55,7 @@ def evaluate(
 
 
 def evaluate_again(runtime: "Runtime", base: Path, adapter: Path, progress: "Progress") -> "Report":
-    """The canary evaluation outside a run, on the stored dataset."""
+    """Run the canary evaluation on the stored dataset, without materializing ``canary_eval``."""
     from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
     config = runtime.profile.canary_eval
@@ -65,14 +65,14 @@ def evaluate_again(runtime: "Runtime", base: Path, adapter: Path, progress: "Pro
 def ask_own_prompts(
     runtime: "Runtime", base: Path, adapter: Path, prompts: "list[OwnPrompt]", progress: "Progress"
 ) -> "Report":
-    """Base and adapter on a user's prompts."""
+    """Ask base and adapter a user's own prompts."""
     from apeagent_pipeline.evaluation.own_prompts import evaluate_prompts
 
     return evaluate_prompts(base, adapter, prompts, runtime.profile.canary_eval, progress)
 
 
 def ablate(runtime: "Runtime", base: Path, adapter: Path, progress: "Progress") -> "Report":
-    """The ablations, trained as the stored adapter was."""
+    """Train and evaluate the ablations with the configuration of the stored adapter."""
     from apeagent_pipeline.evaluation.ablations import run_ablations
 
     manifest = runtime.store.manifest("lora_adapter")

@@ -1,4 +1,4 @@
-"""What ``apeagent doctor`` finds: one finding for each thing that a run needs."""
+"""The findings of ``apeagent doctor``: one for each thing that a run needs."""
 
 import shutil
 from collections.abc import Iterator

@@ -18,12 +18,12 @@ def provenance(
             show_default="the adapter in service, else the one trained last",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, every hash, for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, with every hash, as JSON")] = False,
 ) -> None:
-    """Show what an artifact was made from: data set, teacher, GAN, days, and the blocks they were read from.
+    """Show what an artifact was built from: dataset, teacher, GAN, days, and the blocks of these days.
 
-    Read from the manifests beside the artifacts. What is no longer stored as it was read is marked, and the way ends
-    there. Exits 1 if the artifact itself is not stored.
+    The answer is read from the manifests beside the artifacts. An input that has been replaced since is marked, and its
+    own inputs are not shown. Exits 1 if the artifact is not stored.
     """
     from rich.tree import Tree
 

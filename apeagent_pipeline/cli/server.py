@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Only look: nothing can be launched, and no daemon runs")
+        bool, typer.Option("--read-only", help="Look only: launching is disabled and no daemon runs")
     ] = False,
 ) -> None:
     """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME.
 
-    The daemon does what is due by itself: the nightly re-sync where swaps are read from a chain, what lies below
-    changed data, and retries. Each can be turned off under Automation in the UI.
+    The daemon runs the nightly re-sync (if swaps are read from a chain), updates assets downstream of changed data,
+    and retries failures. Each of these can be turned off under Automation in the UI.
     """
     from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 
@@ -49,14 +49,14 @@ def devnet(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free one")] = 8545,
     first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day of trading (UTC)")] = "2025-01-21",
     days: Annotated[int, typer.Option(min=1, help="Days of trading")] = 2,
-    swaps: Annotated[int, typer.Option(min=0, help="Swaps on all days together")] = 2_000,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other swaps")] = 42,
+    swaps: Annotated[int, typer.Option(min=0, help="Number of swaps, spread over all days")] = 2_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the swaps")] = 42,
 ) -> None:
-    """Run a chain on this machine with the real Uniswap V4 contracts, and swaps to read from it.
+    """Run a chain with the real Uniswap V4 contracts on this machine, and trade in it.
 
-    An Anvil node with the PoolManager, USDC and the ETH-USDC pool at the addresses they have on Base, traded in by
-    several accounts: the way over JSON-RPC, without a key and without a public node. The first start fetches Anvil and
-    the contracts with npm. A day takes about fifteen seconds.
+    The chain is an Anvil node with the PoolManager, USDC and the ETH-USDC pool at their addresses on Base. Use it to try
+    reading over JSON-RPC without a key or a public node. The first start downloads Anvil and the contracts with npm. A
+    day of trading takes about fifteen seconds.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -75,6 +75,6 @@ def devnet(
             console.print(f"Devnet on [link]{chain.url}[/] (Ctrl-C stops it). In another terminal:", highlight=False)
             console.print(f"  [bold]{command}[/]", highlight=False, soft_wrap=True)
             while True:
-                time.sleep(60)  # unlike waiting for a lock, Ctrl-C interrupts it whoever handles the signal
+                time.sleep(60)  # Ctrl-C interrupts a sleep, but not always a lock
     except KeyboardInterrupt:
         console.print("Stopped.")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from apeagent_pipeline.defs.resources import Runtime
 
 
-def ask(prompt: Annotated[str, typer.Argument(help="A trading question with price, market and holdings")]) -> None:
-    """Ask the adapter in service, and see its answer as it is written."""
+def ask(prompt: Annotated[str, typer.Argument(help="A trading question that states price, market and holdings")]) -> None:
+    """Ask the adapter in service, and show its answer token by token."""
     _, base, adapter = in_service()
     from apeagent_pipeline.student.generation import ask as answer
 
@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile and model card.
 
-    The folder appears when everything is in it. A folder with other files in it is refused.
+    The folder appears only when it is complete. A folder that holds other files is refused.
     """
     from apeagent_pipeline.student.export import export_folder
 
@@ -41,10 +41,10 @@ def export(
 
 
 def promotions() -> None:
-    """Show which adapter is in service, and every promotion and rollback before, the newest first.
+    """Show the adapter in service, and every earlier promotion and rollback, newest first.
 
-    A trained adapter goes into service when its canary report passes and does not show it to be worse than the one
-    there. `apeagent ask` and the export use the adapter in service.
+    A trained adapter is promoted if its canary report passes the check and does not show that it is worse than the
+    adapter in service. `apeagent ask` and `apeagent export` use the adapter in service.
     """
     from rich.markdown import Markdown
 
@@ -54,10 +54,10 @@ def promotions() -> None:
 
 
 def rollback() -> None:
-    """Put the adapter into service again that was there before the present one.
+    """Put the previous adapter back into service.
 
-    The present one is withdrawn: it will not be promoted again. What is made from the adapter in service is out of date
-    then; `apeagent demo` or the daemon makes it again.
+    The present adapter is withdrawn: it is never promoted again. Artifacts built from the adapter in service become out
+    of date; `apeagent demo` or the daemon rebuilds them.
     """
     import dagster as dg
 
@@ -68,7 +68,7 @@ def rollback() -> None:
     store = runtime.store
     service = roll_back(store)
     with open_instance(runtime.settings) as instance:
-        # So that the UI shows it, and the daemon knows what lies below.
+        # The event tells the UI, and makes the daemon rebuild downstream artifacts.
         manifest = store.manifest(PROMOTED)
         tags = {"dagster/data_version": manifest.data_version if manifest else ""}
         instance.report_runless_asset_event(dg.AssetMaterialization(PROMOTED, description="rollback", tags=tags))

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def teach(
-    limit: Annotated[int, typer.Option(min=0, help="Only the first so many prompts; 0: all")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Ask only the first LIMIT prompts; 0: all")] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Ask nothing: show prompts, expected tokens and cost")
+        bool, typer.Option("--dry-run", help="Ask nothing: show prompts, tokens and cost")
     ] = False,
-    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day, as of apeagent demo")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day; default as in apeagent demo")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
 ) -> None:
-    """Ask the teacher about the synthetic windows, and show what its answers are worth and what they cost.
+    """Ask the teacher about the synthetic windows, and show how many answers were accepted and what they cost.
 
-    The windows are brought up to date before, which asks no teacher. Every finished answer is kept: neither this
-    command nor `apeagent demo` asks for it again. Ctrl-C and SIGTERM finish the requests under way and keep their
-    answers.
+    The synthetic windows are brought up to date first, without asking the teacher. Every finished answer is kept:
+    neither this command nor `apeagent demo` asks the same question again. On Ctrl-C or SIGTERM the open requests are
+    finished and their answers kept.
     """
     settings = load_settings()
     rounds, graph, _ = bring_up_to_date(settings, first, last, select=lambda graph: graph.upstream_of("teacher_traces"))
@@ -52,11 +52,11 @@ def open_teaching(runtime: "Runtime", limit: int = 0) -> "Teaching":
 
     Args:
         runtime: Settings and store.
-        limit: The first so many prompts; 0: all.
+        limit: How many prompts to take, from the first on; 0: all.
 
     Raises:
         StorageError: There are no synthetic windows.
-        ValueError: They do not suffice for the prompts.
+        ValueError: There are too few synthetic windows for the prompts.
         TeacherError: The teacher's settings are wrong.
     """
     from apeagent_pipeline.distillation.prompts import build_prompts
@@ -77,7 +77,7 @@ def open_teaching(runtime: "Runtime", limit: int = 0) -> "Teaching":
 
 
 def _show_costs(teaching: "Teaching") -> None:
-    """The first prompts as they would be asked, and what all of them need at least, probably and at most."""
+    """Show the first prompts, and the least, expected and largest cost of asking all of them."""
     from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 
     console = Console()
@@ -111,7 +111,7 @@ def _show_costs(teaching: "Teaching") -> None:
 
 
 def _ask_teacher(teaching: "Teaching") -> None:
-    """Ask with a bar, and show the report of what came; also when interrupted."""
+    """Ask with a progress bar, and show the report of the answers, also after an interruption."""
     from rich.markdown import Markdown
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -120,7 +120,7 @@ def _ask_teacher(teaching: "Teaching") -> None:
     console = Console()
 
     def stop(number: int, frame: object) -> None:
-        console.print("Stopping: requests under way are finished and kept (again: they are left).", style="yellow")
+        console.print("Stopping: open requests are finished and their answers kept. Press Ctrl-C again to abandon them.", style="yellow")
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -143,5 +143,5 @@ def _ask_teacher(teaching: "Teaching") -> None:
             signal.signal(number, handler)
     console.print(Markdown(teaching_report(traces)))
     if interrupted:
-        console.print("Stopped. The same command goes on from here.", style="yellow")
+        console.print("Stopped. Run the same command to continue.", style="yellow")
         raise typer.Exit(130)

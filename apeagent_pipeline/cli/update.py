@@ -1,4 +1,4 @@
-"""What the commands share that bring the graph up to date."""
+"""Bringing the graph up to date from the command line: shared by ``demo``, ``sync`` and ``teach``."""
 
 import time
 from datetime import date
@@ -28,14 +28,14 @@ def bring_up_to_date(
     select: "Callable[[Graph], Collection[str]] | None" = None,
     keep_going: bool = False,
 ) -> "tuple[list[Round], Graph, list[str]]":
-    """Bring the graph up to date with a live display, and show what was made in which time.
+    """Bring the graph up to date with a live display, and show how long each asset took.
 
     Args:
         settings: Of this run.
         first: First day; None: what the swap source suggests.
         last: Last day.
         select: Names of the assets to bring up to date; None: all.
-        keep_going: Whether other days are made when one fails.
+        keep_going: Whether the other days are built when one fails.
 
     Returns:
         The rounds that ran, the graph, and the days.
@@ -62,7 +62,7 @@ def bring_up_to_date(
             names = dict.fromkeys(each.asset for each in stale)
             reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
             console.print(
-                "To make: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
+                "To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
             )
 
         only = set(select(graph)) if select else None
@@ -72,22 +72,22 @@ def bring_up_to_date(
         Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")
     else:
         wall = time.monotonic() - begun
-        table = Table("asset or check", "seconds", title="Made")
+        table = Table("asset or check", "seconds", title="Built")
         for name, took in seconds.items():
             table.add_row(name, f"{took:.1f}")
         table.caption = (
-            f"{wall:.0f} s in all; {wall - sum(seconds.values()):.1f} s of them outside the assets. Details: {log}"
+            f"{wall:.0f} s in all, {wall - sum(seconds.values()):.1f} s of it outside the assets. Log: {log}"
         )
         Console().print(table)
     return rounds, graph, days
 
 
 def sweep_orphans(instance: "DagsterInstance") -> None:
-    """Fail the runs that were killed: they would hold their places in the concurrency pools for ever."""
+    """Mark killed runs as failed, so that they no longer occupy the concurrency pools."""
     from apeagent_pipeline.defs.automation.orphans import fail_orphaned_runs
 
     for run_id in fail_orphaned_runs(instance):
-        Console().print(f"Run {run_id} was killed; it is marked as failed now.", style="yellow", highlight=False)
+        Console().print(f"Run {run_id} was killed. It is now marked as failed.", style="yellow", highlight=False)
 
 
 def days_of(graph: "Graph", first: str | None, last: str | None) -> list[str]:
@@ -118,5 +118,5 @@ def report_failure(failed: "Round") -> int:
     """Show why a run failed; the exit code is 1."""
     for error in failed.errors:
         ERROR_CONSOLE.print(f"[red]Failed:[/] {plain(error)}", highlight=False, soft_wrap=True)
-    ERROR_CONSOLE.print(f"Run {failed.run_id} failed. Mend the cause and run the same command: it goes on from here.")
+    ERROR_CONSOLE.print(f"Run {failed.run_id} failed. Fix the cause and run the same command again: it continues from here.")
     return 1
