@@ -1,4 +1,4 @@
-"""Files below one root, on a local disk or in an object store: the few operations that artifacts need of either."""
+"""The file operations that the store needs, on a local disk or in an object store."""
 
 import os
 import shutil
@@ -38,19 +38,19 @@ class Files(Protocol):
         ...
 
     def read(self, names: list[str]) -> dict[str, bytes]:
-        """The content of those that exist."""
+        """Name -> content of the files that exist."""
         ...
 
     def write(self, files: Mapping[str, bytes | Path]) -> None:
-        """Write files under names that nobody reads yet."""
+        """Write new files. No reader knows their names yet."""
         ...
 
     def copy(self, names: Mapping[str, str]) -> None:
-        """Copy (source -> target); whoever reads a target sees the old or the new content, whole."""
+        """Copy files (source -> target). A reader of a target sees the whole old or the whole new content."""
         ...
 
     def remove(self, names: list[str]) -> None:
-        """Remove files; one that is not there is no error."""
+        """Remove files. A missing file is no error."""
         ...
 
     def fetch(self, names: Mapping[str, Path]) -> None:
@@ -72,7 +72,7 @@ def open_files(root: str) -> Files:
 
 
 class LocalFiles:
-    """Below a folder of this machine."""
+    """Files below a folder of this machine."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -148,7 +148,7 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """Below an fsspec URL. Many files go in parallel; a put of an object store is atomic by itself."""
+    """Files below an fsspec URL, transferred in parallel. An object store replaces an object atomically."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,7 +1,7 @@
-"""What an artifact was made from, back to the blocks of the chain, read from the manifests beside the artifacts.
+"""Provenance: what an artifact was built from, back to the blocks of the chain.
 
-Each manifest names the inputs that were read and their data versions. An input that is no longer stored as it was read
-ends the way there: what the stored one was made from says nothing about the one that was read.
+Each manifest names the inputs that were read and their data versions. The search ends at an input that has been
+replaced since: the manifest of its replacement says nothing about the version that was read.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ class Blocks(BaseModel):
 
 
 class Origin(BaseModel):
-    """One artifact, or one thing outside the store, that another was made from."""
+    """One artifact, or one external input, that another artifact was built from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class Origin(BaseModel):
 
 
 class Line(NamedTuple):
-    """What people read: one artifact, or the days of one daily asset together."""
+    """One line of the tree: an artifact, or the days of a daily asset together."""
 
     depth: int
     title: str
@@ -68,12 +68,12 @@ class Line(NamedTuple):
 
 
 def provenance(store: ArtifactStore, name: str, externals: Collection[str]) -> list[Origin]:
-    """An artifact and everything it was made from, each once, nearest first.
+    """An artifact and everything it was built from, each once, nearest first.
 
     Args:
         store: Holds the artifacts with their manifests.
         name: The artifact: ``asset``, or ``asset/day`` for a day of a daily one.
-        externals: Inputs that are not artifacts (swap source, teacher, base model): their data version is all there is.
+        externals: Inputs that are not artifacts (swap source, teacher, base model). Only their data version is known.
 
     Returns:
         The artifact asked for comes first. The inputs in a manifest, a name and a data version each, find the others.
@@ -93,7 +93,7 @@ def provenance(store: ArtifactStore, name: str, externals: Collection[str]) -> l
 def provenance_lines(origins: list[Origin]) -> Iterator[Line]:
     """An artifact's origins as a tree, depth first, the days of an asset in one line.
 
-    What was shown with its inputs before is repeated without them.
+    An artifact that appears again is shown without its inputs.
     """
     by_key = {(each.name, each.data_version): each for each in origins}
     shown: list[list[Origin]] = []

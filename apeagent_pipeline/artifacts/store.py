@@ -1,23 +1,22 @@
-"""How artifacts lie on disk or in an object store, and how each says what it was made from.
+"""The store of artifacts, on disk or in an object store, with a manifest for each.
 
-Every artifact has a manifest: its files with their hashes, its inputs with their data versions, the configuration.
-To publish one,
+The manifest lists an artifact's files with their hashes, its inputs with their data versions, and its configuration. An
+artifact is published in three steps:
 
-1. its files are written to a folder of their own, ``{asset}/.versions/{time}-{data version}/`` (of a day:
-   ``{asset}/.versions/{day}/...``), where nothing is ever changed;
-2. the manifest, which names that folder, is put in its place: ``{asset}/manifest.json`` or ``{day}.manifest.json``.
-   This one step replaces the whole artifact. Who reads through the manifest sees the old or the new one, never a
-   mixture, whoever else writes at the time and whenever a writer is killed;
-3. the files are copied to ``{asset}/`` for people and their own tools. A writer looks afterwards whether another one
-   has published meanwhile, and then copies that one's files. If it is killed just here, the copies stay those of the
-   version before, each file whole, until the artifact is published again.
+1. The writer writes the files to a new folder, ``{asset}/.versions/{time}-{data version}/`` (for a day:
+   ``{asset}/.versions/{day}/...``). Nothing in that folder ever changes.
+2. The writer replaces the manifest, ``{asset}/manifest.json`` or ``{asset}/{day}.manifest.json``, which names the
+   folder. This single step replaces the whole artifact. A reader that goes through the manifest sees the old or the new
+   artifact, never a mixture, even if several writers compete or one is killed.
+3. The writer copies the files to ``{asset}/`` for people and their tools. If another writer has published meanwhile, it
+   copies that version instead. If the writer is killed here, the copies stay those of the previous version, each file
+   whole, until the artifact is published again.
 
-A version is removed, and with it the copies under names that no other version has, when its successor is a day old:
-nobody who began to read it should still be at it. What remains
-possible is a reader that takes longer than a day between looking and reading (it fails), or a writer that takes longer
-than a day to upload while others publish (its artifact counts as missing and is made again).
+Superseded versions are kept for a day so that running readers can finish; then they are removed, together with copies
+whose names no other version has. Two cases remain. A reader that pauses for more than a day between manifest and files
+fails. If an upload takes more than a day while others publish, its artifact counts as missing and is rebuilt.
 
-Whoever deletes a file of ``{asset}/`` deletes the artifact: one that is not whole counts as missing.
+An artifact counts as missing if any of its files is missing, so deleting a file of ``{asset}/`` deletes the artifact.
 """
 
 import itertools
@@ -79,18 +78,18 @@ class ArtifactStore:
         return self.root / _asset(asset)
 
     def path(self, asset: str, partition: str | None = None) -> UPath:
-        """What to show people: the day's table, or the asset's folder."""
+        """The path to show to users: the day's table, or the asset's folder."""
         return self.folder(asset) / f"{_day(partition)}.parquet" if partition else self.folder(asset)
 
     def days(self, asset: str) -> list[str]:
-        """The days of which a table is stored, in order."""
+        """The days that have a stored table, in order."""
         return _days(self._files.find(_asset(asset)))
 
     def manifests(self, asset: str, days: Collection[str] | None = None) -> dict[str | None, Manifest | None]:
         """The manifests of an asset: of each stored day, or of the asset itself (under None).
 
-        One listing and one reading in parallel, however many there are. A manifest is None if the artifact is torn or
-        was deleted in part.
+        One listing and one parallel read, however many there are. A manifest is None if files of its artifact are
+        missing.
 
         Args:
             asset: Name of the asset.
@@ -243,9 +242,9 @@ class ArtifactStore:
         self._files.copy({_in(place, name): _in(manifest.asset, name) for name in names})
 
     def _remove_outdated(self, asset: str, versions: str, spared: set[str]) -> None:
-        """Remove what nobody reads any more, with the copies under names that no other version has.
+        """Remove superseded versions, with the copies whose names no other version has.
 
-        Also what writers left that were killed.
+        Files left by killed writers are removed too.
         """
         files: dict[str, set[str]] = defaultdict(set)
         for listed in self._files.find(f"{asset}/{versions}"):

@@ -26,8 +26,8 @@ def import_swaps(
 ) -> None:
     """Import swaps from a file or folder: show its layout, days, checks and first rows, then bring its days up to date.
 
-    A file that contradicts the pool or the chain is refused, with the cause and the remedy. To use the imported swaps in
-    other commands too, set APEAGENT_SWAPS_ARCHIVE to the same path.
+    A file that contradicts the pool or the chain is refused, with the cause and the remedy. To use the imported swaps
+    in other commands too, set APEAGENT_SWAPS_ARCHIVE to the same path.
     """
     from apeagent_pipeline.chain.archive import SwapArchive
     from apeagent_pipeline.chain.pool_lookup import chosen_pool

@@ -54,9 +54,9 @@ def devnet(
 ) -> None:
     """Run a chain with the real Uniswap V4 contracts on this machine, and trade in it.
 
-    The chain is an Anvil node with the PoolManager, USDC and the ETH-USDC pool at their addresses on Base. Use it to try
-    reading over JSON-RPC without a key or a public node. The first start downloads Anvil and the contracts with npm. A
-    day of trading takes about fifteen seconds.
+    The chain is an Anvil node with the PoolManager, USDC and the ETH-USDC pool at their addresses on Base. Use it to
+    try reading over JSON-RPC without a key or a public node. The first start downloads Anvil and the contracts with
+    npm. A day of trading takes about fifteen seconds.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

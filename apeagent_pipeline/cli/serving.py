@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from apeagent_pipeline.defs.resources import Runtime
 
 
-def ask(prompt: Annotated[str, typer.Argument(help="A trading question that states price, market and holdings")]) -> None:
+def ask(
+    prompt: Annotated[str, typer.Argument(help="A trading question that states price, market and holdings")],
+) -> None:
     """Ask the adapter in service, and show its answer token by token."""
     _, base, adapter = in_service()
     from apeagent_pipeline.student.generation import ask as answer

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def teach(
     limit: Annotated[int, typer.Option(min=0, help="Ask only the first LIMIT prompts; 0: all")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Ask nothing: show prompts, tokens and cost")
-    ] = False,
-    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day; default as in apeagent demo")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask nothing: show prompts, tokens and cost")] = False,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="First day; default as in apeagent demo")
+    ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
 ) -> None:
     """Ask the teacher about the synthetic windows, and show how many answers were accepted and what they cost.
@@ -120,7 +120,10 @@ def _ask_teacher(teaching: "Teaching") -> None:
     console = Console()
 
     def stop(number: int, frame: object) -> None:
-        console.print("Stopping: open requests are finished and their answers kept. Press Ctrl-C again to abandon them.", style="yellow")
+        console.print(
+            "Stopping: open requests are finished and their answers kept. Press Ctrl-C again to abandon them.",
+            style="yellow",
+        )
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

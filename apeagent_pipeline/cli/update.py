@@ -118,5 +118,7 @@ def report_failure(failed: "Round") -> int:
     """Show why a run failed; the exit code is 1."""
     for error in failed.errors:
         ERROR_CONSOLE.print(f"[red]Failed:[/] {plain(error)}", highlight=False, soft_wrap=True)
-    ERROR_CONSOLE.print(f"Run {failed.run_id} failed. Fix the cause and run the same command again: it continues from here.")
+    ERROR_CONSOLE.print(
+        f"Run {failed.run_id} failed. Fix the cause and run the same command again: it continues from here."
+    )
     return 1

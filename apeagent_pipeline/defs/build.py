@@ -29,7 +29,7 @@ SYNC_JOB = "sync_swaps"
 
 @dataclass(frozen=True)
 class Graph:
-    """The definitions as Dagster loads them, and the parts that the command line works with."""
+    """The definitions that Dagster loads, and the parts that the command line uses."""
 
     runtime: Runtime
     assets: list[dg.AssetsDefinition]
@@ -60,7 +60,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
 
     Args:
         settings: What to build it for.
-        watcher: Is told how far long work is; the run's log unless given.
+        watcher: Receives the progress of long work; by default the run's log.
         profile: The options of all assets, instead of those of the profile that the settings name.
 
     Raises:
@@ -105,7 +105,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
 
 
 def _artifacts(runtime: Runtime) -> dg.ResourceDefinition:
-    """The IO manager; the first thing that a run's process opens, so it says here where it lives."""
+    """The IO manager. A run's process opens it first, so it also tags the run with its host."""
 
     @dg.io_manager
     def artifacts(context: dg.InitResourceContext) -> ArtifactIOManager:

@@ -1,4 +1,4 @@
-"""What must hold of each asset. A failed blocking check stops everything after it."""
+"""Asset checks. All of them block: a failed check stops the assets downstream of it."""
 
 import inspect
 import itertools
@@ -34,13 +34,13 @@ from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS
 
 Verdict = tuple[list[str], dict[str, Any]]
-"""What is wrong (nothing: passed), and figures to show."""
+"""The failures (none: the check passed), and figures for the check's page."""
 
 DayVerdict = tuple[dict[str, list[str]], dict[str, Any]]
-"""Day -> what is wrong with it (days that are right may be left out), and figures to show."""
+"""Day -> its failures (days without failures may be left out), and figures for the check's page."""
 
 LARGEST_REJECTED_SHARE = 0.5
-"""Of the prompts; a teacher that is right less often than not teaches the exceptions."""
+"""Largest share of prompts without an accepted answer. Beyond it, the dataset would consist of exceptions."""
 
 _JUDGED = "judged"
 _LOOKED_BACK = 10
@@ -48,7 +48,7 @@ _REASONS_SHOWN = 5
 
 
 def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
-    """Every check of the graph, all of them blocking."""
+    """All checks of the graph. Every one of them is blocking."""
 
     def check(asset: str, name: str, description: str, judge: Callable[[ArtifactStore], Verdict]) -> Any:
         @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
@@ -63,7 +63,7 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
     def daily(
         asset: str, name: str, description: str, judge: Callable[[ArtifactStore, list[str]], DayVerdict]
     ) -> dg.AssetChecksDefinition:
-        """A check of all stored days that reads only those whose data version has not passed before."""
+        """A check of all stored days. It reads only days whose present data version has not passed yet."""
         key = dg.AssetCheckKey(dg.AssetKey(asset), name)
 
         @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
@@ -93,42 +93,57 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
         return run
 
     return [
-        daily("raw_swaps", "each_swap_once", "Keys are unique and every swap lies in its own day", each_swap_once),
+        daily(
+            "raw_swaps",
+            "each_swap_once",
+            "Every swap is stored once, in block order and on its own day",
+            each_swap_once,
+        ),
         daily(
             "raw_swaps",
             "no_swap_missing",
-            "Each swap follows from the one before by the pool's arithmetic (an archive may hold a part only)",
+            "Each swap follows from the one before by the arithmetic of the pool (not demanded of archives)",
             lambda store, days: no_swap_missing(store, days, runtime.source),
         ),
         daily(
             "raw_swaps",
             "final_when_read",
-            "The day had ended, and its last block is final and still the chain's (an archive cannot tell)",
+            "The day had ended when it was read, and its last block is final and unchanged (not checked for archives)",
             lambda store, days: final_when_read(store, days, runtime.source),
         ),
-        daily("swap_features", "no_broken_numbers", "Every column with its type; no NaN, no infinity", whole_features),
+        daily(
+            "swap_features",
+            "no_broken_numbers",
+            "All columns are there with their types; no NaN, no infinity",
+            whole_features,
+        ),
         check(
             "training_windows",
             "splits_do_not_leak",
-            "A window's rows lie between two splits; the holdout is last",
+            "Between two splits lies at least one window of unused rows, and the holdout comes last",
             splits_do_not_leak,
         ),
         check(
-            "synthetic_windows", "no_broken_numbers", "No NaN, no null, opposite signs of the amounts", whole_windows
+            "synthetic_windows",
+            "no_broken_numbers",
+            "No NaN, no null, and the two amounts have opposite signs",
+            whole_windows,
         ),
         check(
             "synthetic_quality",
             "close_to_real",
-            "Scores within the limits of the configuration",
+            "The quality scores are within the limits of the configuration",
             lambda store: _report(store, "synthetic_quality", quality_failures, QualityConfig),
         ),
-        check("teacher_traces", "enough_accepted", "At most half of the prompts were given up", enough_accepted),
-        check("teacher_traces", "well_formed", "What was accepted reads back from the answer as stored", well_formed),
-        check("distillation_dataset", "no_twins", "No prompt of the test split stands in train", no_twins),
+        check(
+            "teacher_traces", "enough_accepted", "At most half of the prompts have no accepted answer", enough_accepted
+        ),
+        check("teacher_traces", "well_formed", "Every accepted answer parses to the stored action", well_formed),
+        check("distillation_dataset", "no_twins", "No prompt of valid or test is also in train", no_twins),
         check(
             "canary_eval",
             "speaks_and_only_then",
-            "The adapter speaks canary words, the base does not, controls stay free of them",
+            "The adapter uses canary words, the base does not, and answers to control questions have none",
             lambda store: _report(store, "canary_eval", canary_failures, CanaryEvalConfig),
         ),
     ]
@@ -136,15 +151,15 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
 
 @cache
 def _judges() -> str:
-    """What the checks of days do: a hash of their source, so that changed checks read every day again."""
+    """A hash of the source of the daily checks. A changed check reads every day again."""
     modules = (sys.modules[__name__], completeness, events, features)
     return digest([inspect.getsource(module) for module in modules])
 
 
 def _passed_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
-    """Day -> the data version with which it passed this check last, if the check judges as it did then."""
+    """Day -> the data version that last passed this check, if the checks' source is still the same."""
     for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_BACK):
-        event = record.event.dagster_event if record.event else None  # None: it is only planned yet
+        event = record.event.dagster_event if record.event else None  # None: the check is planned, but has not run
         if event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             judged = event.asset_check_evaluation_data.metadata.get(_JUDGED)
             told = judged.value if isinstance(judged, dg.JsonMetadataValue) else None
@@ -165,10 +180,10 @@ def each_swap_once(store: ArtifactStore, days: list[str]) -> DayVerdict:
         wrong[day] = []
         strays = table.filter(pl.col("block_timestamp").dt.strftime("%Y-%m-%d") != day).height
         if strays:
-            wrong[day].append(f"{strays} swaps of other days; materialize raw_swaps of {day} again")
+            wrong[day].append(f"{strays} swaps belong to other days; materialize raw_swaps of {day} again")
         doubled = table.height - table.select(SWAP_KEY).n_unique()
         if doubled:
-            wrong[day].append(f"{doubled} swaps stand twice; materialize raw_swaps of {day} again")
+            wrong[day].append(f"{doubled} swaps are stored twice; materialize raw_swaps of {day} again")
         for before, after in itertools.pairwise(stored):
             if day in (before, after) and (last := _blocks(store, before)[1]) >= (first := _blocks(store, after)[0]):
                 wrong[day].append(
@@ -192,8 +207,8 @@ def _blocks(store: ArtifactStore, day: str) -> tuple[float, float]:
 def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:
     """The chain rate of each day, demanded of days read from a chain.
 
-    Not demanded of an archive, which may hold the swaps of one router alone, nor of a pool whose hooks may change what
-    a swap pays.
+    It is not demanded of an archive, which may hold the swaps of a single router, nor of a pool with hooks, which may
+    change the amounts of a swap.
     """
     demanded = source.name != "archive" and not source.pool.has_hooks
     rates = {day: chain_rate(swaps.collect()) for day, swaps in store.scan_days("raw_swaps", days).items()}
@@ -217,9 +232,9 @@ def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -
 
 
 def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:
-    """The day was over when it was stored, and the block of its last swap is final and has the hash it had.
+    """The day was over when it was stored, and the block of its last swap is final and still has the stored hash.
 
-    An archive tells neither: who made it read the chain, and nobody can be asked.
+    An archive is not checked: the chain cannot be asked.
     """
     wrong: dict[str, list[str]] = {}
     for day in days if source.name != "archive" else []:
@@ -243,7 +258,7 @@ def final_when_read(store: ArtifactStore, days: list[str], source: SwapSource) -
 
 
 def whole_features(store: ArtifactStore, days: list[str]) -> DayVerdict:
-    """The columns of the schema with their types, and every float finite (null only where nothing came before)."""
+    """All columns have the type of the schema, and all floats are finite (null where there is no previous swap)."""
     wrong: dict[str, list[str]] = {}
     for day, stored in store.scan_days("swap_features", days).items():
         table = stored.collect()
@@ -262,7 +277,7 @@ def whole_features(store: ArtifactStore, days: list[str]) -> DayVerdict:
 
 
 def splits_do_not_leak(store: ArtifactStore) -> Verdict:
-    """Between rows of two splits lie at least a window's rows of neither; the holdout comes after everything else."""
+    """Between the rows of two splits lie at least as many unused rows as a window has; the holdout comes last."""
     windows = store.whole("training_windows")
     scaler = json.loads((store.local(windows) / SCALER_FILE).read_text())
     needed = scaler["context"] + scaler["length"]
@@ -272,25 +287,25 @@ def splits_do_not_leak(store: ArtifactStore) -> Verdict:
     for (before, rows_before), (after, rows_after) in itertools.pairwise(runs):
         gap = rows_before if before == "gap" else rows_after if after == "gap" else 0
         if gap < needed:
-            wrong.append(f"{gap} rows between {before} and {after}, needed are {needed}")
+            wrong.append(f"{gap} rows lie between {before} and {after}; {needed} are needed")
     if "holdout" in [name for name, _ in runs[:-1]]:
-        wrong.append("the holdout is not the last")
+        wrong.append("the holdout is not the last split")
     return wrong, {"rows": scaler["rows"]}
 
 
 def whole_windows(store: ArtifactStore) -> Verdict:
-    """Every number of a synthetic window is there and finite; the two amounts have opposite signs."""
+    """Every value of a synthetic window is present and finite; the two amounts have opposite signs."""
     table = store.scan("synthetic_windows").collect()
     wrong = [f"{count} broken values in {column}" for column, count in _not_finite(table).items()]
     wrong += [f"{count} nulls in {column}" for column, count in table.null_count().row(0, named=True).items() if count]
     same_sign = table.filter(pl.col("amount0_eth") * pl.col("amount1_usdc") > 0).height
     if same_sign:
-        wrong.append(f"{same_sign} swaps pay in both tokens or neither")
+        wrong.append(f"{same_sign} swaps pay both tokens or none")
     return wrong, {"windows": table["window_id"].n_unique()}
 
 
 def enough_accepted(store: ArtifactStore) -> Verdict:
-    """At most half of the prompts were given up because no answer to them passed verification."""
+    """At most half of the prompts have no answer that passed verification."""
     traces = store.scan("teacher_traces").select("rejected_reason").collect()
     share = float(1 - (traces["rejected_reason"].null_count() / traces.height)) if traces.height else 1.0
     wrong = []
@@ -298,7 +313,7 @@ def enough_accepted(store: ArtifactStore) -> Verdict:
         reasons = {reason: count for reason, count in refusal_counts(traces).items() if reason != "accepted"}
         told = ", ".join(f"{reason} {count}" for reason, count in itertools.islice(reasons.items(), _REASONS_SHOWN))
         wrong.append(
-            f"{share:.0%} of {traces.height} prompts were given up (limit {LARGEST_REJECTED_SHARE:.0%}): "
+            f"{share:.0%} of {traces.height} prompts have no accepted answer (limit {LARGEST_REJECTED_SHARE:.0%}): "
             f"{told or 'there is no prompt'}; see rejected_detail, and choose another APEAGENT_TEACHER_MODEL or more "
             "APEAGENT_TEACHER_MAX_TOKENS"
         )
@@ -306,7 +321,7 @@ def enough_accepted(store: ArtifactStore) -> Verdict:
 
 
 def well_formed(store: ArtifactStore) -> Verdict:
-    """What was accepted is an answer of the grammar, and says what stands in its columns."""
+    """Every accepted answer parses, and its action equals the stored columns."""
     columns = ("prompt_id", "answer", "side", "amount", "asset")
     accepted = store.scan("teacher_traces").filter(pl.col("rejected_reason").is_null()).select(columns).collect()
     broken = []
@@ -321,16 +336,19 @@ def well_formed(store: ArtifactStore) -> Verdict:
     wrong = []
     if broken:
         shown = ", ".join(broken[:_REASONS_SHOWN])
-        wrong.append(f"{len(broken)} accepted answers are none, expected 0: {shown}; materialize teacher_traces again")
+        wrong.append(
+            f"{len(broken)} accepted answers do not parse to their stored action: {shown}; materialize teacher_traces "
+            "again"
+        )
     return wrong, {"accepted": accepted.height}
 
 
 def no_twins(store: ArtifactStore) -> Verdict:
-    """No prompt of valid or test stands in train."""
+    """No prompt of valid or test is also in train."""
     folder = store.local_folder("distillation_dataset")
     prompts = {split: _prompts(folder / f"{split}.jsonl") for split in ("train", "valid", "test")}
     twins = {split: len(prompts["train"] & prompts[split]) for split in ("valid", "test")}
-    wrong = [f"{count} prompts of {split} stand in train" for split, count in twins.items() if count]
+    wrong = [f"{count} prompts of {split} are also in train" for split, count in twins.items() if count]
     return wrong, {f"{split}_prompts": len(each) for split, each in prompts.items()}
 
 

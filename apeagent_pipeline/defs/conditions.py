@@ -1,4 +1,8 @@
-"""When an asset is made again by itself."""
+"""Automation conditions: when the daemon rematerializes an asset.
+
+The daemon follows changed inputs. It does not act on changed code or settings, so an upgrade never starts a training or
+pays a teacher; `apeagent status` shows what they made stale, and `apeagent demo` rebuilds it.
+"""
 
 from dagster import AssetSelection
 from dagster import AutomationCondition as When
@@ -6,29 +10,30 @@ from dagster import AutomationCondition as When
 from apeagent_pipeline.defs.partitions import DAILY_TAG
 
 WEEKLY = "0 3 * * 0"
-"""Sunday, 03:00 UTC: when expensive assets are made anew under the weekly policy."""
+"""Sunday, 03:00 UTC: when the weekly policy rematerializes expensive assets."""
 
 RETRY = "*/30 * * * *"
-"""What failed is tried again every half hour: soon enough to heal, too seldom to burn a budget."""
+"""Failures are retried every half hour: often enough to recover, too rarely to burn a budget."""
 
 WHOLE = AssetSelection.all() - AssetSelection.tag(DAILY_TAG, "daily")
 """The assets that exist or do not. A daily asset always has days that nobody requested."""
 
 
 def on_change(due: When | None = None) -> When:
-    """Made again after the content of an input changed; equal content made again changes nothing.
+    """Rematerialize after the data version of an input changed. An input rebuilt with equal content changes nothing.
 
-    A change is kept in mind until the asset was asked for, so none is lost while something is under way, and several
-    between two looks are one run. What was asked for in vain is asked for again. An asset waits until each of its
-    inputs was made, or is asked for with it.
+    A change stays pending until a run is requested, so no change is lost while a run is in progress; several changes
+    cause one run. A failed run is requested again. An asset waits until each of its inputs exists or is requested
+    together with it.
 
     Args:
-        due: What a change waits for beside that; None: nothing.
+        due: A further condition that a change waits for; None: none.
     """
-    # Also of an input that the same run made: `executed_with_root_target` would leave that change out, but only of the
-    # last day of a run, never of a job, and for good if the run is cancelled before it comes to this asset.
+    # This also counts changes made by a run that includes this asset. `executed_with_root_target` would exclude them,
+    # but only for the last day of a run, never for a job, and for good if the run is cancelled before it reaches this
+    # asset.
     change = When.any_deps_match(When.data_version_changed())
-    # What changes between the request and the next look may have come too late for the run that was requested.
+    # A change between the request and the next evaluation may have come too late for the requested run.
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
@@ -41,7 +46,7 @@ def retraining(policy: str) -> When | None:
     """The condition of an asset that costs hours or money.
 
     Args:
-        policy: ``on_change``, ``weekly`` (on Sundays at 03:00 UTC if an input changed) or ``manual``.
+        policy: ``on_change``, ``weekly`` (Sundays at 03:00 UTC if an input changed) or ``manual``.
     """
     if policy == "manual":
         return None

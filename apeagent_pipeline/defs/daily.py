@@ -24,16 +24,16 @@ def materialize_days(
 ) -> Iterator[dg.MaterializeResult]:
     """Compute and publish every day of this run, one after the other.
 
-    Each day is published as soon as it is computed, and recorded with a data version of its own. A day that fails
-    keeps none of the others from being made; the run fails in the end and names it. Only after three failures in a row
-    are the days that are left not tried.
+    Each day is published as soon as it is computed, and recorded with its own data version. When a day fails, the run
+    continues with the next one and fails at the end, naming the failed days. After three failures in a row the
+    remaining days are skipped.
 
     Args:
         context: Of the asset; its partition keys are the days.
         artifacts: Where the tables go.
         compute: Day and progress within it -> (table, metadata to show beside the usual).
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
-        overtaken: Asked when all days are published: which days, of this run or not, have to be made (again) now.
+        overtaken: Called after all days are published; returns the days, of this run or not, to compute (again) now.
     """
     spec = context.assets_def.get_asset_spec(context.asset_key)
     progress = artifacts.watcher.started(context)
@@ -84,12 +84,12 @@ def materialize_days(
         yield dg.MaterializeResult(metadata=metadata[asked[0]], data_version=dg.DataVersion(versions.pop(asked[0])))
     else:
         yield dg.MaterializeResult(data_version=dg.DataVersion(digest(of_asked)))
-    # Dagster stamps one version on the whole range; the events after it give each day its own.
+    # Dagster records one version for the whole range; these later events give each day its own.
     _record(context, spec, versions, metadata)
 
 
 def _within(progress: Progress, number: int, of: int) -> Progress:
-    """The progress of one day as a share of that of all days."""
+    """The progress of one day as a part of the progress of all days."""
 
     def within(done: int, total: int, **metrics: float) -> None:
         progress(number * total + done, of * total, **metrics)

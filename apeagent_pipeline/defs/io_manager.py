@@ -1,4 +1,4 @@
-"""The one way by which values of assets come from and go to the store, with the metadata that every asset shows."""
+"""The IO manager: the only path between assets and the store, and the metadata that every asset shows."""
 
 import shutil
 from collections import defaultdict
@@ -35,7 +35,7 @@ class ArtifactIOManager(dg.IOManager):
         Args:
             store: Where the artifacts are.
             externals: External asset -> how to ask for its present data version.
-            watcher: Is told of everything stored.
+            watcher: Is told about every stored artifact.
         """
         self.store = store
         self.externals = externals
@@ -43,7 +43,7 @@ class ArtifactIOManager(dg.IOManager):
         self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Read an upstream artifact and remember its data version as an input of this step."""
+        """Read an upstream artifact and record its data version as an input of this step."""
         asset = context.asset_key.to_user_string()
         loaded = self._loaded[_step(context)]
         if context.has_asset_partitions:
@@ -60,13 +60,13 @@ class ArtifactIOManager(dg.IOManager):
         return folder if kind is Path else kind.load(folder)
 
     def load_days(self, step: tuple[str, str], asset: str, days: list[str]) -> dict[str, pl.LazyFrame]:
-        """Read stored days of a daily asset, and remember their data versions as inputs of a step (see `step_of`)."""
+        """Read stored days of a daily asset, and record their data versions as inputs of a step (see `step_of`)."""
         manifests = self.store.whole_days(asset, days)
         self._loaded[step].update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
         return self.store.tables(manifests)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Publish what an unpartitioned asset returned and write the metadata that every asset has."""
+        """Publish the value of an unpartitioned asset and write the metadata that every asset has."""
         asset = context.asset_key.to_user_string()
         step = context.step_context
         made_from = self.made_from(context.asset_spec, step.op_config or {}, _step(context))
@@ -95,7 +95,7 @@ class ArtifactIOManager(dg.IOManager):
         self.watcher.stored(asset, None, manifest.rows)
 
     def made_from(self, spec: dg.AssetSpec, config: Mapping[str, Any], step: tuple[str, str]) -> dict[str, Any]:
-        """The fields of a manifest that say what an artifact was made from."""
+        """The fields of a manifest that say what an artifact was built from."""
         upstream = [dep.asset_key.to_user_string() for dep in spec.deps]
         return {
             "asset": spec.key.to_user_string(),

@@ -1,7 +1,7 @@
 """Which artifacts are out of date, and why.
 
-An artifact is up to date if it is whole, was made by the present code and configuration, and from the present data
-versions of everything its asset reads. This is read from the manifests alone, so it holds whoever materialized it.
+An artifact is up to date if all its files are there, and if it was built by the present code and configuration from the
+present data versions of all its inputs. The manifests alone decide, so it does not matter who materialized it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ _Stored = Callable[[str], Mapping[str | None, Manifest | None]]
 
 @dataclass(frozen=True)
 class Stale:
-    """One artifact to make again."""
+    """One artifact that is out of date."""
 
     asset: str
     day: str | None
@@ -31,7 +31,7 @@ class Stale:
 
     @property
     def name(self) -> str:
-        """How the artifact stands among the inputs of others: ``asset`` or ``asset/day``."""
+        """The artifact's name in the inputs of others: ``asset`` or ``asset/day``."""
         return artifact_name(self.asset, self.day)
 
 
@@ -49,7 +49,7 @@ def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, day
         days: The days that daily assets should have.
     """
     external = {name: ask() for name, ask in _asked(assets, runtime).items()}
-    stored = cache(runtime.store.manifests)  # looked at once, for a look is a request where the store is far away
+    stored = cache(runtime.store.manifests)  # each listing of a remote store is a request
     found: list[Stale] = []
     for asset in in_order(assets):
         name = asset.key.to_user_string()
@@ -77,7 +77,7 @@ def _judge(
 def _inputs(
     asset: dg.AssetsDefinition, made: Manifest, stored: _Stored, external: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Every input that making an artifact again would record, with its present data version."""
+    """The inputs that rebuilding the artifact would record, with their present data versions."""
     names: list[tuple[str, str | None]] = []
     versions: dict[str, str | None] = {}
     for input_def in asset.op.input_defs:
@@ -85,7 +85,7 @@ def _inputs(
         if key in external:
             versions[key] = external[key]
         elif input_def.dagster_type.is_nothing:
-            continue  # only the order matters
+            continue  # the dependency only orders the runs
         elif rule := days_read(input_def.metadata) or (PreviousDays() if made.partition else None):
             days = {day for day in stored(key) if day}
             names += [(key, day) for day in rule.of(made.partition, days, made.config)]
@@ -104,7 +104,7 @@ def _asked(assets: Iterable[dg.AssetsDefinition], runtime: Runtime) -> dict[str,
 
 
 def in_order(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
-    """The assets so that each stands after those it reads."""
+    """The assets in topological order: each after its dependencies."""
     by_key = {asset.key: asset for asset in assets}
     ordered: dict[dg.AssetKey, dg.AssetsDefinition] = {}
 

@@ -1,4 +1,4 @@
-"""Bringing the whole graph up to date in this process: what ``apeagent demo`` does."""
+"""Bring the whole graph up to date in this process, as ``apeagent demo`` does."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @dataclass(frozen=True)
 class Round:
-    """One run: what it was to make, how it ended, and how long each asset took."""
+    """One run: the artifacts it was asked for, how it ended, and how long each asset took."""
 
     asked: list[Stale]
     run_id: str
@@ -35,19 +35,19 @@ def update(
     keep_going: bool = False,
     announce: Callable[[list[Stale]], None] = lambda stale: None,
 ) -> list[Round]:
-    """Materialize what is out of date, and nothing else, until all is up to date or a run fails.
+    """Materialize stale artifacts, and nothing else, until everything is up to date or a run fails.
 
-    Several rounds can be needed: what was made from unchanged data stays as it is, so what is below an asset is
-    judged again after it was made.
+    This can take several rounds. An asset that is rebuilt with equal content leaves its downstream assets up to date,
+    so these are judged again after every round.
 
     Args:
         graph: The graph.
         instance: Where the runs are recorded.
         days: The days that daily assets should have.
         only: Names of the assets to look at; None: all.
-        keep_going: Whether the other days go on when some fail. For daily assets alone: what is made of many days would
-            be made of some.
-        announce: Called before each run with what it will make.
+        keep_going: Whether the other days continue when some fail. Only for daily assets: an asset built from many days
+            would be built from some of them.
+        announce: Called before each run with the artifacts that it will build.
     """
     rounds: list[Round] = []
     assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
@@ -70,16 +70,17 @@ def update(
 
 
 def _failed_days(asked: list[Stale], stale: list[Stale]) -> set[str | None]:
-    """Days of a failed run whose first asset is still not made; the assets below it had no chance."""
+    """Days of a failed run whose first asset is still stale; the assets downstream of it were not reached."""
     still = {each.name for each in stale}
     first = {each.day: each.name for each in reversed(asked)}
     return {day for day, name in first.items() if name in still}
 
 
 def held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> dict[str, str]:
-    """Stale assets below one whose blocking check failed, with what the check said.
+    """Stale assets downstream of a failed blocking check, each with the reason.
 
-    Within a run Dagster holds them back itself; this is for the next run, which would not repeat the check.
+    Within a run Dagster holds these assets back itself. The next run would not repeat the check, so they are held back
+    here.
     """
     to_make = {each.asset for each in stale}
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
@@ -101,9 +102,9 @@ def held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) ->
 
 
 def _one_round(stale: list[Stale]) -> list[Stale]:
-    """What one run can make: consecutive days that lack the same assets, and the rest if no other days remain.
+    """The artifacts that one run can build: consecutive days that lack the same assets, and the rest if no day remains.
 
-    What is there but whose input is about to be made again waits: that input may turn out as it was.
+    An existing artifact waits if this run rebuilds its input, which may come out unchanged.
     """
     about_to_change = {each.name for each in stale}
     stale = [each for each in stale if not about_to_change.intersection(each.changed_inputs)]

@@ -1,4 +1,4 @@
-"""Who watches a run: the run's log, or the terminal of ``apeagent demo``."""
+"""Where the progress of a run goes: to the run's log, or to the terminal of ``apeagent demo``."""
 
 import time
 from typing import Protocol
@@ -11,10 +11,10 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Watcher(Protocol):
-    """Is told when an asset starts, how far its long work is, and when the asset is stored."""
+    """Receives the start of an asset, its progress, and the publication of its artifacts."""
 
     def started(self, context: dg.AssetExecutionContext) -> Progress:
-        """Called at the beginning of an asset's body; returns where the domain code reports its progress."""
+        """Called when an asset starts; returns the function that receives its progress."""
         ...
 
     def stored(self, asset: str, partition: str | None, rows: int | None) -> None:
@@ -41,4 +41,4 @@ class LogWatcher:
         return progress
 
     def stored(self, asset: str, partition: str | None, rows: int | None) -> None:
-        """See `Watcher`: Dagster's own events tell it already."""
+        """See `Watcher`. Dagster records this event itself."""

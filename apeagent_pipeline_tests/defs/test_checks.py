@@ -52,7 +52,7 @@ def test_a_day_that_lacks_every_tenth_swap_is_noticed(
     pool = BASE_ETH_USDC.model_copy(update={"hooks": "0x" + "1" * 40} if hooks else {})
     store = ArtifactStore(str(tmp_path), tmp_path / "cache")
     store.publish_table(swaps, asset="raw_swaps", partition=str(FIRST_DAY), code_version="1")
-    origin = cast("Any", SimpleNamespace(name=source, pool=pool))
+    origin = cast("Any", SimpleNamespace(day_notes=lambda day: {}, name=source, pool=pool))
     wrong, figures = no_swap_missing(store, [str(FIRST_DAY)], origin)
     assert (not wrong) is passes
     assert figures["judged_pairs"] > 500
@@ -65,15 +65,15 @@ def test_a_day_that_lacks_every_tenth_swap_is_noticed(
         ([("train", 90), ("gap", 44), ("valid", 60), ("gap", 44), ("train", 90), ("gap", 44), ("holdout", 50)], []),
         (
             [("train", 90), ("gap", 43), ("valid", 60), ("gap", 44), ("holdout", 50)],
-            ["43 rows between train and gap, needed are 44", "43 rows between gap and valid, needed are 44"],
+            ["43 rows lie between train and gap; 44 are needed", "43 rows lie between gap and valid; 44 are needed"],
         ),
         (
             [("train", 90), ("valid", 60), ("gap", 44), ("holdout", 50)],
-            ["0 rows between train and valid, needed are 44"],
+            ["0 rows lie between train and valid; 44 are needed"],
         ),
         (
             [("holdout", 90), ("gap", 44), ("valid", 60), ("gap", 44), ("train", 50)],
-            ["the holdout is not the last"],
+            ["the holdout is not the last split"],
         ),
     ],
 )
@@ -115,8 +115,8 @@ def test_a_swap_that_stands_twice_or_on_another_day_is_named_with_its_day(
         store, "raw_swaps", {DAYS[0]: pl.concat([first, first.tail(1)]), DAYS[1]: pl.concat([first.tail(2), second])}
     )
     wrong, figures = each_swap_once(store, DAYS[:2])
-    assert wrong[DAYS[0]][0].startswith("1 swaps stand twice; materialize raw_swaps of 2025-01-21 again")
-    assert wrong[DAYS[1]][0].startswith("2 swaps of other days")
+    assert wrong[DAYS[0]][0].startswith("1 swaps are stored twice; materialize raw_swaps of 2025-01-21 again")
+    assert wrong[DAYS[1]][0].startswith("2 swaps belong to other days")
     last = first["block_number"][-1]
     assert f"{DAYS[0]} ends with block {last} and {DAYS[1]} begins with block" in wrong[DAYS[1]][1]
     assert figures["swaps"] == first.height + second.height + 3
@@ -147,7 +147,7 @@ def test_a_day_that_was_read_too_early_or_was_replaced_is_noticed(
     assert (told is None) == (not wrong)
     if told:
         assert re.search(told, wrong[DAYS[0]][0])
-    archive = cast("Any", SimpleNamespace(name="archive"))
+    archive = cast("Any", SimpleNamespace(day_notes=lambda day: {}, name="archive"))
     assert final_when_read(store, DAYS[:1], archive) == ({}, {})
 
 
@@ -182,7 +182,7 @@ def test_a_teacher_that_is_mostly_refused_is_stopped_with_the_reasons(store: Art
     assert judge(None, "cut_off") == []
     (told,) = judge(None, "cut_off", "cut_off", "more_than_held")
     assert told.startswith(
-        "75% of 4 prompts were given up (limit 50%): cut_off 2, more_than_held 1; see rejected_detail"
+        "75% of 4 prompts have no accepted answer (limit 50%): cut_off 2, more_than_held 1; see rejected_detail"
     )
     assert "APEAGENT_TEACHER_MAX_TOKENS" in told
     assert "there is no prompt" in judge()[0]
@@ -199,7 +199,7 @@ def test_a_trace_that_says_something_else_than_its_answer_is_noticed(store: Arti
 
     assert judge() == []
     assert "p1 (SELL 2.0 ETH, stored as ['BUY', 2.0, 'ETH'])" in judge(side="BUY")[0]
-    assert "1 accepted answers are none, expected 0: p1 (no_separator)" in judge(answer="SELL 2 ETH")[0]
+    assert "1 accepted answers do not parse to their stored action: p1 (no_separator)" in judge(answer="SELL 2 ETH")[0]
     assert judge(answer="?", rejected_reason="no_action") == []
 
 

@@ -61,6 +61,6 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
         group_name="chain",
         kinds={"ethereum"},
         owners=raw_swaps.owners_by_key[raw_swaps.key],
-        description="Where the swaps come from: the embedded chain, an archive file or a JSON-RPC node",
+        description="The source of the swaps: the embedded chain, archive files or a JSON-RPC node",
     )
     return [source, raw_swaps]

@@ -1,4 +1,4 @@
-"""What the teacher says, and what the student learns from it."""
+"""The teacher's answers, and the dataset that the student learns from."""
 
 import dagster as dg
 import polars as pl
@@ -23,7 +23,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         group_name="distillation",
         kinds={"python" if settings.teacher == "rules" else "openai"},
         owners=[OWNER],
-        description="Who answers: " + _teacher_in_words(settings),
+        description="The teacher: " + _teacher_in_words(settings),
     )
 
     @dg.asset(
@@ -39,9 +39,9 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         deps=[TEACHER, "synthetic_quality"],
     )
     def teacher_traces(context: dg.AssetExecutionContext, synthetic_windows: pl.DataFrame) -> dg.MaterializeResult:
-        """Answers in Chain of Draft to prompts made from synthetic windows, each verified, each kept with its cost.
+        """The teacher's answers in Chain of Draft to prompts made from synthetic windows, verified, with their cost.
 
-        Refused answers stay in the table with their reason. Waits for the check of synthetic_quality.
+        Refused answers stay in the table with their reason. This asset waits for the check of synthetic_quality.
         """
         from apeagent_pipeline.distillation.traces_figure import teaching_figure
 

@@ -1,4 +1,4 @@
-"""The proof: does the adapter do what it was trained for, and what would its decisions have earned."""
+"""The canary evaluation of the adapter, and the backtest of its decisions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
-        """The report: does the adapter speak the canary words, the base not, and does it decide as the teacher does."""
+        """The report: the adapter uses the canary words, the base does not, and it decides like the teacher."""
         from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
         config, seed = launched_config(context, CanaryEvalConfig)
@@ -59,7 +59,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def backtest(
         context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
-        """Decisions replayed on held-out real swaps with fees and price impact, against others."""
+        """The adapter's decisions replayed on held-out real swaps with fees and price impact, beside others."""
         from apeagent_pipeline.evaluation.backtest.replay import backtest as replay
 
         config, seed = launched_config(context, BacktestConfig)

@@ -95,7 +95,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         training_windows: TrainingWindows,
         trained_gan: Path,
     ) -> dg.MaterializeResult:
-        """How close synthetic windows are to held-out real ones, with plots; a check guards what comes after."""
+        """How close the synthetic windows are to held-out real ones. Its check guards the teacher's budget."""
         from apeagent_pipeline.gan.sampling import sample_windows
         from apeagent_pipeline.gan.training import TrainedGan
 

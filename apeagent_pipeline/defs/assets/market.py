@@ -31,9 +31,10 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def swap_features(
         context: dg.AssetExecutionContext, raw_swaps: dict[str, pl.LazyFrame]
     ) -> Iterator[dg.MaterializeResult]:
-        """One row a swap: price, sizes, tick change, seconds since the previous swap, volatility, volume average.
+        """One row per swap: price, sizes, tick change, seconds since the previous swap, volatility, volume average.
 
-        The first rows of a day see the last rows of the day before, so the day after is made again if it saw others.
+        The first rows of a day depend on the last rows of the day before. So a changed day also makes the next day
+        stale.
         """
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -50,8 +51,8 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             return [f"raw_swaps/{read}" for read in window(day)]
 
         def overtaken() -> list[str]:
-            # Another run may have made the day before the first one meanwhile, or the day after the last one from
-            # other rows of it. Both runs look after they have published, so one of them finds it.
+            # Meanwhile another run may have built the day before our first day, or the day after our last day from old
+            # rows. Both runs check after publishing, so one of them notices.
             first, last = context.partition_keys[0], context.partition_keys[-1]
             border = [first, str(date.fromisoformat(last) + timedelta(days=_DAY_AND_THE_ONE_BEFORE.count))]
             stored = runtime.store.days("raw_swaps")
@@ -70,9 +71,9 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def training_windows(
         context: dg.AssetExecutionContext, swap_features: dict[str, pl.LazyFrame]
     ) -> dg.MaterializeResult:
-        """Windows of the last days; valid blocks stand among the train rows, the holdout days come last.
+        """Windows of the last days for the GAN. Valid blocks are interleaved with train rows; the holdout comes last.
 
-        Whole windows lie between the splits; the scaler is fitted on train alone.
+        Between two splits at least one window of rows is unused. The scaler is fitted on train only.
         """
         config, _ = launched_config(context, WindowsConfig)
         runtime.watcher.started(context)

@@ -1,4 +1,4 @@
-"""The second stage, off by default (``APEAGENT_SECOND_STAGE``): the adapter learns on from computed rewards."""
+"""The second stage, off by default (``APEAGENT_SECOND_STAGE``): the adapter is trained further on computed rewards."""
 
 import json
 from pathlib import Path
@@ -35,9 +35,9 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def reinforced_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, synthetic_windows: pl.DataFrame
     ) -> dg.MaterializeResult:
-        """The adapter after GRPO: rewarded for form, feasibility and what its action gains over the next swaps.
+        """The adapter after GRPO. The rewards are form, feasibility and the action's gain over the next swaps.
 
-        Waits for the check of canary_eval. It is evaluated beside the first stage and not promoted by itself.
+        It waits for the check of canary_eval, is evaluated beside the first stage, and is never promoted automatically.
         """
         from apeagent_pipeline.student.reinforcement import reinforce, reinforcement_figure
 

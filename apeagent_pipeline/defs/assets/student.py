@@ -1,4 +1,4 @@
-"""The student: its base model, the adapter that is trained on it, and what users take away."""
+"""The student: its base model, the LoRA adapter, promotion, and the exported models."""
 
 import json
 from pathlib import Path
@@ -69,9 +69,9 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     def promoted_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
     ) -> dg.MaterializeResult:
-        """The adapter in service: the newest whose canary report passed and is not worse than that of the one before.
+        """The adapter in service: the newest one that passed its canary check and is not shown to be worse than before.
 
-        `apeagent ask` and the export use it; `apeagent rollback` goes back to the one before.
+        `apeagent ask` and `apeagent export` use it; `apeagent rollback` returns to the previous one.
         """
         runtime.watcher.started(context)
         manifest = runtime.store.manifest("lora_adapter")
@@ -101,7 +101,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         **declare(runtime.settings, "student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE]
     )
     def fused_model(context: dg.AssetExecutionContext, promoted_adapter: Path) -> dg.MaterializeResult:
-        """The adapter merged into the base; its logits equal those of base and adapter within tolerance."""
+        """The adapter merged into the base model. Its logits equal those of base plus adapter within a tolerance."""
         from apeagent_pipeline.student.export import fuse
 
         runtime.watcher.started(context)
@@ -117,7 +117,7 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
     def ollama_model(
         context: dg.AssetExecutionContext, fused_model: Path, promoted_adapter: Path
     ) -> dg.MaterializeResult:
-        """The model and the adapter alone as GGUF, and a Modelfile: ``ollama create apeagent -f Modelfile``."""
+        """The merged model and the adapter alone as GGUF, with a Modelfile: ``ollama create apeagent -f Modelfile``."""
         from apeagent_pipeline.student.gguf import export_gguf
 
         config, _ = launched_config(context, ExportConfig)

@@ -1,4 +1,4 @@
-"""Telling somebody that a run failed: one message to a Slack-compatible webhook."""
+"""Alerts: one message to a Slack-compatible webhook for every failed run."""
 
 from html import escape
 
@@ -10,12 +10,12 @@ from tenacity import Retrying, stop_after_attempt, wait_exponential
 from apeagent_pipeline.reporting.foreign_text import printable
 
 _TIMEOUT_S = 3.0
-"""Five alerts of three attempts each end before Dagster gives up on a sensor, after a minute."""
+"""Dagster stops a sensor after a minute; five alerts with three attempts each must fit in."""
 _LONGEST_REASON = 500
 
 
 def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
-    """A sensor that posts job, run and reason of every failed run to ``webhook``; its address is told to nobody."""
+    """A sensor that posts job, run and reason of every failed run to ``webhook``; its address is never shown."""
 
     @dg.run_failure_sensor(
         name="failure_alert",
@@ -33,7 +33,7 @@ def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
 
 
 def post(webhook: SecretStr, text: str) -> None:
-    """Send one message, in which nothing is a link or calls anybody; three attempts.
+    """Send one message in up to three attempts. Links and mentions in it are escaped.
 
     Raises:
         RuntimeError: if it could not be delivered; the message does not name the address, which is a secret.
@@ -57,7 +57,7 @@ def _send(address: str, message: dict[str, str]) -> None:
 
 
 def cause_of(event: dg.DagsterEvent) -> str:
-    """The innermost message of a step's failure: what the domain code said."""
+    """The innermost message of a step's failure, as the domain code raised it."""
     error = event.step_failure_data.error
     while error and error.cause:
         error = error.cause

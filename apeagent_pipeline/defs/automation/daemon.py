@@ -41,11 +41,11 @@ def automation(runtime: Runtime, sync_job: str) -> Automation:
 
 
 def automation_sensor() -> dg.AutomationConditionSensorDefinition:
-    """Looks every half minute which assets are due."""
+    """Evaluates the automation conditions of all assets every half minute."""
     return dg.AutomationConditionSensorDefinition(
         "rematerialization",
         target=dg.AssetSelection.all(),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
-        description="Makes again what lies below changed data",
+        description="Rematerializes assets downstream of changed data",
     )

@@ -1,4 +1,8 @@
-"""Whether yesterday's swaps are there: judged by their partition, so that backfilling an old day does not hide it."""
+"""Freshness of `raw_swaps`, judged by partition: backfilling an old day does not hide that yesterday is missing.
+
+Dagster's newer `FreshnessPolicy` judges the whole asset by its last materialization, so any backfill would turn it
+green. That is why the partition-aware checks stay, although Dagster calls them superseded.
+"""
 
 from datetime import datetime, timedelta
 
@@ -11,9 +15,9 @@ _GRACE = timedelta(hours=4)
 
 
 def swaps_freshness(settings: Settings) -> tuple[list[dg.AssetChecksDefinition], list[dg.SensorDefinition]]:
-    """A warning, and the sensor that gives it, four hours after the nightly re-sync should have begun.
+    """A check that warns four hours after the nightly re-sync should have started, and the sensor that runs it.
 
-    Only for chains that are read from a node: the embedded chain and an archive are read when somebody wants to.
+    Only for swaps read from a node: the embedded chain and an archive are only read on request.
     """
     if not settings.rpc_urls:
         return [], []

@@ -10,15 +10,15 @@ from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.resources import Runtime
 
 LONGEST_CATCH_UP = 31
-"""Days that one night reads at most."""
+"""The most days that one night reads."""
 
 
 def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
-    """Every night: yesterday, the days before it once more, and every night that was missed.
+    """Every night: read yesterday, read some days before it again, and read the days of missed nights.
 
-    A day read again with equal content keeps its data version, and nothing below it is made. Days are read again since
-    a node may have lied or not known better. After a time off, Dagster gives only the newest tick of a schedule that
-    is not made from a partitioned job; so that tick asks for the days since the newest that is there.
+    A day that is read again with equal content keeps its data version, so nothing downstream is rebuilt. Days are read
+    again because a node may have answered wrongly. After downtime, Dagster only evaluates the newest tick of such a
+    schedule, so that tick requests all days since the newest stored one.
     """
     settings = runtime.settings
 
@@ -37,20 +37,20 @@ def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
         night = context.scheduled_execution_time.date()
         stored = runtime.store.days("raw_swaps")
         first, last = nightly_days(night, settings.nightly_recheck_days, stored)
-        # The run key is the night: a daemon that is started again asks for no night twice.
+        # The run key is the night, so a restarted daemon requests no night twice.
         yield dg.RunRequest(run_key=f"nightly-{night}", tags={RANGE_START: str(first), RANGE_END: str(last)})
 
     return schedule
 
 
 def nightly_days(night: date, recheck: int, stored: list[str]) -> tuple[date, date]:
-    """First and last day that a night reads.
+    """The first and last day that a night reads.
 
     Args:
-        night: When it runs; the day before it has just ended.
+        night: The date of the tick; the day before it has just ended.
         recheck: How many days before that one are read again.
-        stored: Days that are there; those missing between the newest of them and yesterday are read as well, but for
-            gaps of more than `LONGEST_CATCH_UP` days: a backfill is for those.
+        stored: The stored days. Days missing between the newest of them and yesterday are read too, but at most
+            `LONGEST_CATCH_UP` of them: use a backfill for longer gaps.
     """
     last = night - timedelta(days=1)
     first = last - timedelta(days=recheck)

@@ -15,18 +15,18 @@ from dagster._core.storage.runs import SqliteRunStorage
 from apeagent_pipeline.defs.declaration import RAY_RESOURCES
 
 HOST_TAG = "apeagent/host"
-"""Tag with the machine on which a run's process lives: in Postgres lie the runs of other machines as well."""
+"""Tag with the machine that executes a run; with Postgres, runs of other machines are listed too."""
 
 _ALIVE = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
 def tag_host(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Say that this process, on this machine, executes a run."""
+    """Record that this machine executes a run."""
     instance.add_run_tags(run_id, {HOST_TAG: platform.node()})
 
 
 def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark the runs of this machine whose process is gone as failed, and free what they hold.
+    """Mark this machine's runs whose process has died as failed, and free their concurrency slots.
 
     Returns:
         Their run ids.
@@ -64,7 +64,7 @@ def _pid(instance: dg.DagsterInstance, run_id: str) -> int | None:
 
 
 def _is_alive(pid: int, begun: float) -> bool:
-    """Whether the process that began a run still lives; a younger one only has its number."""
+    """Whether the process that started a run is alive. A younger process with its number does not count."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= begun
@@ -73,13 +73,13 @@ def _is_alive(pid: int, begun: float) -> bool:
 
 
 def orphan_sweep() -> dg.SensorDefinition:
-    """Every half minute: runs whose process was killed are marked as failed, and what they hold is freed."""
+    """A sensor that marks runs whose process has died as failed, every half minute."""
 
     @dg.sensor(
         name="orphan_sweep",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Marks runs as failed whose process is gone",
+        description="Marks runs as failed if their process has died",
     )
     def sweep(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         failed = fail_orphaned_runs(context.instance)
