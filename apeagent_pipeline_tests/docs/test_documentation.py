@@ -143,7 +143,7 @@ def test_names_stand_in_the_files_where_a_page_finds_them(page: Path) -> None:
         ("commands", "`apeagent demo --fast`"),
         ("commands", "```sh\nAPEAGENT_SEED=7 apeagent sync --from 2025-01-21\n```"),
         ("commands", "```sh\napeagent doctor && apeagent ask\n```"),
-        ("commands", "```sh\napeagent ui --port\n```"),
+        ("commands", "1. In a list:\n\n   ```sh\n   apeagent ui --port\n   ```"),
         ("commands", "```sh\n.venv/bin/apeagent demo one two\n```"),
         ("commands", '```sh\napeagent ask "ETH costs $2506.92"\n```'),
         ("modules", "`python -m apeagent_pipeline_tests.benchmarks.nothing`"),
