@@ -16,7 +16,7 @@ from apeagent_pipeline.cli import app
 from apeagent_pipeline_tests.docs.generate import ROOT
 from apeagent_pipeline_tests.docs.settings_table import setting_names
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -1,6 +1,8 @@
 """The table of all settings, as `Settings` declares them."""
 
+import os
 from typing import Any, Literal, get_args, get_origin
+from unittest.mock import patch
 
 from pydantic.fields import FieldInfo
 
@@ -9,11 +11,23 @@ from apeagent_pipeline.settings import PREFIX, Settings
 
 
 def settings_table() -> str:
-    """One row a setting: variable, default, meaning."""
-    rows = [
-        [f"`{PREFIX}{name.upper()}`", _default(info), _meaning(info)] for name, info in Settings.model_fields.items()
-    ]
+    """One row a setting: variable, default (and that of the profile ``full``, where it is another), meaning."""
+    usual, full = defaults("demo"), defaults("full")
+    rows = []
+    for name, info in Settings.model_fields.items():
+        default = _shown(usual[name])
+        if full[name] != usual[name] and name != "profile":
+            default = f"{default}; profile `full`: {_shown(full[name])}"
+        rows.append([f"`{PREFIX}{name.upper()}`", default, _meaning(info)])
     return markdown_table(["variable", "default", "meaning"], rows)
+
+
+def defaults(profile: str) -> dict[str, Any]:
+    """The value of every setting if nothing but the profile is set."""
+    unset = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    with patch.dict(os.environ, unset, clear=True):
+        settings = Settings(_env_file=None, profile=profile)  # type: ignore[call-arg,arg-type]
+    return {name: getattr(settings, name) for name in Settings.model_fields}
 
 
 def setting_names() -> set[str]:
@@ -21,11 +35,8 @@ def setting_names() -> set[str]:
     return {PREFIX + name.upper() for name in Settings.model_fields}
 
 
-def _default(info: FieldInfo) -> str:
-    value = info.default
-    if value is None or value in ("", (), {}):
-        return ""
-    return f"`{value}`"
+def _shown(value: Any) -> str:
+    return "" if value in (None, "", (), {}) else f"`{value}`"
 
 
 def _meaning(info: FieldInfo) -> str:

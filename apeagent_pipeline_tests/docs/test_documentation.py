@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from apeagent_pipeline.settings import load_settings
 from apeagent_pipeline_tests.docs import references, results
 from apeagent_pipeline_tests.docs.generate import PAGES, README, documents, generated, generated_names
 from apeagent_pipeline_tests.docs.results import FOLDER, Result, read_result, result_names
-from apeagent_pipeline_tests.docs.settings_table import setting_names
+from apeagent_pipeline_tests.docs.settings_table import setting_names, settings_table
 
 LONGEST_README = 150
 
@@ -55,6 +56,18 @@ def test_a_setting_changed_by_hand_or_a_figure_typed_by_hand_is_noticed() -> Non
     figure = read_result("laptop").rows[0][1]
     assert f"| {figure} |" in readme
     assert generated(readme.replace(f"| {figure} |", "| 1 |")) == readme
+
+
+def test_the_settings_table_knows_profiles_but_not_the_developers_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = settings_table()
+    assert "| `on_change`; profile `full`: `weekly` |" in before
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APEAGENT_SEED", "7")
+    (tmp_path / ".env").write_text("APEAGENT_STUDENT=mine\n")
+    assert settings_table() == before
+    assert load_settings().seed == 7
 
 
 def test_every_setting_and_every_result_is_shown() -> None:
@@ -130,7 +143,7 @@ def test_names_stand_in_the_files_where_a_page_finds_them(page: Path) -> None:
         ("commands", "`apeagent demo --fast`"),
         ("commands", "```sh\nAPEAGENT_SEED=7 apeagent sync --from 2025-01-21\n```"),
         ("commands", "```sh\napeagent doctor && apeagent ask\n```"),
-        ("commands", "```sh\napeagent ui --port\n```"),
+        ("commands", "1. In a list:\n\n   ```sh\n   apeagent ui --port\n   ```"),
         ("commands", "```sh\n.venv/bin/apeagent demo one two\n```"),
         ("commands", '```sh\napeagent ask "ETH costs $2506.92"\n```'),
         ("modules", "`python -m apeagent_pipeline_tests.benchmarks.nothing`"),
