@@ -31,7 +31,7 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
             workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
             workers[-1].kill()
 
-    together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, kill_one)
+    together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, progress=kill_one)
     assert told.count(1) == 2  # all were started again
     assert told[-1] == config.steps
     assert listening <= {"127.0.0.1", "::1"}  # nobody else can join, or be sent what they exchange
