@@ -164,11 +164,8 @@ class Training:
         self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.control, self.control_averaged = copy.deepcopy(self.generator), copy.deepcopy(self.averaged)
         self.best, self.best_distance = copy.deepcopy(self.averaged), float("inf")
-        # By the names under which a checkpoint holds them.
-        self.modules: dict[str, nn.Module] = {
-            name: getattr(self, name)
-            for name in ("generator", "averaged", "critic", "best", "control", "control_averaged")
-        }
+        names = ("generator", "averaged", "critic", "best", "control", "control_averaged")
+        self.modules: dict[str, nn.Module] = {name: getattr(self, name) for name in names}
         adam, rate, parameters = torch.optim.Adam, config.adversarial_rate, self.generator.parameters
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "likelihood": torch.optim.AdamW(

@@ -173,5 +173,5 @@ def test_the_critic_stays_small():
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="hidden=60 is no multiple of heads=8"):
+    with pytest.raises(ValueError, match="hidden=60 is not a multiple of heads=8"):
         GanConfig(hidden=60)

@@ -13,6 +13,7 @@ from apeagent_pipeline.gan.swap_execution import (
     Origins,
     synthetic_windows,
 )
+from apeagent_pipeline.market.features import swap_key
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
 
 CONFIG = SamplingConfig(n_windows=60, batch=25)
@@ -125,6 +126,22 @@ def test_sizes_beyond_the_pool_are_cut_and_not_an_error(windows):
 def test_the_seed_decides_the_windows(gan, windows, synthetic):
     assert sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=5).equals(synthetic)
     assert not sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=6).equals(synthetic)
+
+
+def test_another_generator_fits_in(windows):
+    class Replay:
+        """Returns the real continuation of each history."""
+
+        def sample(self, windows, starts, seed, *, batch, progress):
+            index = starts[:, None] + windows.context + np.arange(windows.length)
+            return windows.free_features()[index], Origins.none(*index.shape)
+
+    replayed = sample_windows(Replay(), windows, BASE_ETH_USDC, CONFIG, seed=5)
+    keys = windows.table.select(swap_key()).to_series()
+    first = replayed.filter(step=0)
+    real = windows.table[[keys.index_of(key) + 1 for key in first["condition_id"]]]
+    assert first["side"].to_list() == real["side"].to_list()
+    assert first["volume_usdc"].to_list() == pytest.approx(real["volume_usdc"].to_list(), rel=1e-6)
 
 
 def test_histories_come_from_the_chosen_splits(gan, windows):

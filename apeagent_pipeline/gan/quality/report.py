@@ -68,10 +68,10 @@ def quality_report(
     rng = np.random.default_rng([seed, 0])
     # On data this small the threads of a pool spend most of their time waiting for each other.
     with threadpool_limits(1):
-        progress(0, 1)
         tables = {"": checked(synthetic)} | ({} if control is None else {CONTROL: checked(control)})
+        parts = len(tables) + len(BASELINES) + 2
+        progress(0, parts)
         compared = _comparisons(tables, windows, pool, config, seed=seed, rng=rng)
-        parts = len(compared) + 1
         metrics: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
         for suffix, each in compared.items():
@@ -101,12 +101,12 @@ def _comparisons(
     seed: int,
     rng: np.random.Generator,
 ) -> dict[str, Comparison]:
-    """The comparison of every kind of windows with the real ones; ``tables`` holds the generated kinds by suffix."""
+    """Comparisons of all kinds of windows, by suffix; ``tables`` lacks only the floor and the baselines."""
     real = real_set(windows, windows.starts("train", "valid"))
-    sets = {suffix: synthetic_set(table, windows, pool) for suffix, table in tables.items()}
-    n = min(2 * config.windows, len(sets[""].at))
+    n = min(2 * config.windows, tables[""]["window_id"].n_unique())
     baselines = {suffix: draw(windows, pool, n, seed) for suffix, draw in BASELINES.items()}
-    sets |= {suffix: synthetic_set(table, windows, pool) for suffix, table in baselines.items()}
+    tables = {"": tables[""], **baselines, **tables}
+    sets = {suffix: synthetic_set(table, windows, pool) for suffix, table in tables.items()}
     within = {suffix: each.within_blocks(config.block_rows) for suffix, each in {"real": real, **sets}.items()}
     fewest = min(len(each.at) for each in within.values())
     if fewest < 10 * config.folds:
@@ -124,12 +124,12 @@ def _comparisons(
         first, second = (_some(each.within_blocks(config.block_rows), config, rng) for each in (one, other))
         return Comparison(one, other, (first, second), deals, table, (keys[0], keys[1]), pool, config, seed)
 
-    kinds = ["", *BASELINES, *(suffix for suffix in tables if suffix)]
     rows = windows.table.filter(pl.col("split").is_in(["train", "valid"]))
-    found = {"": compare(real, sets[""], tables[""], (sets[""].keys, known))}
-    found[FLOOR] = compare(*halves, rows, (halves[0].keys, halves[1].keys))
-    for suffix in kinds[1:]:
-        found[suffix] = compare(real, sets[suffix], (tables | baselines)[suffix], (sets[suffix].keys, known))
+    found = {}
+    for suffix, table in tables.items():
+        found[suffix] = compare(real, sets[suffix], table, (sets[suffix].keys, known))
+        if not suffix:
+            found[FLOOR] = compare(*halves, rows, (halves[0].keys, halves[1].keys))
     return found
 
 

@@ -239,6 +239,14 @@ def domain_checks(table: pl.DataFrame, pool: PoolSpec) -> dict[str, float]:
     }
 
 
+def _copied_runs(compared: Comparison) -> float:
+    return copied_share(*compared.copies)
+
+
+def _domain(name: str) -> Callable[[Comparison], float]:
+    return lambda compared: compared.domain[name]
+
+
 class Score(NamedTuple):
     """A row of `SCORES`.
 
@@ -275,34 +283,10 @@ SCORES = (
     Score("acf_error", "mean difference of autocorrelations", _acf_error, "lower"),
     Score("xcorr_error", "mean difference of rank correlations between features", _xcorr_error, "lower"),
     Score("mmd", "maximum mean discrepancy of whole windows", _mmd, "lower"),
-    Score(
-        "copied_runs",
-        "share of 3-row runs that occur in the train rows",
-        lambda compared: copied_share(*compared.copies),
-        "lower",
-        "largest_copied_runs",
-    ),
-    Score(
-        "price_matches_tick",
-        "share of rows whose tick matches the price",
-        lambda compared: compared.domain["price_matches_tick"],
-        "higher",
-        1.0,
-    ),
-    Score(
-        "opposite_signs",
-        "share of rows with one amount paid and one received",
-        lambda compared: compared.domain["opposite_signs"],
-        "higher",
-        1.0,
-    ),
-    Score(
-        "effective_price",
-        "share of rows whose amounts match price, fee and impact",
-        lambda compared: compared.domain["effective_price"],
-        "higher",
-        1.0,
-    ),
+    Score("copied_runs", "share of 3-row runs found in the train rows", _copied_runs, "lower", "largest_copied_runs"),
+    Score("price_matches_tick", "rows whose tick matches the price", _domain("price_matches_tick"), "higher", 1.0),
+    Score("opposite_signs", "rows with one amount paid, one received", _domain("opposite_signs"), "higher", 1.0),
+    Score("effective_price", "rows that match price, fee and impact", _domain("effective_price"), "higher", 1.0),
 )
 
 
