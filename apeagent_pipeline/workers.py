@@ -1,8 +1,8 @@
-"""Training on several processes of one machine: each takes its part of every batch, gradients are averaged.
+"""Data-parallel training by several processes of one machine: each computes its share of every batch.
 
-Accelerate finds the device of every process and reduces over them (NCCL on CUDA, gloo on the CPU); torch's elastic
-agent starts them and, when one dies, starts all again, which then go on from the last checkpoint. With one process
-nothing is started, nothing is reduced and nobody is waited for.
+Accelerate selects the device of every process and averages gradients over the processes (NCCL on CUDA, gloo on the
+CPU). Torch's elastic agent starts the processes; when one dies, it restarts all, and they resume from the last
+checkpoint. A single process runs in the caller, without any communication.
 """
 
 import os
@@ -26,32 +26,32 @@ from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 RESTARTS = 3
-"""How often the processes are started again after one of them died."""
+"""How often the processes are restarted after one of them has died."""
 
-_LONGEST_WAIT = timedelta(hours=1)  # for what one does alone; that one has died is seen by the agent at once
+_TIMEOUT = timedelta(hours=1)  # for work that one process does alone; the agent notices a dead process at once
 
 _Rows = TypeVar("_Rows")
 
 
 class WorkerError(ApeagentError, RuntimeError):
-    """The processes cannot share the work, or could not finish it: then the message is of the first that failed."""
+    """The processes cannot share the work, or one failed; the message is that of the first process that failed."""
 
 
 def worker_count(asked: int, **batches: int) -> int:
-    """How many processes can share a training.
+    """The number of processes that train together.
 
     Args:
-        asked: So many; 0: one for each CUDA device, as far as every batch can be dealt to them equally.
-        batches: Name -> size of each batch that is dealt.
+        asked: The wanted number; 0: as many as there are CUDA devices, or fewer if the batches do not divide evenly.
+        batches: Name -> size of each batch that the processes share.
 
     Raises:
-        WorkerError: a batch cannot be dealt equally to as many as were asked for.
+        WorkerError: if a batch does not divide evenly among the wanted number of processes.
     """
     unequal = [f"{name}={size}" for name, size in batches.items() if asked and size % asked]
     if unequal:
         raise WorkerError(
-            f"{' and '.join(unequal)} cannot be dealt to {asked} processes; make it a multiple of their number, or set "
-            "workers"
+            f"{' and '.join(unequal)} cannot be divided evenly among {asked} processes; make it a multiple of their "
+            "number, or change workers"
         )
     if asked:
         return asked
@@ -59,23 +59,23 @@ def worker_count(asked: int, **batches: int) -> int:
 
 
 def device() -> torch.device:
-    """Where a single process computes."""
+    """The device of a single process."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class Workers:
-    """The processes that train together, as seen by one of them.
+    """The processes that train together, from the view of one of them.
 
     Attributes:
-        count: How many.
-        rank: Which this one is; 0 writes what is written.
-        device: Where it computes.
+        count: Number of processes.
+        rank: Number of this process; process 0 writes all files.
+        device: Device of this process.
     """
 
     def __init__(self, together: bool) -> None:
-        """``together``: this process was started by `run_together`."""
+        """``together``: whether this process was started by `run_together`."""
         if together:
             from accelerate import PartialState
 
@@ -86,7 +86,7 @@ class Workers:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """What stands inside is done by the first process alone, then by the others, who find what it left."""
+        """Run the block in process 0 first, then in the others, which find the files that it has written."""
         if self.rank:
             self.wait()
         yield
@@ -94,20 +94,20 @@ class Workers:
             self.wait()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             distributed.barrier()
 
     def agree(self, decision: bool) -> bool:
-        """The first process's decision, for all."""
+        """Return the decision of process 0 in every process."""
         if self.count == 1:
             return decision
-        told = torch.tensor(int(decision), device=self.device)
-        distributed.broadcast(told, src=0)
-        return bool(told)
+        shared = torch.tensor(int(decision), device=self.device)
+        distributed.broadcast(shared, src=0)
+        return bool(shared)
 
     def share(self, rows: _Rows) -> _Rows:
-        """This process's part of a batch: of every tensor of a named tuple the rows of dimension 0 that are its own."""
+        """This process's share of a batch, a named tuple of tensors that are split along dimension 0."""
         if self.count == 1:
             return rows
         return type(rows)(*(each.chunk(self.count)[self.rank] for each in rows))  # type: ignore[attr-defined]
@@ -119,8 +119,8 @@ class Workers:
         from accelerate.utils import reduce
 
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        together: Tensor = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
-        for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        means: Tensor = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
@@ -128,19 +128,19 @@ def run_together(count: int, work: Callable[..., object], arguments: tuple[Any, 
     """Run ``work(*arguments, progress, workers)`` in ``count`` new processes, each with its `Workers`.
 
     Args:
-        count: How many processes; on a CPU they share its cores.
-        work: A function of a module, which the new processes import.
-        arguments: Its arguments; they are sent to the processes.
-        progress: Told here what the first process tells its own.
+        count: Number of processes; on a CPU they share its cores.
+        work: A module-level function, which the new processes import.
+        arguments: Its arguments, which are pickled.
+        progress: Called in this process with the progress of process 0.
 
     Raises:
-        WorkerError: a process died once more after `RESTARTS` restarts.
+        WorkerError: if a process fails again after `RESTARTS` restarts.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     key = secrets.token_bytes(32)
-    # torch's stores of the network listen on every interface and ask nobody for a password. One machine needs none.
+    # Torch's TCP store listens on every interface without a password. On one machine a file store is enough.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with TemporaryDirectory(prefix="apeagent-") as folder, Listener(authkey=key) as listener:
         settings = LaunchConfig(
@@ -155,7 +155,7 @@ def run_together(count: int, work: Callable[..., object], arguments: tuple[Any, 
             monitor_interval=0.5,
             start_method="spawn",
         )
-        Thread(target=_pass_on, args=(listener, progress), daemon=True).start()
+        Thread(target=forward_progress, args=(listener, progress), daemon=True).start()
         try:
             elastic_launch(settings, _worker)(work, arguments, folder, listener.address, key)
         except ChildFailedError as error:
@@ -172,38 +172,38 @@ def _worker(work: Callable[..., object], arguments: tuple[Any, ...], folder: str
     if workers.rank:
         work(*arguments, silent, workers)
         return
-    with Client(address, authkey=key) as line:
-        work(*arguments, lambda done, total, **metrics: line.send((done, total, metrics)), workers)
+    with Client(address, authkey=key) as connection:
+        work(*arguments, lambda done, total, **metrics: connection.send((done, total, metrics)), workers)
 
 
 def _join(folder: str) -> None:
-    """Find the other processes through a file, and talk to them over the loopback interface alone."""
+    """Join the process group through a file store, with all traffic on the loopback interface."""
     addresses = psutil.net_if_addrs()
     loopback = next(name for name in addresses if any(each.address == "127.0.0.1" for each in addresses[name]))
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
-    # A file for every restart: in that of the one before stand the addresses of the dead.
+    # One file per restart: the file of the previous start holds the addresses of dead processes.
     store = Path(folder) / f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
     count = int(os.environ["WORLD_SIZE"])
     distributed.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        timeout=_LONGEST_WAIT,
+        timeout=_TIMEOUT,
         store=distributed.FileStore(str(store), count),
         rank=int(os.environ["RANK"]),
         world_size=count,
     )
 
 
-def _pass_on(listener: Listener, progress: Progress) -> None:
-    """Tell ``progress`` what the first process sends; after a restart another one calls."""
-    with listener:  # if telling fails, nobody else is to call and wait for an answer
+def forward_progress(listener: Listener, progress: Progress) -> None:
+    """Call ``progress`` with what process 0 sends, until the listener is closed; each restart connects anew."""
+    with listener:  # if ``progress`` raises, no process may wait for an answer on an open listener
         while True:
             try:
-                line = listener.accept()
-            except (EOFError, ConnectionError, AuthenticationError):  # died while it called
+                connection = listener.accept()
+            except (EOFError, ConnectionError, AuthenticationError):  # the process died while connecting
                 continue
             except OSError:  # the listener was closed
                 return
-            with line, suppress(EOFError, ConnectionError):  # that process has ended
+            with connection, suppress(EOFError, ConnectionError):  # the process has ended
                 while True:
-                    done, total, metrics = line.recv()
+                    done, total, metrics = connection.recv()
                     progress(done, total, **metrics)

@@ -1,4 +1,4 @@
-"""The id under which the PoolManager knows a pool."""
+"""The id of a pool in the PoolManager."""
 
 from eth_hash.auto import keccak
 

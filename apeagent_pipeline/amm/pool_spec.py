@@ -1,4 +1,4 @@
-"""Which pool we talk about: its chain, contract, tokens and fee."""
+"""The identity of a pool: its chain, contract, tokens and fee."""
 
 from typing import Annotated, Self
 
@@ -9,7 +9,7 @@ from apeagent_pipeline.errors import ApeagentError
 NATIVE_CURRENCY = "0x0000000000000000000000000000000000000000"
 
 DYNAMIC_FEE = 0x800000
-"""What stands for the fee in the key of a pool whose hooks set the fee anew for each swap (``LPFeeLibrary.sol``)."""
+"""The fee in the key of a pool whose hooks set the fee of each swap (``LPFeeLibrary.sol``)."""
 
 MOST_DECIMALS = 36
 
@@ -17,7 +17,7 @@ _LARGEST_FEE = 1_000_000
 
 
 class DynamicFeeError(ApeagentError, ValueError):
-    """One fee was asked for of a pool in which every swap has its own."""
+    """A static fee was requested of a pool in which every swap has its own fee."""
 
 
 def _check_fee(fee: int) -> int:
@@ -42,7 +42,7 @@ class Token(BaseModel):
 
 
 class PoolKey(BaseModel):
-    """What tells a pool from all others of its PoolManager, in Uniswap's own terms (``PoolKey.sol``)."""
+    """The key that identifies a pool within its PoolManager, in Uniswap's terms (``PoolKey.sol``)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,7 +64,7 @@ class PoolSpec(BaseModel):
 
     ``token0`` is the base (ETH in the preset) and ``token1`` the quote (USDC): prices are token1 per token0. Columns
     and words named after the preset (``amount0_eth``, ``amount1_usdc``, ETH, USDC) mean token0 and token1 of any other
-    pool, in human units. Portfolios and prompts are drawn for a quote worth about a dollar.
+    pool, in human units. Portfolios and prompts assume a quote token worth about one dollar.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,7 +80,7 @@ class PoolSpec(BaseModel):
 
     @property
     def key(self) -> PoolKey:
-        """What the pool id is the hash of."""
+        """The key whose hash is the pool id."""
         return PoolKey(
             currency0=self.token0.address,
             currency1=self.token1.address,
@@ -91,20 +91,20 @@ class PoolSpec(BaseModel):
 
     @property
     def has_hooks(self) -> bool:
-        """Whether a contract is called around swaps. Events stay right; a simulated swap may miss what it does."""
+        """Whether a contract is called around swaps. Its effects appear in events, but not in simulated swaps."""
         return int(self.hooks, 16) != 0
 
     @property
     def has_dynamic_fee(self) -> bool:
-        """Whether every swap has a fee of its own: that of its event."""
+        """Whether each swap has its own fee, given in its event."""
         return self.fee == DYNAMIC_FEE
 
     @property
     def static_fee(self) -> int:
-        """The one fee of all swaps, in pips.
+        """The fee of all swaps, in pips.
 
         Raises:
-            DynamicFeeError: if there is none.
+            DynamicFeeError: if the pool has a dynamic fee.
         """
         if self.has_dynamic_fee:
             raise DynamicFeeError(

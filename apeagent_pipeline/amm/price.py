@@ -30,5 +30,5 @@ def sqrt_price_x96_from_price(price: float, spec: PoolSpec) -> int:
     raw = Fraction(price) * Fraction(10) ** (spec.token1.decimals - spec.token0.decimals)
     root = isqrt((raw.numerator << 192) // raw.denominator)
     if not MIN_SQRT_PRICE <= root < MAX_SQRT_PRICE:
-        raise ValueError(f"a price of {price!r} lies outside what the contract can hold")
+        raise ValueError(f"a price of {price!r} lies outside the range of the contract")
     return root

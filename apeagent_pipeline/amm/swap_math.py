@@ -1,4 +1,4 @@
-"""What a swap does to the price and what it pays, inside one range of constant liquidity.
+"""Price change and amounts of a swap inside one range of constant liquidity.
 
 Every value is an exact integer: wei, or the smallest unit of a token. Roundings always favour the pool. Sources:
 ``SqrtPriceMath.sol`` and ``SwapMath.sol`` of Uniswap v4-core.

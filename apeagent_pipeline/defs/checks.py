@@ -28,7 +28,8 @@ from apeagent_pipeline.distillation.chain_of_draft import AnswerError, parse_ans
 from apeagent_pipeline.distillation.traces import refusal_counts
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary.config import failures as canary_failures
-from apeagent_pipeline.gan.quality.config import QualityConfig, quality_failures
+from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.scores import quality_failures
 from apeagent_pipeline.market import features
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS

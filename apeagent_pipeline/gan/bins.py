@@ -1,8 +1,7 @@
-"""Quantile bins of the irreducible features, and the empirical distribution inside each bin.
+"""Quantile bins of the free features, and the empirical distribution inside each bin.
 
-A value is written as a bin and a position in [0, 1) inside it. The position is a rank among the train values of the
-bin, and what comes out is always one of those values: round sizes, whole seconds and exact zeros survive, and a bin
-whose train values are all the same has only that value.
+A value is encoded as a bin and a position in [0, 1) inside it. The position is a rank among the train values of the
+bin, and decoding always returns a train value: round sizes, whole seconds and exact zeros survive.
 """
 
 from pathlib import Path
@@ -18,14 +17,14 @@ class RowBins:
     """Bins of every feature, fitted on train rows.
 
     Attributes:
-        values: For every feature its sorted train values, float64 [n].
-        starts: For every feature the rank at which each bin starts, and n at the end, int64 [bins + 1].
+        values: Of every feature the sorted train values, float64 [n].
+        starts: Of every feature the rank at which each bin starts, and n at the end, int64 [bins + 1].
     """
 
     def __init__(self, values: list[np.ndarray], starts: list[np.ndarray]) -> None:
         self.values = values
         self.starts = starts
-        # A bin holds what lies above the bin before it, up to its own greatest train value.
+        # A bin reaches from above the greatest train value of the bin before it to its own greatest train value.
         self._edges = [column[ends[1:-1] - 1] for column, ends in zip(values, starts, strict=True)]
 
     @property
@@ -40,18 +39,18 @@ class RowBins:
 
     @classmethod
     def fit(cls, rows: np.ndarray, at_most: list[int]) -> "RowBins":
-        """Bins of about equal mass; a value more frequent than a bin's mass gets a bin of its own.
+        """Fit bins of about equal mass; a value more frequent than a bin's mass gets its own bin.
 
         Args:
             rows: Train rows, [n, features].
-            at_most: Quantile bins of every feature (frequent values add a few).
+            at_most: Number of quantile bins of every feature; frequent values and the tails add a few.
 
         Raises:
             ValueError: if a value is not finite.
         """
         if not np.isfinite(rows).all():
             bad = np.flatnonzero(~np.isfinite(rows).all(axis=0)).tolist()
-            raise ValueError(f"the training rows have values that are no finite numbers in the columns {bad}")
+            raise ValueError(f"the training rows have values that are not finite in the columns {bad}")
         values = [np.sort(column) for column in rows.T]
         return cls(values, [_bin_starts(column, count) for column, count in zip(values, at_most, strict=True)])
 
@@ -61,10 +60,10 @@ class RowBins:
         return np.stack(columns, axis=-1).astype(np.int64)
 
     def positions(self, rows: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A position inside its bin for every value, float64 [..., features].
+        """The position of every value inside its bin, float64 [..., features].
 
-        Train rows give uniform positions: a value that occurs often gets a random rank among its copies, so that
-        frequent values look no different from what the generator draws.
+        A value that occurs several times gets a random rank among its copies, so that the positions of train rows are
+        uniform, like the noise of the generator.
         """
         columns = []
         for k, (values, starts) in enumerate(zip(self.values, self.starts, strict=True)):
@@ -103,10 +102,10 @@ class RowBins:
 
 def _bin_starts(values: np.ndarray, count: int) -> np.ndarray:
     n = len(values)
-    # Extremes come in clusters, which one wide bin at the end would not tell: the outermost bins are halved outwards.
+    # Extremes cluster, and one wide bin at the end could not resolve that: the outermost bins are halved outwards.
     tail = 1 / count / 2.0 ** np.arange(1, _TAIL_HALVINGS + 1)
     shares = np.concatenate([np.linspace(0, 1, count + 1), tail, 1 - tail])
     cuts = np.unique((n * shares).round().astype(np.int64))[:-1]
-    # A cut inside a run of equal values moves to the start of the run; a frequent value also ends its bin.
+    # A cut inside a run of equal values moves to the start of the run; a frequent value also gets a cut at its end.
     low, high = np.searchsorted(values, values[cuts], side="left"), np.searchsorted(values, values[cuts], side="right")
     return np.unique(np.concatenate([low, high[high - low >= n / count], [0, n]]))

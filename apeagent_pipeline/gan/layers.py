@@ -1,4 +1,4 @@
-"""Transformer layers that generator and critic are built from."""
+"""Transformer layers of the generator."""
 
 import math
 
@@ -10,10 +10,10 @@ from apeagent_pipeline.gan.config import GanConfig
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws a byte for every value: on the CPU, torch's own draws are a third of a likelihood step."""
+    """Dropout that draws one byte per value; on the CPU torch's own draws take a third of a likelihood step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; ``p`` is rounded to a 256th."""
+        """Apply dropout to any shape; on the CPU ``p`` is rounded to a 256th."""
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
         kept = round(256 * (1 - self.p))
@@ -38,37 +38,37 @@ class Attention(nn.Module):
         return self.key_value(source).view(n, rows, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, keys_values: Tensor, causal: bool = False) -> Tensor:
-        """Attend from ``x`` [n, T, hidden] to keys and values; ``causal`` where row t must not see rows after t."""
+        """Attend from ``x`` [n, T, hidden] to keys and values; with ``causal`` row t attends to no row after t."""
         n, rows, hidden = x.shape
         query = self.query(x).view(n, rows, self.heads, -1).transpose(1, 2)
         keys, values = keys_values
-        if self.training and self.dropout.p > 0:  # where fused attention would fall back to these steps
+        if self.training and self.dropout.p > 0:  # fused attention would fall back to these steps
             scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
             if causal:
                 scores = scores + torch.full((rows, rows), -math.inf, device=x.device).triu(1)
-            seen = self.dropout(scores.softmax(dim=-1)) @ values
+            attended = self.dropout(scores.softmax(dim=-1)) @ values
         else:
-            seen = F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
-        return self.out(seen.transpose(1, 2).reshape(n, rows, hidden))
+            attended = F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
+        return self.out(attended.transpose(1, 2).reshape(n, rows, hidden))
 
-    def keys_values_across(self, source: Tensor) -> Tensor:
-        """The same keys and values with the windows innermost, [2, heads, hidden / heads, rows, n]."""
-        return self._across(self.key_value, source).unflatten(0, (2, self.heads, -1))
+    def keys_values_batch_last(self, source: Tensor) -> Tensor:
+        """The same keys and values with the batch as the last dimension, [2, heads, hidden / heads, rows, n]."""
+        return self._batch_last(self.key_value, source).unflatten(0, (2, self.heads, -1))
 
-    def of_one_row(self, x: Tensor, keys_values_across: Tensor) -> Tensor:
+    def attend_one(self, x: Tensor, keys_values_batch_last: Tensor) -> Tensor:
         """Attend from one row ``x`` [n, 1, hidden], without dropout or gradient.
 
-        On the CPU, elementwise products over the windows take half the time of fused attention for a single query.
+        On the CPU, elementwise products over the batch take half the time of fused attention for a single query.
         """
-        keys, values = keys_values_across
-        query = self._across(self.query, x).unflatten(0, (self.heads, -1))
+        keys, values = keys_values_batch_last
+        query = self._batch_last(self.query, x).unflatten(0, (self.heads, -1))
         products = query * keys
         weights = (products.sum(dim=1) * keys.shape[1] ** -0.5).softmax(dim=1)
-        seen = torch.mul(weights.unsqueeze(1), values, out=products).sum(dim=2)
-        return self.out(seen.flatten(0, 1).T).unsqueeze(1)  # of three dimensions, it would multiply one by one
+        attended = torch.mul(weights.unsqueeze(1), values, out=products).sum(dim=2)
+        return self.out(attended.flatten(0, 1).T).unsqueeze(1)  # in two dimensions, for one matrix product
 
     @staticmethod
-    def _across(linear: nn.Linear, x: Tensor) -> Tensor:
+    def _batch_last(linear: nn.Linear, x: Tensor) -> Tensor:
         """[n, rows, in] -> [out, rows, n]."""
         n, rows, _ = x.shape
         columns = x.transpose(0, 1).flatten(0, 1).T
@@ -81,7 +81,7 @@ def feed_forward(hidden: int, dropout: float) -> nn.Sequential:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention in both directions over the condition rows, then a feed-forward network."""
+    """Bidirectional self-attention over the condition rows, then a feed-forward network (pre-norm)."""
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, context, hidden] -> the same."""
+        """[n, context, hidden] -> [n, context, hidden]."""
         normed = self.norms[0](x)
         x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed)))
         return x + self.dropout(self.feed_forward(self.norms[1](x)))
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention to the condition, feed-forward network; normalised before each."""
+    """Causal self-attention, cross-attention to the condition, feed-forward network (pre-norm)."""
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__()
@@ -109,34 +109,34 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Rows of a whole window ``x`` [n, T, hidden] after the encoded ``condition`` [n, context, hidden]."""
+        """Decode a whole window ``x`` [n, T, hidden], given the encoded ``condition`` [n, context, hidden]."""
         normed = self.norms[0](x)
         x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed), causal=True))
         keys_values = self.cross_attention.keys_values(condition)
         x = x + self.dropout(self.cross_attention(self.norms[1](x), keys_values))
         return x + self.dropout(self.feed_forward(self.norms[2](x)))
 
-    def one_row(self, x: Tensor, condition: Tensor, own: Tensor, step: int) -> Tensor:
-        """The same for one row when sampling.
+    def decode_step(self, x: Tensor, condition: Tensor, window: Tensor, step: int) -> Tensor:
+        """Decode one row with the key-value cache.
 
         Args:
             x: The row, [n, 1, hidden].
             condition: Keys and values of the condition rows, [2, heads, hidden / heads, context, n].
-            own: Those of the rows so far; those of this row are written at ``step``.
+            window: Keys and values of the window's rows so far; the keys and values of this row are written into it.
             step: Position of the row in the window.
         """
         normed = self.norms[0](x)
-        own[..., step : step + 1, :] = self.attention.keys_values_across(normed)
-        x = x + self.attention.of_one_row(normed, own[..., : step + 1, :])
-        x = x + self.cross_attention.of_one_row(self.norms[1](x), condition)
+        window[..., step : step + 1, :] = self.attention.keys_values_batch_last(normed)
+        x = x + self.attention.attend_one(normed, window[..., : step + 1, :])
+        x = x + self.cross_attention.attend_one(self.norms[1](x), condition)
         return x + self.feed_forward(self.norms[2](x))
 
 
 class PositionHead(nn.Module):
-    """Fresh noise -> position inside the bin, given what is known.
+    """Transforms uniform noise into a position inside the bin, conditioned on the hidden state.
 
-    A uniform variable whose logit is stretched and shifted: at first it is the identity, which draws from the empirical
-    distribution of the bin, and it can only be bent within bounds. Its density is known in closed form.
+    The logit of the noise is stretched and shifted within bounds. At initialisation the transform is the identity, so
+    positions follow the empirical distribution of the bin. The density is known in closed form.
     """
 
     def __init__(self, hidden: int, features: int) -> None:
@@ -146,26 +146,26 @@ class PositionHead(nn.Module):
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
-    def _bend(self, known: Tensor) -> tuple[Tensor, Tensor]:
-        stretch, shift = self.outer(F.gelu(self.inner(known))).chunk(2, dim=-1)
+    def _stretch_and_shift(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        stretch, shift = self.outer(F.gelu(self.inner(hidden))).chunk(2, dim=-1)
         return torch.tanh(stretch), 4 * torch.tanh(shift)
 
-    def forward(self, known: Tensor, noise: Tensor) -> Tensor:
-        """``known`` [..., hidden], ``noise`` [..., features] uniform in (0, 1) -> positions [..., features]."""
-        stretch, shift = self._bend(known)
+    def forward(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """``hidden`` [..., hidden], ``noise`` [..., features] uniform in (0, 1) -> positions [..., features]."""
+        stretch, shift = self._stretch_and_shift(hidden)
         return torch.sigmoid(torch.logit(noise, eps=1e-6) * torch.exp(stretch) + shift)
 
-    def log_density(self, known: Tensor, positions: Tensor) -> Tensor:
-        """Log density of ``positions`` [..., features] against the uniform one."""
-        stretch, shift = self._bend(known)
-        at = torch.logit(positions, eps=1e-4)
-        source = (at - shift) * torch.exp(-stretch)
+    def log_density(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Log density of ``positions`` [..., features]; 0 for the uniform distribution."""
+        stretch, shift = self._stretch_and_shift(hidden)
+        logit = torch.logit(positions, eps=1e-4)
+        source = (logit - shift) * torch.exp(-stretch)
         # The density of a logistic variable is sigmoid(x) sigmoid(-x).
-        return F.logsigmoid(source) + F.logsigmoid(-source) - stretch - F.logsigmoid(at) - F.logsigmoid(-at)
+        return F.logsigmoid(source) + F.logsigmoid(-source) - stretch - F.logsigmoid(logit) - F.logsigmoid(-logit)
 
 
-def sinusoids(places: int, hidden: int) -> Tensor:
-    """Sinusoidal position encodings, [places, hidden] (Vaswani et al. 2017, section 3.5)."""
+def sinusoids(positions: int, hidden: int) -> Tensor:
+    """Sinusoidal position encodings, [positions, hidden] (Vaswani et al. 2017, section 3.5)."""
     rates = torch.exp(torch.arange(0, hidden, 2) * (-math.log(1_000.0) / hidden))
-    angles = torch.arange(places)[:, None] * rates
+    angles = torch.arange(positions)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :hidden]

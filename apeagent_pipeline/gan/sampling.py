@@ -1,24 +1,24 @@
-"""Sampling: real histories in, synthetic windows out."""
+"""Sampling: real histories in, synthetic windows out, by any generator of free features."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.gan.swap_execution import SYNTHETIC_WINDOWS_SCHEMA, Origins, synthetic_windows
+from apeagent_pipeline.errors import ApeagentError
+from apeagent_pipeline.gan.swap_execution import Origins, synthetic_windows
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from apeagent_pipeline.gan.training import TrainedGan
 
-__all__ = ["SYNTHETIC_WINDOWS_SCHEMA", "SamplingConfig", "sample_windows"]
+class SamplingError(ApeagentError, ValueError):
+    """Windows that cannot be continued; the message names the cause and the remedy."""
 
 
 class SamplingConfig(BaseModel):
-    """How many windows are sampled and what they continue."""
+    """How many windows are sampled, and which histories they continue."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,11 +26,33 @@ class SamplingConfig(BaseModel):
     conditions: list[str] = Field(
         ["train", "valid"], description="Splits whose histories are continued (train, valid, holdout)", min_length=1
     )
-    batch: int = Field(512, description="Windows sampled at once", ge=1)
+    batch: int = Field(512, description="Windows sampled in one batch", ge=1)
+
+
+class WindowGenerator(Protocol):
+    """What `sample_windows` needs of a generator; `trained_gan.TrainedGan` is one."""
+
+    def sample(
+        self, windows: TrainingWindows, starts: np.ndarray, seed: int, *, batch: int, progress: Progress
+    ) -> tuple[np.ndarray, Origins]:
+        """Generate one window after each history.
+
+        Args:
+            windows: Holds the histories.
+            starts: Position [n] in ``windows.table`` of the first of the ``windows.context`` rows of each history.
+            seed: Decides all randomness.
+            batch: Number of windows to generate at once; a generator without batches may ignore it.
+            progress: To be called with the number of generated windows.
+
+        Returns:
+            Free features of the generated rows, [n, windows.length, 5] in the order of `FREE_FEATURES`, and the origins
+            of their sizes and liquidities (`Origins.none` if the generator does not know any).
+        """
+        ...
 
 
 def sample_windows(
-    gan: "TrainedGan",
+    generator: WindowGenerator,
     windows: TrainingWindows,
     pool: PoolSpec,
     config: SamplingConfig,
@@ -38,50 +60,31 @@ def sample_windows(
     *,
     progress: Progress = silent,
 ) -> pl.DataFrame:
-    """Continue real histories by generated swaps.
+    """Continue real histories by generated swaps, executed by the pool.
 
-    Histories are spread evenly over those of the chosen splits, in an order drawn from ``seed``: none is used twice
-    before all have been used once.
+    Histories are drawn from the chosen splits without replacement; if more windows are wanted than there are
+    histories, another round begins.
 
     Args:
-        gan: A trained generator.
-        windows: Where the histories come from.
-        pool: Fee and decimals.
-        config: How many and from where.
-        seed: Of the choice of histories and of all noise.
+        generator: Generates the free features of the swaps.
+        windows: Holds the histories.
+        pool: The pool that executes the swaps.
+        config: How many windows, and after which histories.
+        seed: Decides the histories and all noise.
         progress: Called after every batch.
 
     Returns:
         A table with `SYNTHETIC_WINDOWS_SCHEMA`, ``window_id`` from 0 in time order of the histories.
 
     Raises:
-        ValueError: if the windows have another shape than the generator was trained for, or no history is there.
+        SamplingError: if the splits hold no history, or the generator does not fit the windows.
+        WindowsError: if there is no split of that name.
     """
-    # Here and not above: the configuration is also read where torch is not wanted.
-    import torch
-
-    from apeagent_pipeline.gan.training_rows import RealRows
-
-    if (windows.context, windows.length) != (gan.generator.context, gan.generator.length):
-        raise ValueError(
-            f"the windows are {windows.context} + {windows.length} rows, the generator was trained for "
-            f"{gan.generator.context} + {gan.generator.length}; materialize trained_gan again"
-        )
     starts = windows.starts(*config.conditions)
     if len(starts) == 0:
-        raise ValueError(f"there is no history in the splits {config.conditions}; sync more days")
+        raise SamplingError(f"the splits {config.conditions} hold no history; sync more days")
     rng = np.random.default_rng([seed, 0])
     rounds = -(-config.n_windows // len(starts))
     chosen = np.sort(np.concatenate([rng.permutation(starts) for _ in range(rounds)])[: config.n_windows])
-    real, device = RealRows(windows, gan.bins), next(gan.generator.parameters()).device
-    generated = []
-    for first in range(0, len(chosen), config.batch):
-        rng = np.random.default_rng([seed, 1, first])
-        condition = real.histories(chosen[first : first + config.batch], rng, device)
-        chance = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        sampled = gan.generator.sample(condition, chance)
-        generated.append([part.cpu().numpy() for part in (*sampled.rows[:3], sampled.liquidity_back)])
-        progress(min(first + config.batch, len(chosen)), len(chosen))
-    bins, positions, origin, back = (np.concatenate(parts) for parts in zip(*generated, strict=True))
-    rows = gan.bins.decode(bins, positions.astype(np.float64))
-    return synthetic_windows(windows, chosen + windows.context - 1, rows, pool, Origins(origin, back))
+    rows, origins = generator.sample(windows, chosen, seed, batch=config.batch, progress=progress)
+    return synthetic_windows(windows, chosen + windows.context - 1, rows, pool, origins)

@@ -1,219 +1,146 @@
-"""Training: a likelihood warm start, then WGAN-GP on free-running samples, with exact resume.
+"""Training of the GAN: a likelihood warm start, then WGAN-GP on free-running samples, with exact resume.
 
-What the second stage adds shows beside a control: a generator that goes on from the warm start by likelihood alone.
+A control continues the warm start by likelihood alone, so that the effect of the adversarial stage can be measured.
 
-Every step draws its randomness from (seed, step) alone, so a run that was killed and resumed from a checkpoint ends
-with the same weights as one that was not (on the CPU, with the same number of threads). Several processes share the
-batches of one: the same rows in every step, but dropout, samples and noise of their own.
+The randomness of every step depends on (seed, step) only. A run that is killed and resumes from a checkpoint therefore
+ends with the same weights as an undisturbed run (on the CPU, with the same number of threads). Several processes share
+each batch: the rows are those of a single process, but each process draws its own dropout, samples and noise.
 """
 
 import copy
-import hashlib
-import json
-import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.gan.bins import RowBins
+from apeagent_pipeline.gan.checkpoint import checkpoint, fingerprint, resume
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.critic import Critic
-from apeagent_pipeline.gan.generator import Generator, Rows
+from apeagent_pipeline.gan.critic import Critic, policy_advantages
+from apeagent_pipeline.gan.generator import Generator
+from apeagent_pipeline.gan.rows import Rows, Sample
+from apeagent_pipeline.gan.trained_gan import History, TrainedGan, TrainingError
 from apeagent_pipeline.gan.training_rows import RealRows
 from apeagent_pipeline.gan.weight_selection import HeldOutScore, held_out_score
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.workers import Workers, run_together, worker_count
 
-_CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = 20.0
+"""Time between two checkpoints."""
+
 _CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT = 4
 _VALID_EVERY = 40
 _VALID_WINDOWS = 128
 _WARM_UP_STEPS = 20
 _ANNEALING_POWER = 0.7
 _CRITIC_DRIFT = 1e-3
 _CANDIDATES = 3
-_MODULES = ("generator", "averaged", "critic", "best", "control", "control_averaged")
-_CONTROL_FILE = "control.safetensors"
-
-History = dict[str, dict[str, list[float]]]
+"""Weights that are scored during the adversarial stage, besides those of the warm start."""
 
 
-class TrainingError(ApeagentError, RuntimeError):
-    """Training cannot start or has broken down; the message says why and what to change."""
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `train_gan`, as they are sent to other processes."""
 
-
-@dataclass
-class TrainedGan:
-    """A generator with averaged weights, its critic, the bins of its rows, and how it was trained.
-
-    Attributes:
-        history: Stage ("likelihood", "adversarial", "control"; "held_out" and "control_held_out": scores of the weights
-            that stood to choice, and of the control at its end) -> name -> values, ``step`` among the names.
-        control: What likelihood alone made of the same warm start; None if it was not trained.
-    """
-
+    windows: TrainingWindows
     config: GanConfig
     seed: int
-    bins: RowBins
-    generator: Generator
-    critic: Critic
-    history: History = field(default_factory=dict)
-    control: Generator | None = None
-
-    def save(self, folder: Path) -> None:
-        """Write weights and bins as safetensors, configuration and history as JSON, into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_on_cpu(self.generator.state_dict()), folder / "generator.safetensors")
-        save_file(_on_cpu(self.critic.state_dict()), folder / "critic.safetensors")
-        if self.control is not None:
-            save_file(_on_cpu(self.control.state_dict()), folder / _CONTROL_FILE)
-        self.bins.save(folder)
-        shape = {name: getattr(self.generator, name) for name in ("context", "length", "tick_spacing")}
-        _write_json(folder / "config.json", {**shape, "seed": self.seed, "gan": self.config.model_dump()})
-        _write_json(folder / "history.json", self.history)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            TrainingError: if a file is missing.
-        """
-        names = ("generator.safetensors", "critic.safetensors", "bins.safetensors", "config.json", "history.json")
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise TrainingError(f"{folder} has no {missing}; materialize trained_gan first")
-        stored = json.loads((folder / "config.json").read_text())
-        config, bins = GanConfig.model_validate(stored["gan"]), RowBins.load(folder)
-
-        def loaded(name: str) -> Generator:
-            generator = Generator(config, bins, stored["context"], stored["length"], stored["tick_spacing"])
-            generator.load_state_dict(load_file(folder / name))
-            return generator.eval()
-
-        critic = Critic(config, bins.features)
-        critic.load_state_dict(load_file(folder / "critic.safetensors"))
-        history = json.loads((folder / "history.json").read_text())
-        control = loaded(_CONTROL_FILE) if (folder / _CONTROL_FILE).is_file() else None
-        return cls(config, stored["seed"], bins, loaded("generator.safetensors"), critic.eval(), history, control)
-
-    def summary(self) -> dict[str, float]:
-        """Sizes and last losses: numbers to show beside the artifact."""
-        last = {
-            f"{stage}_{name}": values[-1]
-            for stage, columns in self.history.items()
-            for name, values in columns.items()
-            if name != "step" and values
-        }
-        return {
-            "generator_parameters": float(sum(p.numel() for p in self.generator.parameters())),
-            "critic_parameters": float(sum(p.numel() for p in self.critic.parameters())),
-            **last,
-        }
+    checkpoint_dir: Path | None
+    log_dir: Path | None
 
 
-def train_gan(  # noqa: PLR0917 - what to learn, how, and who watches
+def train_gan(
     windows: TrainingWindows,
     config: GanConfig,
     seed: int,
+    *,
     progress: Progress = silent,
     checkpoint_dir: Path | None = None,
     log_dir: Path | None = None,
 ) -> TrainedGan:
-    """Fit bins, warm the generator up by likelihood, then train it against the critic.
+    """Fit the bins, train the generator by likelihood, then against the critic.
 
     Args:
-        windows: Windows to learn from; only the train split is learned from, the valid split is only watched.
+        windows: Training windows; the weights learn from the train split, the valid split selects among them.
         config: Sizes and schedules.
-        seed: Of everything random.
-        progress: Called after every step of either stage with the newest losses.
-        checkpoint_dir: Where to keep a checkpoint, written every 20 seconds. One that was made with the same
-            configuration, seed and data is resumed from; any other is ignored and overwritten.
-        log_dir: Where to write every loss for TensorBoard.
+        seed: Decides all randomness.
+        progress: Called after every step with the newest losses.
+        checkpoint_dir: Folder of the checkpoint, which is written every 20 seconds. A checkpoint of the same
+            configuration, seed and data is resumed; any other is ignored and overwritten.
+        log_dir: Folder of the TensorBoard log of all losses.
 
     Raises:
-        TrainingError: if there is nothing to train on, or a loss is no longer a finite number.
-        WorkerError: if a batch cannot be dealt to the processes, or one of several died again and again.
+        TrainingError: if there is no train window, or a loss is not finite.
+        WorkerError: if the processes cannot share a batch equally, or one of them failed too often.
     """
     count = worker_count(config.workers, batch=config.batch, adversarial_batch=config.adversarial_batch)
+    task = _Task(windows, config, seed, checkpoint_dir, log_dir)
     if count == 1:
-        return _train(windows, config, seed, progress, checkpoint_dir, log_dir)
+        return _train(task, progress, Workers(together=False))
     with tempfile.TemporaryDirectory() as scratch:
-        out, kept = Path(scratch) / "trained", checkpoint_dir or Path(scratch) / "checkpoint"
-        run_together(count, _train_together, (windows, config, seed, kept, log_dir, out), progress)
+        out = Path(scratch) / "trained"
+        # Restarted processes need a checkpoint even if the caller wants none.
+        task = replace(task, checkpoint_dir=checkpoint_dir or Path(scratch) / "checkpoint")
+        run_together(count, _train_together, (task, out), progress)
         return TrainedGan.load(out)
 
 
-def _train_together(  # noqa: PLR0917 - it is called with what `train_gan` was called with
-    windows: TrainingWindows,
-    config: GanConfig,
-    seed: int,
-    checkpoint_dir: Path,
-    log_dir: Path | None,
-    out: Path,
-    progress: Progress,
-    workers: Workers,
-) -> None:
-    """What every one of several processes does; the first of them writes what was trained into ``out``."""
-    trained = _train(windows, config, seed, progress, checkpoint_dir, log_dir, workers)
+def _train_together(task: _Task, out: Path, progress: Progress, workers: Workers) -> None:
+    """The work of one of several processes; the first one saves the trained GAN to ``out``."""
+    trained = _train(task, progress, workers)
     if workers.rank == 0:
         trained.save(out)
 
 
-def _train(  # noqa: PLR0917 - as `train_gan`
-    windows: TrainingWindows,
-    config: GanConfig,
-    seed: int,
-    progress: Progress,
-    checkpoint_dir: Path | None,
-    log_dir: Path | None,
-    workers: Workers | None = None,
-) -> TrainedGan:
-    run = _Run(windows, config, seed, workers)
-    if checkpoint_dir is not None:
-        run.resume(checkpoint_dir / _CHECKPOINT_FILE)
-    if run.workers.rank:  # the first process writes for all
-        checkpoint_dir = log_dir = None
-    log = None if log_dir is None else SummaryWriter(str(log_dir), purge_step=run.step)
+def _train(task: _Task, progress: Progress, workers: Workers) -> TrainedGan:
+    training = Training(task.windows, task.config, task.seed, workers)
+    if task.checkpoint_dir is not None:
+        training.resume(task.checkpoint_dir / _CHECKPOINT_FILE)
+    if workers.rank:  # the first process writes for all
+        task = replace(task, checkpoint_dir=None, log_dir=None)
+    log = None if task.log_dir is None else SummaryWriter(str(task.log_dir), purge_step=training.step)
     saved = time.monotonic()
-    while run.step < config.steps:
-        losses = run.next_step()
-        broken = {name: value for name, value in losses.items() if not np.isfinite(value)}
-        if broken:
+    while training.step < task.config.steps:
+        losses = training.next_step()
+        if broken := {name: value for name, value in losses.items() if not np.isfinite(value)}:
             raise TrainingError(
-                f"step {run.step} gives {broken}: training has diverged; lower likelihood_rate or adversarial_rate"
+                f"training has diverged: the losses of step {training.step} are {broken}; lower likelihood_rate or "
+                "adversarial_rate"
             )
-        run.step += 1
-        run.consider()
-        progress(run.step, config.steps, **losses)
+        training.step += 1
+        training.keep_best()
+        progress(training.step, task.config.steps, **losses)
         if log is not None:
             for name, value in losses.items():
-                log.add_scalar(name, value, run.step)
-        if checkpoint_dir is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            run.checkpoint(checkpoint_dir / _CHECKPOINT_FILE)
+                log.add_scalar(name, value, training.step)
+        if task.checkpoint_dir is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            training.checkpoint(task.checkpoint_dir / _CHECKPOINT_FILE)
             saved = time.monotonic()
     if log is not None:
         log.close()
-    return run.result()
+    return training.result()
 
 
-class _Run:
-    """Everything that changes while training."""
+class Training:
+    """Everything that changes during training, and the step of each stage.
+
+    Attributes:
+        step: Number of finished steps, of all stages together.
+        averaged: Exponential moving average (EMA) of the generator's weights, in evaluation mode.
+        best: The averaged weights with the best held-out score so far.
+        best_distance: Their `HeldOutScore.distance`.
+        valid_loss: Last likelihood loss on valid windows; NaN before the first.
+        control: The generator that continues the warm start by likelihood alone; ``control_averaged`` is its EMA.
+    """
 
     def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int, workers: Workers | None = None) -> None:
         self.config, self.seed, self.context, self.length = config, seed, windows.context, windows.length
-        self.tick_spacing = int(windows.scaler["tick_spacing"])
         self.workers = workers or Workers(together=False)
         self.device = self.workers.device
         rows = windows.free_features()
@@ -224,158 +151,181 @@ class _Run:
         self.bins = RowBins.fit(rows[train], config.bins)
         self.rows = RealRows(windows, self.bins)
         settings = [config.model_dump(), seed, self.context, self.length]
-        self.fingerprint = _fingerprint(np.hstack([rows, self.rows.market]), self.starts, settings)
+        self.fingerprint = fingerprint([np.hstack([rows, self.rows.market]), self.starts], settings)
 
+        spacing = int(windows.scaler["tick_spacing"])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(seed, 0))
-            self.generator = Generator(config, self.bins, self.context, self.length, self.tick_spacing).to(self.device)
+            torch.manual_seed(_derived_seed(seed, 0))
+            self.generator = Generator(config, self.bins, self.context, self.length, spacing).to(self.device)
             self.critic = Critic(config, self.bins.features).to(self.device)
         centre, scale = self.rows.state_scale(train)
         self.generator.state_centre.copy_(centre)
         self.generator.state_scale.copy_(scale)
         self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.likelihood_optimizer = torch.optim.AdamW(
-            self.generator.parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-        )
-        self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=config.adversarial_rate, betas=(0.5, 0.9)
-        )
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.0, 0.9))
         self.control, self.control_averaged = copy.deepcopy(self.generator), copy.deepcopy(self.averaged)
-        self.control_optimizer = torch.optim.Adam(
-            self.control.parameters(), lr=config.adversarial_rate, betas=(0.5, 0.9)
-        )
+        self.best, self.best_distance = copy.deepcopy(self.averaged), float("inf")
+        names = ("generator", "averaged", "critic", "best", "control", "control_averaged")
+        self.modules: dict[str, nn.Module] = {name: getattr(self, name) for name in names}
+        adam, rate, parameters = torch.optim.Adam, config.adversarial_rate, self.generator.parameters
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "likelihood": torch.optim.AdamW(
+                parameters(), lr=config.likelihood_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+            ),
+            "generator": adam(parameters(), lr=rate, betas=(0.5, 0.9)),
+            "critic": adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.0, 0.9)),
+            "control": adam(self.control.parameters(), lr=rate, betas=(0.5, 0.9)),
+        }
         self.step = 0
         stages = ("likelihood", "adversarial", "control", "held_out", "control_held_out")
         self.history: History = {stage: {} for stage in stages}
-        # The weights to keep, and how far the classifier was from a coin on their windows.
-        self.best, self.best_distance = copy.deepcopy(self.averaged), float("inf")
-        self.valid = float("nan")
+        self.valid_loss = float("nan")
 
     # One step of each stage
 
     def next_step(self) -> dict[str, float]:
-        """The step of the stage that training has come to; returns its losses."""
+        """Train one step of the current stage; returns its losses."""
         if self.step < self.config.likelihood_steps:
             return self.likelihood_step()
         return self.adversarial_step() if self.step < self.config.generator_steps else self.control_step()
 
     def likelihood_step(self) -> dict[str, float]:
-        """Raise the likelihood of real windows; learning rate annealed to zero, weights averaged."""
+        """Raise the likelihood of real windows, with a learning rate annealed to zero and averaged weights."""
         rng = np.random.default_rng([self.seed, 1, self.step])
         condition, window = self._windows(rng.choice(self.starts, self.config.batch), rng)
         done = self.step / self.config.likelihood_steps
-        warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
-        _set_rate(self.likelihood_optimizer, self.config.likelihood_rate * warm * (1 - done) ** _ANNEALING_POWER)
+        warm_up = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
+        for group in self.optimizers["likelihood"].param_groups:
+            group["lr"] = self.config.likelihood_rate * warm_up * (1 - done) ** _ANNEALING_POWER
         self.generator.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._own_seed())
+            torch.manual_seed(self._process_seed())
             loss = -self.generator.log_likelihood(condition, window).mean()
-        self._descend(self.likelihood_optimizer, self.generator, loss)
-        # A young average would still remember the random start.
+        self._optimize("likelihood", self.generator, loss)
+        # With the full decay, an average of few steps would still consist mostly of the random initial weights.
         _average(self.averaged, self.generator, min(self.config.ema, (1 + self.step) / (10 + self.step)))
         losses = {"loss": loss.item()}
         last = self.step + 1 == self.config.likelihood_steps
         if len(self.valid_starts) and (last or (self.step + 1) % _VALID_EVERY == 0):
-            self.valid = self._valid_loss()
-            self._remember("likelihood", {**losses, "valid": self.valid})
+            self.valid_loss = self._valid_loss()
+            self._record("likelihood", {**losses, "valid": self.valid_loss})
         if last:
             for module in (self.generator, self.control, self.control_averaged):
                 module.load_state_dict(self.averaged.state_dict())
-        return losses if np.isnan(self.valid) else {**losses, "valid": self.valid}
+        return losses if np.isnan(self.valid_loss) else {**losses, "valid": self.valid_loss}
 
     def adversarial_step(self) -> dict[str, float]:
-        """Let the critic tell free-running samples from what really followed, then teach the generator by its scores.
+        """Train the critic on free-running samples, then the generator on the critic's scores.
 
-        Positions inside bins are continuous: the critic's gradient reaches them through the relaxed rows. Choices are
-        not: each is made more likely by how much the scores from its row on exceed those of other samples that continue
-        the same history. The likelihood of real rows anchors both.
+        Positions inside bins are continuous: the critic's gradient reaches them through the relaxed rows. Discrete
+        choices use policy gradients (`policy_advantages`). The likelihood of real rows anchors both.
         """
         config, generator = self.config, self.generator
-        begun = self.step - config.likelihood_steps
         rng = np.random.default_rng([self.seed, 2, self.step])
-        chance = torch.Generator().manual_seed(self._own_seed())
+        torch_rng = torch.Generator().manual_seed(self._process_seed())
         starts = np.repeat(rng.choice(self.starts, config.adversarial_batch), config.samples)
         condition, window = self._windows(starts, rng)
-        # Without dropout: the samples are what the generator would really produce.
-        generator.eval()
-        fake = generator.sample(condition, chance)
+        generator.eval()  # samples are drawn as in production, without dropout
+        sample = generator.sample(condition, torch_rng)
         with torch.no_grad():
-            seen = [generator.seen(rows) for rows in (condition, window, fake.rows)]
-        sigma = config.instance_noise * (1 - begun / max(config.adversarial_steps, 1))
+            history, real, fake = (generator.critic_view(rows) for rows in (condition, window, sample.rows))
+        done = (self.step - config.likelihood_steps) / max(config.adversarial_steps, 1)
+        sigma = config.instance_noise * (1 - done)
         losses: dict[str, float] = {}
         for _ in range(config.critic_steps):
-            losses = self._critic_step(seen, sigma, chance)
+            losses = self._critic_step(history, real, fake, sigma, torch_rng)
 
-        relaxed = generator.seen(generator.relaxed(fake))
-        active = self.critic.activations(seen[0], relaxed + sigma * _normal_like(relaxed, chance))
-        noisy = seen[1] + sigma * _normal_like(seen[1], chance)
-        wanted = self.critic.activations(seen[0], noisy).mean(dim=(0, 1)).detach()
-        off = active.mean(dim=(0, 1)) - wanted
-        adversarial, matching = -self._score(active).mean(), off.square().sum()
-        # Two noises for one row must not end in one place (mode seeking, Mao et al. 2019).
-        noise = torch.rand(fake.noise.shape, generator=chance).to(fake.noise.device)
-        other = generator.seen(generator.relaxed(fake._replace(noise=noise)))
-        apart = (relaxed - other).abs().mean() / (fake.noise - noise).abs().mean()
-
-        with torch.no_grad():
-            # What each window adds to the loss of feature matching, to first order.
-            pull = -2 * config.feature_matching * (active.mean(dim=1) @ off)
-            batch = self.critic.compare(active) if config.minibatch_discrimination else torch.zeros_like(pull)
-            rest = self.critic(active).flip(1).cumsum(1).flip(1) / self.length
-            advantage = _against_siblings(rest + (pull + batch)[:, None], config.samples)
-        choices, _ = generator.choices(condition, fake.rows)
-        praise = (advantage * choices.log_likelihood()).mean()
+        relaxed = generator.critic_view(generator.relaxed(sample))
+        active = self.critic.activations(history, relaxed + sigma * _normal_like(relaxed, torch_rng))
+        noisy = real + sigma * _normal_like(real, torch_rng)
+        mean_gap = active.mean(dim=(0, 1)) - self.critic.activations(history, noisy).mean(dim=(0, 1)).detach()
+        adversarial, matching = -self.critic.window_scores(active).mean(), mean_gap.square().sum()
+        diversity = self._diversity(sample, relaxed, torch_rng)
+        choices, _ = generator.choices(condition, sample.rows)
+        policy = (self._advantages(active, mean_gap) * choices.log_likelihood()).mean()
         generator.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._own_seed())
-            real = self._windows(rng.choice(self.starts, config.batch), rng)
-            likelihood = generator.log_likelihood(*real).mean()
-        loss = adversarial + config.feature_matching * matching - config.diversity * apart
-        loss = loss - config.policy * praise - config.anchor * likelihood
-        self._descend(self.generator_optimizer, generator, loss)
+            torch.manual_seed(self._process_seed())
+            batch = self._windows(rng.choice(self.starts, config.batch), rng)
+            likelihood = generator.log_likelihood(*batch).mean()
+        loss = adversarial + config.feature_matching * matching - config.diversity * diversity
+        loss = loss - config.policy * policy - config.anchor * likelihood
+        self._optimize("generator", generator, loss)
         _average(self.averaged, generator, config.adversarial_ema)
-        losses |= {"generator": adversarial.item(), "feature_matching": matching.item(), "diversity": apart.item()}
+        losses |= {"generator": adversarial.item(), "feature_matching": matching.item(), "diversity": diversity.item()}
         losses |= {"loss": -likelihood.item()}
-        self._remember("adversarial", losses)
+        self._record("adversarial", losses)
         return losses
 
     def control_step(self) -> dict[str, float]:
-        """Raise the likelihood of real windows further, at the rate and with the averaging of the adversarial stage."""
+        """Raise the likelihood further, with the learning rate and averaging of the adversarial stage."""
         rng = np.random.default_rng([self.seed, 9, self.step])
-        real = self._windows(rng.choice(self.starts, self.config.batch), rng)
+        batch = self._windows(rng.choice(self.starts, self.config.batch), rng)
         self.control.train()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._own_seed())
-            loss = -self.control.log_likelihood(*real).mean()
-        self._descend(self.control_optimizer, self.control, loss)
+            torch.manual_seed(self._process_seed())
+            loss = -self.control.log_likelihood(*batch).mean()
+        self._optimize("control", self.control, loss)
         _average(self.control_averaged, self.control, self.config.adversarial_ema)
         losses = {"loss": loss.item()}
         if (self.step + 1) % _VALID_EVERY == 0:
-            self._remember("control", losses)
+            self._record("control", losses)
         return losses
 
-    def _critic_step(self, seen: list[Tensor], sigma: float, chance: torch.Generator) -> dict[str, float]:
-        condition, real, fake = seen
-        real = real + sigma * _normal_like(real, chance)
-        fake = fake + sigma * _normal_like(fake, chance)
-        scores = [self._score(self.critic.activations(condition, rows)) for rows in (real, fake)]
+    def _critic_step(
+        self, history: Tensor, real: Tensor, fake: Tensor, sigma: float, torch_rng: torch.Generator
+    ) -> dict[str, float]:
+        """One WGAN-GP step on critic views, with instance noise of standard deviation ``sigma``."""
+        real = real + sigma * _normal_like(real, torch_rng)
+        fake = fake + sigma * _normal_like(fake, torch_rng)
+        scores = [self.critic.window_scores(self.critic.activations(history, rows)) for rows in (real, fake)]
         distance = scores[0].mean() - scores[1].mean()
-        # Between the real and the generated continuation of one history, and without the statistics of the batch.
-        mix = torch.rand(len(real), 1, 1, generator=chance).to(real.device)
+        # Interpolated between the real and the generated continuation of the same history; the minibatch score is left
+        # out, because the penalty is defined for single windows.
+        mix = torch.rand(len(real), 1, 1, generator=torch_rng).to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_(True)
-        score = self.critic(self.critic.activations(condition, between)).mean(dim=1).sum()
+        score = self.critic(self.critic.activations(history, between)).mean(dim=1).sum()
         (slope,) = torch.autograd.grad(score, between, create_graph=True)
         penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
         drift = (scores[0].square() + scores[1].square()).mean()
         loss = -distance + self.config.gradient_penalty * penalty + _CRITIC_DRIFT * drift
-        self._descend(self.critic_optimizer, self.critic, loss)
+        self._optimize("critic", self.critic, loss)
         return {"critic": distance.item(), "gp": penalty.item()}
 
-    def _score(self, activations: Tensor) -> Tensor:
-        """Score of every window, [n]."""
-        score = self.critic(activations).mean(dim=1)
-        return score + self.critic.compare(activations) if self.config.minibatch_discrimination else score
+    def _diversity(self, sample: Sample, relaxed: Tensor, torch_rng: torch.Generator) -> Tensor:
+        """Change of the relaxed rows per change of their noise: mode seeking (Mao et al. 2019)."""
+        noise = torch.rand(sample.noise.shape, generator=torch_rng).to(sample.noise.device)
+        other = self.generator.critic_view(self.generator.relaxed(sample._replace(noise=noise)))
+        return (relaxed - other).abs().mean() / (sample.noise - noise).abs().mean()
+
+    @torch.no_grad()
+    def _advantages(self, active: Tensor, mean_gap: Tensor) -> Tensor:
+        """Advantage of the choices of every sampled row [n, T], from its score-to-go and the window's other terms."""
+        # Contribution of each window to the loss of feature matching, to first order.
+        matching = -2 * self.config.feature_matching * (active.mean(dim=1) @ mean_gap)
+        to_go = self.critic(active).flip(1).cumsum(1).flip(1) / self.length
+        return policy_advantages(to_go + (matching + self.critic.compare(active))[:, None], self.config.samples)
+
+    # Which weights are kept
+
+    def keep_best(self) -> None:
+        """After the warm start and at `_CANDIDATES` steps of the next stage: keep the averaged weights if better."""
+        begun, end = self.step - self.config.likelihood_steps, self.config.generator_steps
+        every = max(1, -(-self.config.adversarial_steps // _CANDIDATES))
+        if begun < 0 or self.step > end or (begun % every and self.step < end):
+            return
+        score = self._held_out("held_out", self.averaged)
+        # A generator that copies ranks below all that do not.
+        distance = 0.0 if score is None else score.distance + (score.copied > self.config.largest_copied)
+        if score is None or distance < self.best_distance:
+            self.best.load_state_dict(self.averaged.state_dict())
+            self.best_distance = distance
+
+    def _held_out(self, stage: str, generator: Generator) -> HeldOutScore | None:
+        splits, limit = (self.starts, self.valid_starts), self.config.judged_windows
+        score = held_out_score(generator, self.bins, self.rows, splits, self.seed, max_windows=limit)
+        if score is not None:
+            self._record(stage, {**score._asdict(), "step": float(self.step)})
+        return score
 
     @torch.no_grad()
     def _valid_loss(self) -> float:
@@ -384,50 +334,33 @@ class _Run:
         condition, window = self.rows.windows(self.valid_starts[::every], rng, self.device)
         return float(-self.averaged.log_likelihood(condition, window).mean())
 
-    def consider(self) -> None:
-        """At the end of the warm start and thrice after it: keep the weights if they score better held out."""
-        begun, end = self.step - self.config.likelihood_steps, self.config.generator_steps
-        every = max(1, -(-self.config.adversarial_steps // _CANDIDATES))
-        if begun < 0 or self.step > end or (begun % every and self.step < end):
-            return
-        score = self._held_out("held_out", self.averaged)
-        # Weights that copy are worse than any that do not.
-        distance = 0.0 if score is None else score.distance + (score.copied > self.config.largest_copied)
-        if score is None or distance < self.best_distance:
-            self.best, self.best_distance = copy.deepcopy(self.averaged), distance
-
-    def _held_out(self, stage: str, generator: Generator) -> HeldOutScore | None:
-        splits = self.starts, self.valid_starts
-        score = held_out_score(generator, self.bins, self.rows, splits, self.seed, most=self.config.judged_windows)
-        if score is not None:
-            self._remember(stage, {**score._asdict(), "step": float(self.step)})
-        return score
-
-    # Steps of an optimizer, history, checkpoints
+    # Batches, optimizers, history, checkpoints
 
     def _windows(self, starts: np.ndarray, rng: np.random.Generator) -> tuple[Rows, Rows]:
-        """This process's part of the windows of a batch; every process draws the whole of it alike."""
+        """This process's share of the windows of a batch; every process draws the same batch."""
         condition, window = self.rows.windows(starts, rng, self.device)
         return self.workers.share(condition), self.workers.share(window)
 
-    def _own_seed(self) -> int:
-        """Of what this process draws in this step for itself."""
-        own = (self.workers.rank,) if self.workers.count > 1 else ()
-        return _mix(self.seed, self.step + 1, *own)
+    def _process_seed(self) -> int:
+        """Seed of what this process draws for itself in this step."""
+        rank = (self.workers.rank,) if self.workers.count > 1 else ()
+        return _derived_seed(self.seed, self.step + 1, *rank)
 
-    def _descend(self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
+    def _optimize(self, name: str, model: nn.Module, loss: Tensor) -> None:
+        """One step of the optimizer ``name``, with gradients averaged over all processes and clipped."""
+        optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.workers.average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0 if model is self.critic else 1.0)
         optimizer.step()
 
-    def _remember(self, stage: str, losses: dict[str, float]) -> None:
-        columns = self.history[stage]
+    def _record(self, stage: str, losses: dict[str, float]) -> None:
         for name, value in {"step": float(self.step + 1), **losses}.items():
-            columns.setdefault(name, []).append(value)
+            self.history[stage].setdefault(name, []).append(value)
 
     def result(self) -> TrainedGan:
+        """The trained GAN, on the CPU; scores the control if there is one."""
         control = None
         if self.config.control_steps:
             self._held_out("control_held_out", self.control_averaged)
@@ -435,97 +368,32 @@ class _Run:
         generator, critic = self.best.cpu(), self.critic.cpu().eval()
         return TrainedGan(self.config, self.seed, self.bins, generator, critic, self.history, control)
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
-            "likelihood": self.likelihood_optimizer,
-            "generator": self.generator_optimizer,
-            "critic": self.critic_optimizer,
-            "control": self.control_optimizer,
-        }
-
     def checkpoint(self, path: Path) -> None:
-        """Write the whole state into one file, which is there completely or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        modules = {name: getattr(self, name) for name in _MODULES}
-        tensors = {f"{name}/{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
-        for name, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        state = {"step": self.step, "history": self.history}
-        # JSON knows neither NaN nor infinity.
-        state |= {name: value for name in ("valid", "best_distance") if np.isfinite(value := getattr(self, name))}
-        metadata = {"fingerprint": self.fingerprint, "state": json.dumps(state)}
-        temporary = path.with_suffix(".tmp")
-        save_file(_on_cpu(tensors), temporary, metadata=metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        """Write a checkpoint."""
+        numbers = {"valid": self.valid_loss, "best_distance": self.best_distance}
+        finite = {name: value for name, value in numbers.items() if np.isfinite(value)}
+        state = {"step": self.step, "history": self.history, **finite}
+        checkpoint(path, self.fingerprint, self.modules, self.optimizers, state)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same configuration, seed and data, if there is one."""
-        if not path.is_file():
-            return
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("fingerprint") != self.fingerprint:
-            return
-        tensors = load_file(path)
-        for name in _MODULES:
-            getattr(self, name).load_state_dict(_below(tensors, f"{name}/"))
-        for name, optimizer in self._optimizers().items():
-            states: dict[int, dict[str, Any]] = {}
-            for key, value in _below(tensors, f"optimizer/{name}/").items():
-                index, entry = key.split("/")
-                states.setdefault(int(index), {})[entry] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": states, "param_groups": groups})
-        state = json.loads(metadata["state"])
-        self.step, self.history = state["step"], state["history"]
-        self.valid = state.get("valid", float("nan"))
-        self.best_distance = state.get("best_distance", float("inf"))
+        """Resume from a checkpoint of the same configuration, seed and data, if there is one."""
+        state = resume(path, self.fingerprint, self.modules, self.optimizers)
+        if state is not None:
+            self.step, self.history = state["step"], state["history"]
+            self.valid_loss = state.get("valid", float("nan"))
+            self.best_distance = state.get("best_distance", float("inf"))
 
 
-def _fingerprint(rows: np.ndarray, starts: np.ndarray, settings: list[Any]) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, torch.__version__, *settings], sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(rows).tobytes())
-    digest.update(np.ascontiguousarray(starts).tobytes())
-    return digest.hexdigest()
-
-
-def _mix(*seeds: int) -> int:
+def _derived_seed(*seeds: int) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
-def _normal_like(tensor: Tensor, chance: torch.Generator) -> Tensor:
-    return torch.randn(tensor.shape, generator=chance).to(tensor.device)
-
-
-def _against_siblings(rewards: Tensor, samples: int) -> Tensor:
-    """Rewards [n, T] against the mean of the other ``samples`` that continue the same history, in deviations."""
-    groups = rewards.view(-1, samples, rewards.shape[1])
-    others = (groups.sum(dim=1, keepdim=True) - groups) / max(samples - 1, 1)
-    advantage = (groups - others).view_as(rewards)
-    return advantage / (advantage.std() + 1e-6)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _normal_like(tensor: Tensor, torch_rng: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=torch_rng).to(tensor.device)
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    theirs = [parameter.detach() for parameter in model.parameters()]
-    torch._foreach_lerp_([parameter.detach() for parameter in averaged.parameters()], theirs, 1.0 - decay)
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Move the averaged parameters towards those of ``model``."""
+    new = [parameter.detach() for parameter in model.parameters()]
+    torch._foreach_lerp_([parameter.detach() for parameter in averaged.parameters()], new, 1.0 - decay)

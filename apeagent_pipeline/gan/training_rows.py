@@ -1,4 +1,4 @@
-"""Real rows as the generator reads them."""
+"""Real rows as tensors for the generator."""
 
 import math
 
@@ -7,22 +7,23 @@ import polars as pl
 import torch
 
 from apeagent_pipeline.gan.bins import RowBins
-from apeagent_pipeline.gan.generator import LIQUIDITY, PLACE, PRICE, REPEATS, RESERVE, RETURN, SIZE, STATE, Rows
+from apeagent_pipeline.gan.rows import LIQUIDITY, PRICE, RANGE, REPEATS, RESERVE, RETURN, SIZE, STATE, Rows
 from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, IN_TOKEN1, REPEATED
 from apeagent_pipeline.market.features import Q96
 from apeagent_pipeline.market.windows import TrainingWindows
 
 _SAME = 1e-12
+"""Largest relative difference of two amounts that are equal but for rounding."""
 
 
 class RealRows:
     """The rows of training windows, ready to be cut into batches.
 
     Attributes:
-        free: Irreducible features, [rows, 5].
+        free: Free features, [rows, 5].
         bins: Their bins, [rows, 5].
-        origin: Origin of the size as `pool_rows.Origins` has it, [rows].
-        market: The columns of `model.Rows.state` with absolute price, liquidity and place, [rows, STATE].
+        origin: Origin of the size, as in `swap_execution.Origins.size`, [rows].
+        market: The columns of `Rows.state`, with absolute price, liquidity and range, [rows, STATE].
     """
 
     def __init__(self, windows: TrainingWindows, bins: RowBins) -> None:
@@ -37,17 +38,17 @@ class RealRows:
             PRICE: price,
             LIQUIDITY: pl.col("liquidity").cast(pl.Float64).log(),
             RESERVE: (pl.col("volume_usdc") / pl.col("liquidity_usage")).log(),
-            PLACE: 2.0 * (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log() / range_width,
+            RANGE: 2.0 * (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log() / range_width,
             SIZE: pl.col("log_size"),
         }
         self.market = windows.table.select(columns[k].alias(str(k)) for k in range(STATE)).to_numpy()
 
     def histories(self, starts: np.ndarray, rng: np.random.Generator, device: torch.device) -> Rows:
-        """The condition rows [n, context] of the windows that start at ``starts``."""
+        """The condition rows [n, context] of the windows at ``starts`` (see `TrainingWindows.starts`)."""
         return self._rows(starts, self.context, rng, device)
 
     def windows(self, starts: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[Rows, Rows]:
-        """The condition rows [n, context] and what really followed them [n, length]."""
+        """The condition rows [n, context] and the real rows that followed them [n, length]."""
         rows = self._rows(starts, self.context + self.length, rng, device)
         return rows.part(slice(self.context)), rows.part(slice(self.context, None))
 
@@ -59,13 +60,13 @@ class RealRows:
         last = state[:, self.context - 1 : self.context].copy()
         state[..., [PRICE, LIQUIDITY]] -= last[..., [PRICE, LIQUIDITY]]
         state[..., RESERVE] = last[..., RESERVE]
-        state[..., PLACE] -= np.floor(last[..., PLACE])
+        state[..., RANGE] -= np.floor(last[..., RANGE])
         origin = torch.from_numpy(self.origin[index])
         parts = torch.from_numpy(bins), torch.from_numpy(positions).float(), origin, torch.from_numpy(state).float()
         return Rows(*(part.to(device) for part in parts))
 
     def state_scale(self, train: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre and scale [STATE] of the state that rows of a mask ``train`` [rows] have in a window."""
+        """Centre and scale [STATE] of `Rows.state` in windows of the rows that the mask ``train`` [rows] selects."""
         spread = np.maximum(self.market[train].std(axis=0), 1e-9)
         centre, scale = np.zeros(STATE), np.ones(STATE)
         centre[[RESERVE, SIZE]] = self.market[train][:, [RESERVE, SIZE]].mean(axis=0)
@@ -76,7 +77,7 @@ class RealRows:
 
 
 def _size_origins(table: pl.DataFrame, repeats: int) -> np.ndarray:
-    """Which of the ``repeats`` rows before it in its segment a size repeats, else in which token it was stated."""
+    """Origin of every size: the newest of the ``repeats`` rows before it with the same size, else the stated token."""
     in_token0 = table["stated_in_token0"].to_numpy()
     segment = table["segment"].to_numpy()
     stated = table.select(

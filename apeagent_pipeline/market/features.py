@@ -1,4 +1,4 @@
-"""Features of swaps: one row a swap, exact integers kept as decimal strings, floats derived from them."""
+"""Features of swaps, one row per swap. Exact integers stay decimal strings; floats are derived from them."""
 
 import polars as pl
 
@@ -7,13 +7,13 @@ from apeagent_pipeline.amm.price import price_from_sqrt_price
 from apeagent_pipeline.errors import ApeagentError
 
 VOLATILITY_SWAPS = 24
-"""Returns in a volatility: that of the swap itself and of those before it."""
+"""Log returns in a volatility: the return of the swap itself and those of the swaps before it."""
 
 VOLUME_SWAPS = 50
-"""Volumes in a volume average, the swap's own included."""
+"""Swaps in a volume average, the swap itself included."""
 
 HISTORY_SWAPS = max(VOLATILITY_SWAPS + 1, VOLUME_SWAPS)
-"""How many earlier swaps the features of a swap can see."""
+"""Number of earlier swaps that the features of a swap depend on."""
 
 Q96 = 2.0**96
 
@@ -37,7 +37,7 @@ SWAP_FEATURES_SCHEMA: dict[str, pl.DataType] = {
 }
 
 SWAP_POSITION = ("block_number", "log_index", "block_timestamp")
-"""The columns that say where in the chain a swap stands; all others a synthetic swap has too."""
+"""The columns that locate a swap in the chain. A synthetic swap has all other columns of `SWAP_FEATURES_SCHEMA`."""
 
 _RAW_COLUMNS = (
     "block_number",
@@ -53,29 +53,30 @@ _INTEGER_COLUMNS = ("amount0", "amount1", "sqrt_price_x96", "liquidity")
 
 
 class FeaturesError(ApeagentError, ValueError):
-    """Swaps that no features can be computed from; the message names the column or the row and the remedy."""
+    """Swaps whose features cannot be computed; the message names the column or row and the remedy."""
 
 
 def swap_features(raw: pl.DataFrame, pool: PoolSpec, previous: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Features of every swap of ``raw``.
+    """Compute the features of every swap of ``raw``.
 
     Args:
         raw: Swaps as `chain.events.RAW_SWAPS_SCHEMA` describes them, in (block_number, log_index) order.
-        pool: Gives the decimals of both tokens.
-        previous: Swaps before ``raw`` (the same columns), so that the first rows of a day see the day before.
+        pool: The pool of the swaps; its decimals are used.
+        previous: Swaps before ``raw`` (the same columns), so that the features of a day's first rows include the
+            day before.
 
     Returns:
-        One row a swap of ``raw`` with the columns of `SWAP_FEATURES_SCHEMA`:
+        One row per swap of ``raw`` with the columns of `SWAP_FEATURES_SCHEMA`:
 
-        - ``seconds_since_previous``, ``tick_change``: null only where no earlier swap is visible.
+        - ``seconds_since_previous``, ``tick_change``: null only for the first known swap.
         - ``price``: token1 per token0 after the swap, in human units (USDC per ETH).
-        - ``amount0_eth``, ``amount1_usdc``: human units, the swapper's side (negative: paid in).
+        - ``amount0_eth``, ``amount1_usdc``: human units from the swapper's side (negative: paid into the pool).
         - ``volume_usdc``: size in token1.
-        - ``volatility``: root mean square of the log returns of the last 24 swaps, this one included; null only where
-          no return is visible.
+        - ``volatility``: root mean square of the log returns of the last 24 swaps, this one included; null only for
+          the first known swap.
         - ``volume_ma``: mean volume of the last 50 swaps, this one included.
-        - ``liquidity_usage``: size over the virtual token1 reserve ``L * sqrt(price)`` of the active range; null
-          where the range is empty.
+        - ``liquidity_usage``: size divided by the virtual token1 reserve ``L * sqrt(price)`` of the active range; null
+          if the range has no liquidity.
         - ``side``: "BUY" if the swapper received token0, else "SELL".
 
     Raises:
@@ -84,7 +85,7 @@ def swap_features(raw: pl.DataFrame, pool: PoolSpec, previous: pl.DataFrame | No
     history = raw.clear() if previous is None else previous.select(raw.columns).tail(HISTORY_SWAPS)
     swaps = pl.concat([history, raw])
     _check(swaps)
-    # Every decimal string is read once: that costs more than all the arithmetic.
+    # Parsing the decimal strings costs more than all the arithmetic, so each is parsed once.
     numbers = swaps.with_columns(pl.col(_INTEGER_COLUMNS).cast(pl.Float64))
     numbers = numbers.with_columns(
         price=price_from_sqrt_price(pl.col("sqrt_price_x96"), pool),
@@ -103,9 +104,9 @@ def swap_features(raw: pl.DataFrame, pool: PoolSpec, previous: pl.DataFrame | No
 
 
 def volatility() -> pl.Expr:
-    """Root mean square of the last `VOLATILITY_SWAPS` log returns of ``price``; null where there is none."""
+    """Root mean square of the last `VOLATILITY_SWAPS` log returns of ``price``; null if there is no return."""
     squares = pl.col("price").log().diff().pow(2)
-    # The running sum can end a rounding error below zero.
+    # Rounding in the running sum can give a tiny negative mean.
     return squares.rolling_mean(VOLATILITY_SWAPS, min_samples=1).clip(lower_bound=0.0).sqrt()
 
 
@@ -115,7 +116,7 @@ def volume_average() -> pl.Expr:
 
 
 def liquidity_usage(pool: PoolSpec) -> pl.Expr:
-    """``volume_usdc`` over the virtual token1 reserve ``L * sqrt(price)``; null where there is no liquidity."""
+    """``volume_usdc`` divided by the virtual token1 reserve ``L * sqrt(price)``; null without liquidity."""
     usage = pl.col("volume_usdc") / virtual_reserve(pool)
     return pl.when(virtual_reserve(pool) > 0).then(usage)
 
@@ -123,14 +124,23 @@ def liquidity_usage(pool: PoolSpec) -> pl.Expr:
 def virtual_reserve(pool: PoolSpec) -> pl.Expr:
     """Virtual token1 reserve of the active range in human units: ``L * sqrt(price)``.
 
-    Over ``sqrt_price_x96`` and ``liquidity`` as decimal strings, or as floats where they are needed more than once.
+    The columns ``sqrt_price_x96`` and ``liquidity`` may be decimal strings, or floats if the caller has parsed them.
     """
     root = pl.col("sqrt_price_x96").cast(pl.Float64) / Q96
     return pl.col("liquidity").cast(pl.Float64) * root / 10.0**pool.token1.decimals
 
 
+def swap_key() -> pl.Expr:
+    """The key of a swap, ``{block_number:012d}-{log_index:06d}``: unique, and sorted by time as text.
+
+    ``condition_id`` of a synthetic window is the key of the last real swap before the window.
+    """
+    digits = {"block_number": 12, "log_index": 6}
+    return pl.format("{}-{}", *(pl.col(name).cast(pl.String).str.zfill(width) for name, width in digits.items()))
+
+
 def in_order() -> pl.Expr:
-    """Whether each row comes after the one before it by (block_number, log_index)."""
+    """Whether each row comes after the previous row by (block_number, log_index)."""
     blocks, logs = pl.col("block_number").diff(), pl.col("log_index").diff()
     return ((blocks > 0) | ((blocks == 0) & (logs > 0))).fill_null(True)
 
@@ -139,17 +149,17 @@ def _check(swaps: pl.DataFrame) -> None:
     missing = [name for name in _RAW_COLUMNS if name not in swaps.columns]
     if missing:
         raise FeaturesError(
-            f"the swaps lack the columns {missing}; they have {swaps.columns}. Expected: chain.events.RAW_SWAPS_SCHEMA"
+            f"the swaps lack the columns {missing}; they have {swaps.columns}. See chain.events.RAW_SWAPS_SCHEMA"
         )
     empty = {name: count for name in _RAW_COLUMNS if (count := swaps[name].null_count())}
     if empty:
-        raise FeaturesError(f"the swaps have missing values {empty}; read those days again")
+        raise FeaturesError(f"the swaps have missing values (column: count) {empty}; materialize raw_swaps again")
     for name in _INTEGER_COLUMNS:
         wrong = swaps.filter(~pl.col(name).cast(pl.String).str.contains(r"^-?\d+$"))
         if wrong.height:
             raise FeaturesError(
                 f"{name}={wrong[name][0]!r} in block {wrong['block_number'][0]} is not a whole number; "
-                "read that day again"
+                "materialize raw_swaps of that day again"
             )
     if not swaps.select(in_order().all()).item():
         raise FeaturesError(

@@ -1,22 +1,22 @@
-"""Training windows: cleaned swaps as irreducible features, split by time, scaled by the train split alone.
+"""Training windows: cleaned swaps as five free features, split by time, with scales fitted on the train split.
 
-The last rows are the holdout: a later market. The valid rows are blocks among the train rows before it: the same
-market, unseen. At least a window with its history lies between any two of them.
+Splits: the last rows are the holdout, a later market. The valid rows are blocks of time among the train rows: the same
+market, but unseen. At least the rows of one window and its context separate any two splits.
 
-A swap has five things the pool's arithmetic does not fix: its side, its size, when it comes, how far the price moved
-since the swap before (through routers the archive does not show, or through arbitrage), and how the liquidity changed.
-Everything else follows from them.
+Free features: the pool's arithmetic leaves five properties of a swap open, namely its side, its size, its time, the
+price move since the previous swap (by routers that the archive does not contain, or by arbitrage), and the change of
+liquidity. All other columns follow from these.
 
-A row is flagged and left out where its features describe an accident and not the market:
+Flagged rows describe an accident rather than the market, and are left out:
 
-- ``thin_liquidity``: liquidity below ``thin_liquidity`` times the median of the 501 rows around it. This holds for the
-  rows of a pool's launch and for moments when the active range is all but empty.
-- ``price_jump``: the price moved by more than ``price_jump`` (log) since the swap before, or since a flagged one.
-- ``dust``: one of the two amounts is zero: no effective price.
+- ``thin_liquidity``: the liquidity is below ``thin_liquidity`` times the median of the 501 rows around it, as at a
+  pool's launch or when the active range is almost empty.
+- ``price_jump``: the log price moved by more than ``price_jump`` since the previous swap.
+- ``dust``: one of the two amounts is zero, so the swap has no effective price.
 
 A segment is a run of rows without a flagged row, a pause longer than ``longest_pause`` seconds or a missing day. The
-first row of a segment has no previous row to be measured against and only serves as that. A window lies within one
-segment and one split.
+first row of a segment has no previous row, so it only serves as the previous row of the second. A window lies within
+one segment and one split.
 """
 
 import json
@@ -34,28 +34,28 @@ from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.market.features import Q96, SWAP_FEATURES_SCHEMA, in_order, virtual_reserve
 
 FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
-"""The irreducible features of a swap, in the order a row is generated."""
+"""The free features of a swap, in the order in which a row is generated."""
 
 SPLITS = ("train", "valid", "holdout")
 
 STATED_DIGITS = 4
-"""An amount of at most so many significant digits is one that somebody typed."""
+"""An amount with at most this many significant digits is taken for one that a person typed."""
 
 _MEDIAN_ROWS = 501
 _ROUNDING_UNITS = 3.0
-"""Rounding leaves the pre-swap price in doubt by so many smallest units of token1, measured as a swap's impact."""
+"""Rounding in the contract moves the reconstructed pre-swap price by up to the impact of this many units of token1."""
 
 _ROUNDING_BITS = 2.0**-51
+"""Relative rounding error of the logarithms from which a move is computed."""
 
 TABLE_FILE = "training_windows.parquet"
 SCALER_FILE = "scaler.json"
-
 
 _log = logging.getLogger(__name__)
 
 
 class WindowsError(ApeagentError, ValueError):
-    """Features that no training windows can be made of; the message says what is there and what is needed."""
+    """Features that do not suffice for training windows; the message says what was found and what is needed."""
 
 
 class WindowsConfig(BaseModel):
@@ -63,39 +63,39 @@ class WindowsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    context: int = Field(20, description="Swaps a window continues", ge=2)
+    context: int = Field(20, description="Real swaps before a window, which the generator is given", ge=2)
     length: int = Field(24, description="Swaps in a window", ge=2)
-    days: int = Field(30, description="Only the last so many days are used", ge=1)
-    train_share: float = Field(0.75, description="Share of the rows to train on, gaps included", gt=0, lt=1)
+    days: int = Field(30, description="Days of swaps to use, counted back from the last", ge=1)
+    train_share: float = Field(0.75, description="Share of the rows in the train split, gaps included", gt=0, lt=1)
     valid_share: float = Field(
-        0.10, description="Share of the rows to watch the training with; the last rows are the holdout", gt=0, lt=1
+        0.10, description="Share of the rows in the valid split; the rest, at the end, is the holdout", gt=0, lt=1
     )
-    valid_blocks: int = Field(
-        4, description="Blocks of time among the train rows that hold the valid rows; fewer if short", ge=1
+    valid_blocks: int = Field(4, description="Blocks of time of the valid split; fewer if rows are few", ge=1)
+    longest_pause: int = Field(7200, description="A longer pause between two swaps (s) begins a new segment", ge=1)
+    thin_liquidity: float = Field(
+        0.10, description="Leave out rows below this share of the median liquidity", ge=0, lt=1
     )
-    longest_pause: int = Field(7200, description="Seconds without a swap after which a new segment begins", ge=1)
-    thin_liquidity: float = Field(0.10, description="Flag rows below this share of the median liquidity", ge=0, lt=1)
-    price_jump: float = Field(0.05, description="Flag rows whose log price moved by more than this", gt=0)
-    fewest_train_windows: int = Field(200, description="Fewer window starts to train on are an error", ge=1)
+    price_jump: float = Field(0.05, description="Leave out rows whose log price moved by more than this", gt=0)
+    fewest_train_windows: int = Field(200, description="Fewer train windows than this are an error", ge=1)
 
     @property
     def rows(self) -> int:
-        """Rows of a window together with the rows it continues."""
+        """Rows of a window and its context."""
         return self.context + self.length
 
 
 class TrainingWindows:
-    """Windows of swaps as one table with a row a swap, not a copy of the row for every window it is in.
+    """Windows of swaps, stored as one table with one row per swap; overlapping windows share rows.
 
     Attributes:
-        table: The features' columns and ``segment`` Int64, ``split`` ("train", "valid", "holdout", or "gap" between
-            them), ``window_start`` (whether the ``context + length`` rows from here lie in one segment and split),
-            and the irreducible features: ``seconds`` Float64, ``is_buy`` Float64 (1 for BUY), ``log_size`` (log
-            USDC), ``move`` (log price moved between the previous swap and this one; exactly 0 if within rounding)
-            and ``liquidity_change`` (log). Also ``stated_in_token0`` Boolean: whether the amount of token0 is the one
-            that somebody typed (0.25 ETH), so that the amount of token1 follows from it and not the other way round.
+        table: The columns of `SWAP_FEATURES_SCHEMA`, and ``segment`` Int64; ``split`` ("train", "valid", "holdout",
+            or "gap" between them); ``window_start`` (whether the ``context + length`` rows from here lie in one
+            segment and split); the free features ``seconds`` Float64, ``is_buy`` Float64 (1 for BUY), ``log_size``
+            (log USDC), ``move`` (change of the log price between the previous swap and this one; exactly 0 if within
+            rounding) and ``liquidity_change`` (log); and ``stated_in_token0`` Boolean: whether a person typed the
+            amount of token0 (0.25 ETH), so that the amount of token1 follows from it.
         scaler: JSON values: ``context``, ``length``, ``tick_spacing``, ``rows`` by split, ``flagged`` rows by rule, and
-            for every irreducible feature the mean, standard deviation and quantiles of the train split.
+            for every free feature the mean, standard deviation and quantiles of the train split.
     """
 
     def __init__(self, table: pl.DataFrame, scaler: dict[str, Any]) -> None:
@@ -106,18 +106,22 @@ class TrainingWindows:
 
     @property
     def rows(self) -> int:
-        """Rows of a window together with the rows it continues."""
+        """Rows of a window and its context."""
         return self.context + self.length
 
     def starts(self, *splits: str) -> np.ndarray:
-        """Positions [n] in the table of the first context row of every window of the given splits, in time order."""
+        """Positions [n] in the table of the first context row of every window of the given splits, in time order.
+
+        Raises:
+            WindowsError: if there is no split of that name.
+        """
         unknown = set(splits) - set(SPLITS)
         if unknown:
-            raise WindowsError(f"unknown splits {sorted(unknown)}; there are {list(SPLITS)}")
+            raise WindowsError(f"unknown splits {sorted(unknown)}; expected some of {list(SPLITS)}")
         return np.flatnonzero((self.table["window_start"] & self.table["split"].is_in(list(splits))).to_numpy())
 
     def free_features(self) -> np.ndarray:
-        """The irreducible features of every row, float64 [rows, 5] in the order of `FREE_FEATURES`."""
+        """The free features of every row, float64 [rows, 5] in the order of `FREE_FEATURES`."""
         return self.table.select(FREE_FEATURES).to_numpy()
 
     def save(self, folder: Path) -> None:
@@ -140,21 +144,21 @@ class TrainingWindows:
 
 
 def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: WindowsConfig) -> TrainingWindows:
-    """Clean, measure, split and scale.
+    """Clean swaps, compute their free features, split them by time and fit the scales.
 
     Args:
         features: Rows of `market.features.swap_features` of one or more days, in (block_number, log_index) order.
-        pool: Gives the fee and decimals needed to take a swap's own price impact out of the price.
+        pool: The pool of the swaps; its fee and decimals are needed to subtract a swap's own price impact.
         config: See `WindowsConfig`.
 
     Raises:
         WindowsError: if columns are missing, a number is not finite, rows are out of order or too few windows are left.
-        DynamicFeeError: if the pool has no fee that holds for all swaps.
+        DynamicFeeError: if the pool has a dynamic fee.
     """
     if pool.has_hooks:
         _log.warning(
-            "the pool %s has hooks (%s): synthetic swaps and the backtest follow the pool's own arithmetic and know "
-            "nothing of what the hooks add or take",
+            "the pool %s has hooks (%s): synthetic swaps and the backtest follow the pool's own arithmetic and ignore "
+            "what the hooks add or take",
             pool.pool_id,
             pool.hooks,
         )
@@ -183,20 +187,21 @@ def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: Window
 
 
 def free_feature_expressions(pool: PoolSpec, over: str) -> dict[str, pl.Expr]:
-    """The irreducible features of `FREE_FEATURES` as expressions over the columns of `SWAP_FEATURES_SCHEMA`.
+    """The free features of `FREE_FEATURES` as expressions over the columns of `SWAP_FEATURES_SCHEMA`.
 
     Args:
-        pool: Gives the fee.
-        over: Column that names the run of consecutive rows; the first row of a run has no previous row, so nulls.
+        pool: The pool of the swaps; its fee and decimals are used.
+        over: Column with the id of the run of consecutive rows (segment or window). In the first row of a run, features
+            that compare with the previous row are null.
     """
-    # Both kinds of swap move sqrt(price) by amount1 / L; of what a buyer pays, the fee does not reach the price.
+    # Buys and sells move sqrt(price) by amount1 / L. The fee, which a buyer pays in token1, does not move the price.
     reserve = virtual_reserve(pool)
     reaching = pl.when(pl.col("side") == "BUY").then(1.0 - pool.static_fee / 1e6).otherwise(-1.0)
     impact = reaching * pl.col("volume_usdc") / reserve
     log_root = (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log()
     # log1p(-x) is the log of the pre-swap over the post-swap root.
     move = 2.0 * (log_root + (-impact).log1p() - log_root.shift().over(over))
-    # Where units are small, the last bits of both logarithms are what is left.
+    # In pools with many decimals the rounding of both logarithms dominates.
     of_floats = _ROUNDING_BITS * (2.0 + log_root.abs())
     rounding = 2.0 * (_ROUNDING_UNITS / 10.0**pool.token1.decimals / reserve + of_floats)
     log_liquidity = pl.col("liquidity").cast(pl.Float64).log()
@@ -224,7 +229,7 @@ def _checked(features: pl.DataFrame) -> pl.DataFrame:
                 f"({wrong.height} such rows); materialize swap_features of that day again"
             )
     if not features.select(in_order().all()).item():
-        raise WindowsError("the features are not in (block_number, log_index) order; concatenate the days in order")
+        raise WindowsError("the features are not in (block_number, log_index) order; pass the days in order")
     return features
 
 
@@ -240,13 +245,13 @@ def _flagged(features: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
         | (days.diff().dt.total_days() > 1).fill_null(True),
     )
     bad = pl.col("thin_liquidity") | pl.col("dust") | pl.col("price_jump")
-    # A flagged row ends its segment and the next row begins one; the row itself is dropped later.
+    # A flagged row ends its segment, and the next row begins a new one; the flagged row itself is dropped later.
     breaks = pl.col("pause") | bad | bad.shift().fill_null(True)
     return flagged.with_columns(segment=breaks.cast(pl.Int64).cum_sum()).drop("pause")
 
 
 def _measured(table: pl.DataFrame, pool: PoolSpec) -> pl.DataFrame:
-    # The expressions use both many times; a decimal string is read once here.
+    # The expressions use both columns many times, so the decimal strings are parsed once.
     numbers = table.with_columns(pl.col("sqrt_price_x96", "liquidity").cast(pl.Float64))
     stated_in_token0 = _typed("amount0_eth") & ~_typed("amount1_usdc")
     return table.with_columns(
@@ -260,12 +265,12 @@ def _typed(amount: str) -> pl.Expr:
 
 
 def _split(kept: pl.DataFrame, config: WindowsConfig) -> pl.DataFrame:
-    """The last rows are the holdout; blocks of valid rows stand among the train rows before them."""
+    """Assign splits: the last rows are the holdout; blocks of valid rows lie among the train rows before it."""
     position, gap = pl.int_range(pl.len()), config.rows
     holdout_from = math.floor((config.train_share + config.valid_share) * kept.height)
-    # A block with room for less than two windows would teach nothing.
+    # Every valid block has room for at least two windows.
     most = math.floor(config.valid_share * kept.height / (2 * config.rows))
-    # In whole rows: a fraction of a row would make some gaps a row too short.
+    # Rounded down to whole rows; fractions would make some gaps one row too short.
     stretch = holdout_from // max(1, min(config.valid_blocks, most))
     into = position % max(1, stretch)
     valid_from = math.ceil(stretch * config.train_share / (config.train_share + config.valid_share))
@@ -291,9 +296,9 @@ def _check_enough(features: pl.DataFrame, kept: pl.DataFrame, flagged: dict[str,
         shortest = min(config.valid_share, 1 - config.train_share - config.valid_share)
         needed = max(needed, math.ceil(2 * config.rows / shortest))
         raise WindowsError(
-            f"{features.height} swaps ({kept.height} after leaving out {flagged} and the rows after pauses) give "
-            f"{counts} windows of {config.rows} swaps; needed are {config.fewest_train_windows} to train on and one in "
-            f"each other split, which takes about {needed} swaps without long pauses. Sync more days"
+            f"{features.height} swaps ({kept.height} after leaving out {flagged} and the first row of each segment) "
+            f"give {counts} windows of {config.rows} swaps. At least {config.fewest_train_windows} train windows and "
+            f"one in each other split are needed, about {needed} swaps without long pauses. Sync more days"
         )
     broken = [name for name in FREE_FEATURES if kept[name].null_count() or not kept[name].is_finite().all()]
     if broken:

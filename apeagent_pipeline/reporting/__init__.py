@@ -1,1 +1,1 @@
-"""What people look at: reports, plots and progress. Knows nothing of swaps or models."""
+"""Reports, figures and progress. Knows nothing of swaps or models."""

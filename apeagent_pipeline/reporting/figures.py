@@ -1,14 +1,14 @@
-"""Turning a matplotlib figure into bytes, on machines without a screen."""
+"""Matplotlib figures as PNG bytes, on machines without a screen."""
 
 import io
 from typing import Any
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (8.0, 3.0)) -> tuple[Any, Any]:
-    """A figure and its axes, drawn without any window system.
+    """Create a figure and its axes, drawn without any window system.
 
     Returns:
-        ``(figure, axes)`` with ``axes`` always an array ``[rows, columns]``.
+        ``(figure, axes)``; ``axes`` is always an array ``[rows, columns]``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (
 
 
 def png(figure: Any) -> bytes:
-    """The figure as PNG bytes, the same for the same data (no timestamps inside)."""
+    """Render the figure as PNG. Equal figures give equal bytes: the file contains no timestamp."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     return buffer.getvalue()

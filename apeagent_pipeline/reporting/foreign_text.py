@@ -1,4 +1,4 @@
-"""Text that others wrote (nodes, teachers, models, people), made harmless for terminals and Markdown pages."""
+"""Escape text from outside (nodes, teachers, models, users) for terminals and Markdown pages."""
 
 import re
 
@@ -6,7 +6,7 @@ _MARKS = re.compile(r"([\\`*_\[\]<>~&])")
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which a terminal would obey, and without what UTF-8 cannot write.
+    """Replace control characters, which a terminal would execute, and lone surrogates, which UTF-8 cannot encode.
 
     Line breaks and tabs stay; every other such character becomes U+FFFD.
     """
@@ -14,12 +14,12 @@ def printable(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """The text in one line of Markdown that shows it as it is: no link, picture or HTML comes of it."""
+    """Escape the text as one line of Markdown, so that it creates no link, image or HTML."""
     return _MARKS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def code_block(text: str) -> str:
-    """The text as a Markdown code block, which nothing in it can end."""
+    """Put the text in a Markdown code block whose fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{printable(text)}\n{fence}"

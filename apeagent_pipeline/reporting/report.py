@@ -1,4 +1,4 @@
-"""A report: numbers that programs read, and a page that people read."""
+"""A report: metrics for programs and a page for people."""
 
 import base64
 import json
@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.atomic_files import write_atomically
+
 
 @dataclass(frozen=True)
 class Report:
-    """What ``synthetic_quality``, ``canary_eval`` and ``backtest`` return.
+    """The result of ``synthetic_quality``, ``canary_eval`` and ``backtest``.
 
     Attributes:
         title: Heading of the page.
-        metrics: Flat name -> number. A number that could not be computed is left out, never written as 0 or NaN.
+        metrics: Name -> finite number. Leave out a metric that could not be computed; do not write 0 or NaN.
         intervals: Metric name -> (low, high) of its confidence interval.
-        config: The configuration that produced the numbers, as plain JSON values.
+        config: The configuration that produced the metrics, as JSON values.
         markdown: The body of the page (tables, explanations); ``![caption](name.png)`` refers to a figure.
-        figures: ``name.png`` -> the picture's bytes.
+        figures: ``name.png`` -> PNG bytes.
     """
 
     title: str
@@ -32,13 +34,15 @@ class Report:
     def __post_init__(self) -> None:
         broken = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if broken:
-            raise ValueError(f"{self.title}: metrics {broken} are not finite numbers; leave out what was not measured")
+            raise ValueError(
+                f"{self.title}: the metrics {broken} are not finite; leave out metrics that were not measured"
+            )
 
     def files(self, provenance: Mapping[str, Any]) -> dict[str, bytes]:
-        """The report as files: ``report.json``, ``report.md`` and the figures.
+        """Render the report as files: ``report.json``, ``report.md`` and the figures.
 
         Args:
-            provenance: What the report was made from, written into both files.
+            provenance: The inputs of the report, written into both files.
         """
         document = {
             "metrics": {name: float(value) for name, value in self.metrics.items()},
@@ -55,15 +59,12 @@ class Report:
         }
 
     def save(self, folder: Path, provenance: Mapping[str, Any]) -> None:
-        """Write the files to a folder, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the files into a folder, each atomically."""
         for name, content in self.files(provenance).items():
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / name)
+            write_atomically(folder / name, content)
 
     def inline_markdown(self) -> str:
-        """The page with its figures embedded as base64, for viewers that cannot follow a link to a file."""
+        """The page with its figures embedded as base64, for viewers that cannot open linked files."""
         page = self.markdown
         for name, picture in self.figures.items():
             page = page.replace(f"({name})", f"(data:image/png;base64,{base64.b64encode(picture).decode()})")
@@ -71,6 +72,6 @@ class Report:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-style table; cells are text already formatted by the caller."""
+    """Build a GitHub-style table; the caller formats the cells, and bars in them are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

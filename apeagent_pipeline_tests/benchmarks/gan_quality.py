@@ -21,12 +21,12 @@ from rich.table import Table
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
-from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.report import quality_report
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
-from apeagent_pipeline.gan.training import TrainedGan
+from apeagent_pipeline.gan.trained_gan import TrainedGan
+from apeagent_pipeline.gan.training import Training
 from apeagent_pipeline.gan.training_rows import RealRows
 from apeagent_pipeline.gan.weight_selection import held_out_score
 from apeagent_pipeline.market.features import swap_features
@@ -61,15 +61,15 @@ ABLATIONS = {
 def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool) -> Iterator[tuple[str, TrainedGan]]:
     """Name and result of every way to go on from the warm start of a seed."""
     begun = time.process_time()
-    warm = training._Run(windows, config, seed)
+    warm = Training(windows, config, seed)
     while warm.step < config.likelihood_steps:
         warm.likelihood_step()
         warm.step += 1
     weights = warm.averaged.state_dict()
     yield f"warm start ({time.process_time() - begun:.0f} s)", warm_result(warm)
 
-    def fresh(changes: dict[str, object]) -> training._Run:
-        run = training._Run(windows, config.model_copy(update=changes), seed)
+    def fresh(changes: dict[str, object]) -> Training:
+        run = Training(windows, config.model_copy(update=changes), seed)
         for module in (run.generator, run.averaged, run.best, run.control, run.control_averaged):
             module.load_state_dict(weights)
         run.step = config.likelihood_steps
@@ -97,7 +97,7 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
             )
 
 
-def warm_result(run: training._Run) -> TrainedGan:
+def warm_result(run: Training) -> TrainedGan:
     """The averaged weights as they are, not those that selection would keep."""
     return TrainedGan(run.config, run.seed, run.bins, run.averaged, run.critic, {})
 
@@ -122,7 +122,7 @@ def main() -> None:
         )
         metrics = quality_report(made, windows, BASE_ETH_USDC, QualityConfig(), seed, later=later).metrics
         real, splits = RealRows(windows, gan.bins), (windows.starts("train"), windows.starts("valid"))
-        held_out = held_out_score(gan.generator, gan.bins, real, splits, seed, most=config.judged_windows)
+        held_out = held_out_score(gan.generator, gan.bins, real, splits, seed, max_windows=config.judged_windows)
         metrics["held_out_auc"] = float("nan") if held_out is None else held_out.auc
         key = name.split(" (", maxsplit=1)[0]
         found.setdefault(key, []).append([metrics[score] for score in SCORES])

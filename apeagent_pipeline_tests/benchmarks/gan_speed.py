@@ -22,11 +22,12 @@ from torch import Tensor
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.defs.profiles import FULL
-from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.config import GanConfig
-from apeagent_pipeline.gan.generator import Generator, Rows
+from apeagent_pipeline.gan.generator import Generator
+from apeagent_pipeline.gan.rows import Rows
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
-from apeagent_pipeline.gan.training import TrainedGan, train_gan
+from apeagent_pipeline.gan.trained_gan import TrainedGan
+from apeagent_pipeline.gan.training import Training, train_gan
 from apeagent_pipeline.gan.training_rows import RealRows
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
@@ -47,10 +48,10 @@ console = Console(width=120)
 class WithoutCache(Generator):
     """The same generator, which reads condition and window from their start before every row."""
 
-    def start(self, condition: Rows) -> Any:
+    def prefill(self, condition: Rows) -> Any:
         return [condition]
 
-    def step(self, before: Rows, cache: Any, step: int) -> Tensor:
+    def decode_step(self, before: Rows, cache: Any, step: int) -> Tensor:
         if step:
             cache.append(before)
         condition, *rows = cache
@@ -70,7 +71,7 @@ def training_windows() -> TrainingWindows:
 def step_seconds(windows: TrainingWindows, config: GanConfig) -> tuple[float, float]:
     """CPU seconds of a likelihood step and of an adversarial step, medians without the first of each."""
     config = config.model_copy(update={"likelihood_steps": STEPS, "adversarial_steps": STEPS})
-    run = training._Run(windows, config, SEED)
+    run = Training(windows, config, SEED)
     medians = []
     for step in (run.likelihood_step, run.adversarial_step):
         times = []

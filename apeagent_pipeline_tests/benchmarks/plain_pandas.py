@@ -30,7 +30,7 @@ def swap_features(raw: pd.DataFrame, pool: PoolSpec, previous: pd.DataFrame | No
 def training_windows(
     features: pd.DataFrame, pool: PoolSpec, config: WindowsConfig
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table of `make_training_windows` and the mean, deviation and quantiles of its irreducible features."""
+    """The table of `make_training_windows` and the mean, deviation and quantiles of its free features."""
     table = features.reset_index(drop=True)
     liquidity = table["liquidity"].astype(float)
     thin = liquidity < config.thin_liquidity * liquidity.rolling(501, center=True, min_periods=1).median()

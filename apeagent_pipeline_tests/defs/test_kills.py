@@ -68,7 +68,7 @@ def live(settings: Settings, asset: str, moment: str, told: Path) -> None:
     from apeagent_pipeline.gan import training
 
     torch.set_num_threads(1)
-    training._CHECKPOINT_SECONDS = -1
+    training.CHECKPOINT_SECONDS = -1
     with open_instance(settings) as instance:
         rounds = update(tiny_graph(settings, Killer(asset, moment, told)), instance, DAYS, only=set(ASSETS))
     os._exit(0 if all(each.success for each in rounds) else 1)

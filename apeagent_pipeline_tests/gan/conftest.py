@@ -1,4 +1,4 @@
-"""Windows of a small seeded market, and a GAN that has hardly been trained on them."""
+"""Windows of a small seeded market, and a GAN that was trained on them for a few steps."""
 
 import numpy as np
 import polars as pl
@@ -7,7 +7,8 @@ import pytest
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.swap_execution import synthetic_windows
-from apeagent_pipeline.gan.training import TrainedGan, train_gan
+from apeagent_pipeline.gan.trained_gan import TrainedGan
+from apeagent_pipeline.gan.training import train_gan
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
 
@@ -29,7 +30,7 @@ TINY = GanConfig(
 
 
 def free_rows(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of seconds, side, log size, move and liquidity change with the atoms that real ones have."""
+    """Rows of seconds, side, log size, move and liquidity change with frequent values like those of real rows."""
     half = rng.random((2, n)) < 0.5
     return np.column_stack(
         [

@@ -102,7 +102,7 @@ def test_features_windows_and_synthetic_swaps_do_not_depend_on_decimals(
     np.testing.assert_allclose(made["amount0_eth"], expected["amount0_eth"], rtol=1e-6, atol=2 * either)
     assert made["seconds_since_previous"].equals(expected["seconds_since_previous"])
     # A few smallest units have no effective price.
-    checks = domain_checks(made.filter(pl.col("amount0_eth").abs() > 1_000 / 10 ** decimals[0]), ours, pool)
+    checks = domain_checks(made.filter(pl.col("amount0_eth").abs() > 1_000 / 10 ** decimals[0]), pool)
     assert checks == {"price_matches_tick": 1.0, "opposite_signs": 1.0, "effective_price": 1.0}
 
 

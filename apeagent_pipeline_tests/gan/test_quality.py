@@ -6,28 +6,19 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-from apeagent_pipeline.gan.quality.config import QualityConfig, quality_failures
+from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.report import quality_report
-from apeagent_pipeline.gan.quality.scores import domain_checks, feature_distances
+from apeagent_pipeline.gan.quality.scores import SCORES, domain_checks, feature_distances, quality_failures
 from apeagent_pipeline.gan.quality.window_sets import QualityError
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.swap_execution import synthetic_windows
 
 CONFIG = QualityConfig(windows=80, gru_epochs=1, folds=2)
 NAMES = [
-    "discriminative_gbm",
-    "discriminative_auc",
-    "discriminative_gru",
-    "predictive_ratio",
-    "ks_mean",
-    "acf_error",
-    "xcorr_error",
-    "mmd",
-    "copied_runs",
-    "price_matches_tick",
-    "opposite_signs",
-    "effective_price",
-]
+    "discriminative_gbm", "discriminative_auc", "discriminative_gru", "predictive_ratio", "ks_mean",
+    "acf_error", "xcorr_error", "mmd", "copied_runs", "price_matches_tick",
+    "opposite_signs", "effective_price",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +42,7 @@ def report(synthetic, windows, gan, tmp_path_factory):
 def test_the_report_has_every_score_its_floor_and_its_baseline(report):
     kinds = ("", "_floor", "_block_bootstrap", "_gaussian_copula", "_likelihood")
     assert "likelihood alone |" in report.markdown
+    assert [score.name for score in SCORES] == NAMES, "metric names are an interface"
     assert {name + kind for name in NAMES for kind in kinds} <= report.metrics.keys()
     assert report.intervals.keys() == {"discriminative_auc" + kind for kind in kinds}
     assert {f"discriminative_{score}_{of}" for score in ("gbm", "auc") for of in ("holdout", "drift")} <= set(
@@ -87,7 +79,7 @@ def test_a_gaussian_copula_keeps_every_distribution_and_copies_nothing(report):
 
 def test_the_seed_decides_the_report(report, synthetic, windows):
     again = quality_report(synthetic, windows, BASE_ETH_USDC, CONFIG, seed=3).metrics
-    # Without later windows and without a control, which others are drawn after.
+    # The later windows and the control are drawn after all others, so that the other metrics do not depend on them.
     rest = {name for name in report.metrics if name.endswith(("_holdout", "_drift", "_likelihood"))}
     assert {name: value for name, value in again.items() if name not in rest} == {
         name: value for name, value in report.metrics.items() if name not in rest
@@ -95,7 +87,6 @@ def test_the_seed_decides_the_report(report, synthetic, windows):
 
 
 def test_bad_windows_score_badly_and_fail_the_check(windows):
-    """Buys of one size alone: every score says so."""
     starts = windows.starts("train", "valid")
     rows = np.zeros((len(starts), 24, 5))
     rows[..., 1:3] = 1.0
@@ -108,12 +99,12 @@ def test_bad_windows_score_badly_and_fail_the_check(windows):
     assert quality_failures(good, CONFIG) == []
 
 
-def test_rows_that_break_the_pools_rules_are_counted(synthetic, windows):
+def test_rows_that_break_the_pools_rules_are_counted(synthetic):
     broken = synthetic.with_columns(
         tick=pl.col("tick") + (pl.col("step") == 0).cast(pl.Int64),
         amount0_eth=pl.when(pl.col("step") < 12).then(-pl.col("amount0_eth")).otherwise(2 * pl.col("amount0_eth")),
     )
-    checks = domain_checks(broken, windows, BASE_ETH_USDC)
+    checks = domain_checks(broken, BASE_ETH_USDC)
     assert checks["price_matches_tick"] == pytest.approx(23 / 24)
     assert checks["opposite_signs"] == pytest.approx(12 / 24)
     assert checks["effective_price"] == pytest.approx(12 / 24)

@@ -54,15 +54,15 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[list[Execution]]:
     The table of synthetic windows has neither the price before a swap nor, in its floats, single wei.
     """
     steps: list[list[Execution]] = []
-    swapped = swap_execution._swapped
+    execute_swaps = swap_execution.execute_swaps
 
     def recorded(root: Any, liquidity: Any, amount: Any, sells: Any, pool: PoolSpec) -> Any:
-        swap = swapped(root, liquidity, amount, sells, pool)
+        swap = execute_swaps(root, liquidity, amount, sells, pool)
         columns = (root, liquidity, amount, sells.tolist(), *swap)
         steps.append([Execution(*row) for row in zip(*columns, strict=True)])
         return swap
 
-    monkeypatch.setattr(swap_execution, "_swapped", recorded)
+    monkeypatch.setattr(swap_execution, "execute_swaps", recorded)
     return steps
 
 

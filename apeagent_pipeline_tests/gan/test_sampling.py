@@ -13,6 +13,7 @@ from apeagent_pipeline.gan.swap_execution import (
     Origins,
     synthetic_windows,
 )
+from apeagent_pipeline.market.features import swap_key
 from apeagent_pipeline.market.windows import FREE_FEATURES, TrainingWindows
 
 CONFIG = SamplingConfig(n_windows=60, batch=25)
@@ -50,8 +51,8 @@ def test_every_row_is_a_swap_the_pool_would_make(synthetic, windows):
         assert float(step.amount0) / 1e18 == row["amount0_eth"]
 
 
-def test_round_sizes_and_standing_prices_survive(windows):
-    """300 USDC stay 300 USDC, a move of 0 leaves the price where it was, to the last digit."""
+def test_round_sizes_and_unchanged_prices_are_exact(windows):
+    """300 USDC stays 300 USDC, and a move of 0 leaves the price unchanged to the last digit."""
     rows = np.zeros((1, 24, 5))
     rows[..., FREE_FEATURES.index("log_size")] = np.log(300.0)
     rows[..., FREE_FEATURES.index("is_buy")] = np.arange(24) % 2
@@ -67,8 +68,8 @@ def test_round_sizes_and_standing_prices_survive(windows):
         assert row["sqrt_price_x96"] == str(root)
 
 
-def test_amounts_that_somebody_typed_survive_in_either_token(windows):
-    """0.25 ETH stay 0.25 ETH where a swap was stated in ETH, and so does whatever repeats it."""
+def test_typed_amounts_are_exact_in_either_token(windows):
+    """0.25 ETH stays 0.25 ETH if the swap was stated in ETH, and so do swaps that repeat its size."""
     typed = [0.01, 0.25, 1.5]
     table = windows.table.with_columns(
         stated_in_token0=pl.int_range(pl.len()) % 50 == 0,
@@ -89,7 +90,7 @@ def test_amounts_that_somebody_typed_survive_in_either_token(windows):
     assert second["amount1_usdc"].to_list() == [-700.0, 700.0]
 
 
-def test_a_remembered_liquidity_is_that_of_the_earlier_row_to_the_last_digit(windows):
+def test_a_restored_liquidity_equals_that_of_the_earlier_row_to_the_last_digit(windows):
     rows = np.zeros((1, 24, 5))
     rows[..., FREE_FEATURES.index("liquidity_change")] = 0.01
     origins = Origins.none(1, 24)
@@ -100,8 +101,8 @@ def test_a_remembered_liquidity_is_that_of_the_earlier_row_to_the_last_digit(win
     assert made[5] == windows.table["liquidity"][int(end[0]) - 2]
 
 
-def test_derived_columns_are_those_of_the_features(windows):
-    """Real rows, written as irreducible features and executed again, give the features they came from."""
+def test_derived_columns_equal_those_of_swap_features(windows):
+    """Real rows, reduced to their free features and executed again, give their own features."""
     start = windows.starts("train")[60:61]
     end = start + windows.context - 1
     index = int(end[0]) + 1 + np.arange(windows.length)
@@ -125,6 +126,22 @@ def test_sizes_beyond_the_pool_are_cut_and_not_an_error(windows):
 def test_the_seed_decides_the_windows(gan, windows, synthetic):
     assert sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=5).equals(synthetic)
     assert not sample_windows(gan, windows, BASE_ETH_USDC, CONFIG, seed=6).equals(synthetic)
+
+
+def test_another_generator_fits_in(windows):
+    class Replay:
+        """Returns the real continuation of each history."""
+
+        def sample(self, windows, starts, seed, *, batch, progress):
+            index = starts[:, None] + windows.context + np.arange(windows.length)
+            return windows.free_features()[index], Origins.none(*index.shape)
+
+    replayed = sample_windows(Replay(), windows, BASE_ETH_USDC, CONFIG, seed=5)
+    keys = windows.table.select(swap_key()).to_series()
+    first = replayed.filter(step=0)
+    real = windows.table[[keys.index_of(key) + 1 for key in first["condition_id"]]]
+    assert first["side"].to_list() == real["side"].to_list()
+    assert first["volume_usdc"].to_list() == pytest.approx(real["volume_usdc"].to_list(), rel=1e-6)
 
 
 def test_histories_come_from_the_chosen_splits(gan, windows):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from apeagent_pipeline.gan import training
-from apeagent_pipeline.gan.generator import LIQUIDITY, PLACE, SIZE, STATE
-from apeagent_pipeline.gan.training import TrainedGan, TrainingError, train_gan
+from apeagent_pipeline.gan.critic import policy_advantages
+from apeagent_pipeline.gan.rows import LIQUIDITY, RANGE, SIZE, STATE
+from apeagent_pipeline.gan.trained_gan import TrainedGan, TrainingError
+from apeagent_pipeline.gan.training import Training, train_gan
 from apeagent_pipeline.gan.training_rows import RealRows
 from apeagent_pipeline.gan.weight_selection import HeldOutScore, held_out_score
 
@@ -22,13 +24,18 @@ def weights(gan):
     return {f"{part}.{name}": w.clone() for part, model in parts.items() for name, w in model.state_dict().items()}
 
 
+def recorded_steps():
+    steps = []
+    return steps, lambda done, total, **losses: steps.append(done)
+
+
 def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("killed_after", [4, 8, 10], ids=["warm start", "adversarial stage", "control"])
 def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_path, monkeypatch, killed_after):
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
 
     def kill(done, total, **losses):
         # The checkpoint of this step is written after it was reported.
@@ -36,9 +43,9 @@ def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        train_gan(windows, tiny, 1, kill, tmp_path)
-    steps = []
-    resumed = train_gan(windows, tiny, 1, lambda done, total, **losses: steps.append(done), tmp_path)
+        train_gan(windows, tiny, 1, progress=kill, checkpoint_dir=tmp_path)
+    steps, report = recorded_steps()
+    resumed = train_gan(windows, tiny, 1, progress=report, checkpoint_dir=tmp_path)
     assert steps[0] == killed_after + 1
     assert same(weights(resumed), weights(gan))
     assert resumed.history == gan.history
@@ -46,12 +53,12 @@ def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_p
 
 
 def test_a_checkpoint_of_another_seed_or_configuration_is_not_taken(windows, tiny, gan, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     train_gan(windows, tiny, 2, checkpoint_dir=tmp_path)
     assert same(weights(train_gan(windows, tiny, 1, checkpoint_dir=tmp_path)), weights(gan))
     other = tiny.model_copy(update={"diversity": 0.0})
-    steps = []
-    train_gan(windows, other, 1, lambda done, total, **losses: steps.append(done), tmp_path)
+    steps, report = recorded_steps()
+    train_gan(windows, other, 1, progress=report, checkpoint_dir=tmp_path)
     assert steps[0] == 1
 
 
@@ -79,7 +86,7 @@ def test_saved_gans_come_back(gan, tmp_path):
 
 def test_losses_of_all_stages_are_kept_and_shown(windows, tiny, gan):
     shown = []
-    train_gan(windows, tiny, 1, lambda done, total, **losses: shown.append((done, total, losses)))
+    train_gan(windows, tiny, 1, progress=lambda done, total, **losses: shown.append((done, total, losses)))
     assert [(done, total) for done, total, _ in shown] == [(k + 1, tiny.steps) for k in range(tiny.steps)]
     assert all(isinstance(value, float) for _, _, losses in shown for value in losses.values())
     assert {"critic", "gp", "generator", "feature_matching", "diversity"} <= shown[tiny.generator_steps - 1][2].keys()
@@ -111,7 +118,7 @@ def test_every_part_can_be_switched_off(windows, tiny, off):
 def test_the_warm_start_learns(windows, tiny):
     config = tiny.model_copy(update={"likelihood_steps": 60, "adversarial_steps": 0, "likelihood_rate": 5e-3})
     losses = []
-    train_gan(windows, config, 1, lambda done, total, **figures: losses.append(figures["loss"]))
+    train_gan(windows, config, 1, progress=lambda done, total, **figures: losses.append(figures["loss"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
@@ -130,7 +137,7 @@ def test_the_control_goes_on_from_the_warm_start_and_leaves_the_generator_alone(
 
 
 def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
-    run = training._Run(windows, tiny.model_copy(update={"likelihood_steps": 0}), 1)
+    run = Training(windows, tiny.model_copy(update={"likelihood_steps": 0}), 1)
     before = {**run.generator.state_dict(), **{f"critic.{name}": w for name, w in run.critic.state_dict().items()}}
     before = {name: tensor.clone() for name, tensor in before.items()}
     run.adversarial_step()
@@ -139,7 +146,7 @@ def test_the_critic_moves_choices_and_positions(windows, tiny, gan):
     assert {"heads", "positions", "decoder", "critic"} <= moved
 
 
-def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never_copies(windows, tiny, monkeypatch):
+def test_the_kept_weights_have_the_auc_closest_to_chance_and_do_not_copy(windows, tiny, monkeypatch):
     scores = iter(
         [
             HeldOutScore(0.60, 0.0),
@@ -150,19 +157,19 @@ def test_the_weights_kept_are_those_a_classifier_finds_hardest_to_tell_and_never
         ]
     )
     monkeypatch.setattr(training, "held_out_score", lambda *_, **__: next(scores))
-    seen = []
-    consider = training._Run.consider
+    candidates = []
+    keep_best = Training.keep_best
 
     def watched(run):
-        consider(run)
-        seen.append((run.step, copy.deepcopy(run.averaged.state_dict())))
+        keep_best(run)
+        candidates.append((run.step, copy.deepcopy(run.averaged.state_dict())))
 
-    monkeypatch.setattr(training._Run, "consider", watched)
+    monkeypatch.setattr(Training, "keep_best", watched)
     kept = train_gan(windows, tiny, 1)
-    wanted = dict(seen)[tiny.likelihood_steps + 2]
+    wanted = dict(candidates)[tiny.likelihood_steps + 2]
     assert all(torch.equal(wanted[name], tensor) for name, tensor in kept.generator.state_dict().items())
     assert kept.history["held_out"]["auc"] == [0.60, 0.51, 0.55, 0.70]
-    assert kept.history["control_held_out"]["auc"] == [0.5], "the control stands to no choice"
+    assert kept.history["control_held_out"]["auc"] == [0.5], "the control is no candidate"
     assert kept.history["held_out"]["step"] == [tiny.likelihood_steps + k for k in range(4)]
 
 
@@ -175,9 +182,9 @@ def test_every_loss_is_written_for_tensorboard(windows, tiny, tmp_path):
     assert len(events.Scalars("loss")) == tiny.steps
 
 
-def test_a_choice_is_praised_for_the_rows_after_it_against_its_siblings():
+def test_the_advantage_of_a_sample_is_relative_to_the_other_samples_of_its_history():
     rewards = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [5.0, 2.0]])
-    advantage = training._against_siblings(rewards, samples=2)
+    advantage = policy_advantages(rewards, samples=2)
     torch.testing.assert_close(advantage[0::2], -advantage[1::2])
     assert (advantage[:, 0].sign() == torch.tensor([-1.0, 1.0, 0.0, 0.0])).all()
 
@@ -188,7 +195,7 @@ def test_divergence_stops_the_training_with_a_remedy(windows, tiny):
         train_gan(windows, config, 1)
 
 
-def test_nothing_to_train_on_is_said(windows, tiny):
+def test_missing_train_windows_are_reported(windows, tiny):
     import polars as pl
 
     from apeagent_pipeline.market.windows import TrainingWindows
@@ -198,8 +205,8 @@ def test_nothing_to_train_on_is_said(windows, tiny):
         train_gan(empty, tiny, 1)
 
 
-def test_the_state_a_sampled_row_sees_is_that_of_the_market(windows, gan):
-    """Real rows fed to the float bookkeeping of sampling end where the real market ended."""
+def test_the_states_during_sampling_follow_the_market(windows, gan):
+    """Real rows fed to the state updates of sampling give the states of the real market."""
     real = RealRows(windows, gan.bins)
     condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
     before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
@@ -207,28 +214,28 @@ def test_the_state_a_sampled_row_sees_is_that_of_the_market(windows, gan):
     state = gan.generator.state_after(
         before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY]
     )
-    others = [k for k in range(STATE) if k != PLACE]
+    others = [k for k in range(STATE) if k != RANGE]
     torch.testing.assert_close(state[..., others], window.state[..., others], rtol=1e-3, atol=2e-6)
-    # A place counts ranges of a thousandth.
-    torch.testing.assert_close(state[..., PLACE], window.state[..., PLACE], rtol=0, atol=2e-3)
+    # The column RANGE counts ranges of a thousandth of the price.
+    torch.testing.assert_close(state[..., RANGE], window.state[..., RANGE], rtol=0, atol=2e-3)
 
 
-def test_weights_that_copy_their_training_rows_are_found_out(windows, gan, monkeypatch):
-    """A generator that gives back what really followed has copied everything, and only then."""
+def test_a_generator_that_copies_its_training_rows_is_detected(windows, gan, monkeypatch):
+    """A generator that returns the real continuations has a copied share near 1; an honest one has not."""
     real = RealRows(windows, gan.bins)
     splits = windows.starts("train"), windows.starts("valid")
-    honest = held_out_score(gan.generator, gan.bins, real, splits, 1, most=1_000)
+    honest = held_out_score(gan.generator, gan.bins, real, splits, 1, max_windows=1_000)
     assert honest.copied < 0.01
     followed = []
     windows_of = real.windows
     monkeypatch.setattr(real, "windows", lambda *args: followed.append(windows_of(*args)) or followed[-1])
     monkeypatch.setattr(type(gan.generator), "sample", lambda *_: SimpleNamespace(rows=followed[-1][1]))
-    copier = held_out_score(gan.generator, gan.bins, real, splits, 1, most=1_000)
+    copier = held_out_score(gan.generator, gan.bins, real, splits, 1, max_windows=1_000)
     assert copier.copied > 0.99
     assert abs(copier.auc - 0.5) < abs(honest.auc - 0.5)
 
 
-def test_a_history_shorter_than_sizes_are_remembered_for_is_enough(windows, tiny):
+def test_a_condition_shorter_than_the_repeats_of_sizes_is_enough(windows, tiny):
     from apeagent_pipeline.market.windows import TrainingWindows
 
     short = TrainingWindows(windows.table, {**windows.scaler, "context": 2})

@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from apeagent_pipeline.gan.training import train_gan
-from apeagent_pipeline.workers import WorkerError, _pass_on
+from apeagent_pipeline.workers import WorkerError, forward_progress
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windows, tiny):
-    """Without dropout the warm start of two differs from that of one by rounding alone."""
+    """Without dropout the warm start of two processes differs from that of one by rounding only."""
     config = tiny.model_copy(update={"dropout": 0.0, "adversarial_steps": 2})
     alone = train_gan(windows, config, 1)
     told, listening = [], set()
@@ -31,20 +31,20 @@ def test_two_processes_learn_what_one_does_even_when_one_of_them_is_killed(windo
             workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
             workers[-1].kill()
 
-    together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, kill_one)
-    assert told.count(1) == 2  # all were started again
+    together = train_gan(windows, config.model_copy(update={"workers": 2}), 1, progress=kill_one)
+    assert told.count(1) == 2  # all were restarted
     assert told[-1] == config.steps
-    assert listening <= {"127.0.0.1", "::1"}  # nobody else can join, or be sent what they exchange
+    assert listening <= {"127.0.0.1", "::1"}  # no other machine can join or listen
     assert together.history["likelihood"]["valid"] == pytest.approx(alone.history["likelihood"]["valid"], abs=1e-4)
     assert len(together.history["adversarial"]["generator"]) == 2
 
 
-def test_a_process_that_dies_while_it_calls_keeps_the_next_one_from_nothing():
+def test_a_process_that_dies_while_connecting_does_not_block_the_next_one():
     told, listener = Queue(), Listener(authkey=b"key")
-    Thread(target=_pass_on, args=(listener, lambda *step, **_: told.put(step)), daemon=True).start()
+    Thread(target=forward_progress, args=(listener, lambda *step, **_: told.put(step)), daemon=True).start()
     for _ in range(3):
         with socket.socket(socket.AF_UNIX) as dying:
-            dying.connect(listener.address)  # what it is asked is never read
+            dying.connect(listener.address)  # it never answers the authentication challenge
     for step in (1, 2):
         with Client(listener.address, authkey=b"key") as line:
             line.send((step, 2, {}))
@@ -52,12 +52,12 @@ def test_a_process_that_dies_while_it_calls_keeps_the_next_one_from_nothing():
     listener.close()
 
 
-def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(windows, tiny):
-    with pytest.raises(WorkerError, match="batch=16 and adversarial_batch=4 cannot be dealt to 3"):
+def test_a_batch_that_does_not_divide_evenly_is_refused_before_anything_starts(windows, tiny):
+    with pytest.raises(WorkerError, match="batch=16 and adversarial_batch=4 cannot be divided evenly among 3"):
         train_gan(windows, tiny.model_copy(update={"workers": 3}), 1)
 
 
-def test_what_a_process_died_of_is_said(windows, tiny, monkeypatch):
+def test_the_error_of_a_failed_process_is_reported(windows, tiny, monkeypatch):
     monkeypatch.setattr("apeagent_pipeline.workers.RESTARTS", 0)
     with pytest.raises(WorkerError, match="holds no window of the train split"):
         empty = type(windows)(windows.table.clear(), windows.scaler)

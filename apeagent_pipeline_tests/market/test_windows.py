@@ -123,7 +123,7 @@ def test_saved_windows_come_back(windows, tmp_path):
 
 
 def test_too_few_swaps_are_counted_and_the_remedy_named(features):
-    with pytest.raises(WindowsError, match=r"100 swaps .*needed are 200 to train on.*Sync more days"):
+    with pytest.raises(WindowsError, match=r"100 swaps .*At least 200 train windows.*Sync more days"):
         make_training_windows(features[:100], BASE_ETH_USDC, WindowsConfig())
     with pytest.raises(WindowsError, match=r"0 swaps"):
         make_training_windows(features.clear(), BASE_ETH_USDC, WindowsConfig())

@@ -74,5 +74,5 @@ def test_two_processes_learn_what_one_does_even_when_the_memory_of_one_ends(
 
 def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(tiny_base, uneven, tmp_path):
     config = CONFIG.model_copy(update={"workers": 3})
-    with pytest.raises(WorkerError, match="batch_size=4 cannot be dealt to 3 processes; make it a multiple"):
+    with pytest.raises(WorkerError, match="batch_size=4 cannot be divided evenly among 3 processes; make it"):
         fine_tune(tiny_base, uneven, config, 1, tmp_path / "out", tmp_path / "checkpoints")

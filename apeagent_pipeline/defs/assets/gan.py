@@ -12,7 +12,7 @@ from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.report import quality_report
-from apeagent_pipeline.gan.sampling import SamplingConfig
+from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.market.windows import TrainingWindows
 
 
@@ -64,8 +64,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
         """Generated swap windows whose every row obeys the pool's own arithmetic."""
-        from apeagent_pipeline.gan.sampling import sample_windows
-        from apeagent_pipeline.gan.training import TrainedGan
+        from apeagent_pipeline.gan.trained_gan import TrainedGan
 
         config, seed = launched_config(context, SamplingConfig)
         windows = sample_windows(
@@ -96,8 +95,7 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         trained_gan: Path,
     ) -> dg.MaterializeResult:
         """How close the synthetic windows are to held-out real ones. Its check guards the teacher's budget."""
-        from apeagent_pipeline.gan.sampling import sample_windows
-        from apeagent_pipeline.gan.training import TrainedGan
+        from apeagent_pipeline.gan.trained_gan import TrainedGan
 
         config, seed = launched_config(context, QualityConfig)
         progress = runtime.watcher.started(context)

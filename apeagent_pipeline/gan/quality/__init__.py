@@ -1,1 +1,1 @@
-"""How close synthetic windows are to real ones."""
+"""The quality report: how close synthetic windows are to real ones."""

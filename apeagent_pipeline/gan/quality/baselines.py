@@ -1,4 +1,4 @@
-"""Baselines that the pool executes as well: a block bootstrap and a Gaussian copula."""
+"""Baselines that the pool executes like the synthetic windows: a block bootstrap and a Gaussian copula."""
 
 import numpy as np
 import polars as pl
@@ -6,9 +6,6 @@ import polars as pl
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.gan.swap_execution import synthetic_windows
 from apeagent_pipeline.market.windows import TrainingWindows
-
-BASELINES = ("_block_bootstrap", "_gaussian_copula")
-CONTROL = "_likelihood"
 
 _BOOTSTRAP_ROWS = 6
 
@@ -25,7 +22,7 @@ def block_bootstrap(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int)
 
 
 def gaussian_copula(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int) -> pl.DataFrame:
-    """``n`` windows of a Gaussian copula of whole train windows, executed by the pool."""
+    """``n`` windows from a Gaussian copula fitted to whole train windows, executed by the pool."""
     from scipy.stats import norm, rankdata
     from sklearn.covariance import ledoit_wolf
 
@@ -33,7 +30,7 @@ def gaussian_copula(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int)
     index = windows.starts("train")[:, None] + windows.context + np.arange(windows.length)
     rows = windows.free_features()[index]
     flat = rows.reshape(len(rows), -1)
-    # Equal values get their ranks by chance, so that those that occur often come back as often.
+    # Ties get ranks in random order, so that a frequent value is drawn as often as it occurs.
     order = rng.random(flat.shape).argsort(axis=0)
     ranks = np.empty(flat.shape)
     np.put_along_axis(ranks, order, rankdata(np.take_along_axis(flat, order, 0), method="ordinal", axis=0), 0)
@@ -41,6 +38,10 @@ def gaussian_copula(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int)
     scale = np.sqrt(np.diag(covariance))
     drawn = rng.multivariate_normal(np.zeros(len(scale)), covariance / np.outer(scale, scale), n, method="cholesky")
     at = np.floor(norm.cdf(drawn) * len(flat)).astype(np.int64)
-    made = np.take_along_axis(np.sort(flat, axis=0), at, axis=0).reshape(n, *rows.shape[1:])
+    sampled = np.take_along_axis(np.sort(flat, axis=0), at, axis=0).reshape(n, *rows.shape[1:])
     histories = rng.choice(windows.starts("train", "valid"), n)
-    return synthetic_windows(windows, histories + windows.context - 1, made, pool)
+    return synthetic_windows(windows, histories + windows.context - 1, sampled, pool)
+
+
+BASELINES = {"_block_bootstrap": block_bootstrap, "_gaussian_copula": gaussian_copula}
+"""Suffix of a baseline's metrics -> the function that draws its windows."""

@@ -1,17 +1,22 @@
-"""Classifiers and a forecaster that try to tell synthetic windows from real ones, or to profit from them.
+"""Classifiers that try to tell synthetic windows from real ones, and a forecaster trained on either.
 
-Neighbouring windows look alike, and sizes and volatility drift over days. Contiguous folds mistake that drift for
-skill and random folds leak it. So windows are dealt to folds by small blocks of time, and a window that straddles two
-blocks is left out before anything is scored.
+Overlapping windows look alike, and sizes and volatility drift over days. Contiguous folds would mistake this drift for
+a difference, and random folds would leak overlapping windows. Therefore small blocks of time are assigned to folds, and
+windows that straddle two blocks are left out before anything is scored.
 """
+
+from typing import Any
 
 import numpy as np
 
 _LAGS = 4
 
+Folds = tuple[np.ndarray, np.ndarray]
+"""Fold of every window of two sets, [n] and [m]."""
+
 
 def window_summaries(windows: np.ndarray) -> np.ndarray:
-    """What a tree can read of a window: moments, extremes, zeros, repeats and products of its rows.
+    """Summaries of windows for tree models: moments, extremes, zeros, repeats and products of their rows.
 
     Args:
         windows: [n, T, F] with log seconds, side (1 for buy), log size, move, liquidity change, return.
@@ -24,52 +29,52 @@ def window_summaries(windows: np.ndarray) -> np.ndarray:
     moments = [windows.mean(axis=1), windows.std(axis=1), windows.min(axis=1), windows.max(axis=1), windows[:, 0]]
     lagged = [(centred[:, lag:] * centred[:, :-lag]).mean(axis=1) for lag in (1, 2)]
     zeros = [(windows == 0).mean(axis=1)]
-    loud = np.abs(change)
+    absolute = np.abs(change)
     products = [
         (one * other).mean(axis=1)
-        for one, other in [(loud, size), (2 * side - 1, change), (size, np.abs(move)), (2 * side - 1, move)]
+        for one, other in [(absolute, size), (2 * side - 1, change), (size, np.abs(move)), (2 * side - 1, move)]
     ]
     repeats = [
         (np.abs(np.diff(size, axis=1)) < 1e-9).mean(axis=1),
         (np.abs(size[:, 2:] - size[:, :-2]) < 1e-9).mean(axis=1),
         (np.diff(side, axis=1) == 0).mean(axis=1),
-        loud[:, 1:].mean(axis=1) - loud[:, :-1].mean(axis=1),
+        absolute[:, 1:].mean(axis=1) - absolute[:, :-1].mean(axis=1),
         np.abs(change.sum(axis=1)),
-        (loud[:, 1:] * loud[:, :-1]).mean(axis=1),
+        (absolute[:, 1:] * absolute[:, :-1]).mean(axis=1),
     ]
     return np.concatenate([*moments, *lagged, *zeros, np.stack([*products, *repeats], axis=1)], axis=1)
 
 
-def boosted_trees(real: np.ndarray, other: np.ndarray, folds: tuple[np.ndarray, np.ndarray], seed: int) -> np.ndarray:
-    """Out-of-fold probability of being synthetic, by gradient boosting on `window_summaries`.
+def gradient_boosting(seed: int) -> Any:
+    """The untrained tree classifier (scikit-learn), small enough for a few hundred windows."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, min_samples_leaf=10, random_state=seed)
+
+
+def boosted_trees(real: np.ndarray, other: np.ndarray, folds: Folds, seed: int) -> np.ndarray:
+    """Out-of-fold probability of belonging to ``other``, by gradient boosting on `window_summaries`.
 
     Args:
         real: Windows, [n, T, F].
         other: Windows, [m, T, F].
-        folds: Fold of every window of each, [n] and [m].
-        seed: Of the classifier.
+        folds: Fold of every window.
+        seed: Seed of the classifier.
 
     Returns:
         [n + m] probabilities, real windows first.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
     x = window_summaries(np.concatenate([real, other]))
-    y, fold = _labels(real, other), np.concatenate(folds)
+    y, fold = labels(real, other), np.concatenate(folds)
     out = np.full(len(y), 0.5)
     for one in np.unique(fold):
-        model = HistGradientBoostingClassifier(
-            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, min_samples_leaf=10, random_state=seed
-        )
-        model.fit(x[fold != one], y[fold != one])
+        model = gradient_boosting(seed).fit(x[fold != one], y[fold != one])
         out[fold == one] = model.predict_proba(x[fold == one])[:, 1]
     return out
 
 
-def recurrent_network(
-    real: np.ndarray, other: np.ndarray, folds: tuple[np.ndarray, np.ndarray], seed: int, epochs: int
-) -> np.ndarray:
-    """As `boosted_trees`, by a small GRU that reads the rows themselves."""
+def recurrent_network(real: np.ndarray, other: np.ndarray, folds: Folds, seed: int, epochs: int) -> np.ndarray:
+    """As `boosted_trees`, by a small GRU on the rows themselves."""
     import torch
     from torch import nn
     from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -80,13 +85,13 @@ def recurrent_network(
             self.gru, self.head = nn.GRU(features, 24, batch_first=True), nn.Linear(48, 1)
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            seen, last = self.gru(rows)
-            return self.head(torch.cat([seen.mean(dim=1), last[0]], dim=1)).squeeze(1)
+            outputs, last = self.gru(rows)
+            return self.head(torch.cat([outputs.mean(dim=1), last[0]], dim=1)).squeeze(1)
 
     rows = np.concatenate([real, other])
     scaled = np.clip((rows - rows.mean(axis=(0, 1))) / (rows.std(axis=(0, 1)) + 1e-12), -5, 5)
     x = torch.from_numpy(scaled).float()
-    y, fold = _labels(real, other), np.concatenate(folds)
+    y, fold = labels(real, other), np.concatenate(folds)
     targets, out = torch.from_numpy(y).float(), np.full(len(y), 0.5)
     for one in np.unique(fold):
         rng = np.random.default_rng([seed, int(one)])
@@ -106,12 +111,12 @@ def recurrent_network(
 
 
 def forecast_error(train: np.ndarray, test: np.ndarray, seed: int) -> float:
-    """Mean absolute error on ``test`` of |return| of the next row, forecast from the rows before it after ``train``.
+    """Mean absolute error of a forecast of the next row's |return| from the rows before it.
 
     Args:
         train: Windows to learn from, [n, T, F].
-        test: Windows to be judged on, [m, T, F].
-        seed: Of the regressor.
+        test: Windows to forecast, [m, T, F].
+        seed: Seed of the regressor.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -127,5 +132,6 @@ def forecast_error(train: np.ndarray, test: np.ndarray, seed: int) -> float:
     return float(np.abs(model.predict(x) - y).mean())
 
 
-def _labels(real: np.ndarray, other: np.ndarray) -> np.ndarray:
+def labels(real: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Labels [n + m] of real (0) and other windows (1)."""
     return np.concatenate([np.zeros(len(real)), np.ones(len(other))])

@@ -1,29 +1,30 @@
-"""The pictures of the quality report."""
+"""The figures of the quality report and of the GAN's training."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from apeagent_pipeline.gan.quality.scores import autocorrelations
+from apeagent_pipeline.gan.quality.window_sets import ROW_FEATURES
 from apeagent_pipeline.reporting.figures import new_figure, png
+
+History = Mapping[str, Mapping[str, Sequence[float]]]
 
 _REAL, _SYNTHETIC = "#4c566a", "#d08770"
 
 
-def quality_figures(
-    real: np.ndarray, synthetic: np.ndarray, names: Sequence[str], history: Mapping[str, Mapping[str, Sequence[float]]]
-) -> dict[str, bytes]:
+def quality_figures(real: np.ndarray, synthetic: np.ndarray, history: History) -> dict[str, bytes]:
     """Distributions, autocorrelations and, if a history is given, training curves.
 
     Args:
-        real: Windows, [n, T, F].
-        synthetic: Windows, [m, T, F].
-        names: Of the features.
+        real: Windows, [n, T, 6] in the columns of `ROW_FEATURES`.
+        synthetic: Windows, [m, T, 6].
         history: Stage -> name -> values, as in ``history.json``.
 
     Returns:
         File name -> PNG.
     """
-    figures = {"distributions.png": _distributions(real, synthetic, names)}
+    figures = {"distributions.png": _distributions(real, synthetic)}
     figures["autocorrelations.png"] = _autocorrelations(real, synthetic)
     if any(history.values()):
         figures["training.png"] = training_figure(history)
@@ -31,10 +32,10 @@ def quality_figures(
 
 
 def paths_figure(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> bytes:
-    """Prices of histories, what really followed and what was generated.
+    """Price paths of histories, with the real and the synthetic continuation.
 
     Args:
-        examples: (rows of history, real prices of history and window, synthetic prices of the window).
+        examples: (number of history rows, real prices of history and window, synthetic prices of the window).
     """
     columns = 3
     figure, axes = new_figure(-(-len(examples) // columns), columns, size=(10, 2.4 * -(-len(examples) // columns)))
@@ -50,9 +51,9 @@ def paths_figure(examples: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> byte
     return png(figure)
 
 
-def _distributions(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str]) -> bytes:
+def _distributions(real: np.ndarray, synthetic: np.ndarray) -> bytes:
     figure, axes = new_figure(2, 3, size=(10, 5))
-    for k, (axis, name) in enumerate(zip(axes.ravel(), names, strict=True)):
+    for k, (axis, name) in enumerate(zip(axes.ravel(), ROW_FEATURES, strict=True)):
         low, high = np.quantile(real[..., k], [0.005, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, 50)
         for rows, color, label in ((real, _REAL, "real"), (synthetic, _SYNTHETIC, "synthetic")):
@@ -60,7 +61,7 @@ def _distributions(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str]
             axis.hist(
                 values, edges, weights=np.full(len(values), 1 / len(values)), histtype="step", color=color, label=label
             )
-        if name != "buy":  # two bars of about one half
+        if name != "buy":  # its two bars need no logarithmic scale
             axis.set_yscale("log")
         axis.set_title(name, fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=8)
@@ -68,8 +69,6 @@ def _distributions(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str]
 
 
 def _autocorrelations(real: np.ndarray, synthetic: np.ndarray) -> bytes:
-    from apeagent_pipeline.gan.quality.scores import autocorrelations
-
     curves = autocorrelations(real, synthetic)
     figure, axes = new_figure(1, len(curves), size=(10, 2.6))
     for axis, (name, (one, other)) in zip(axes.ravel(), curves.items(), strict=True):
@@ -83,8 +82,8 @@ def _autocorrelations(real: np.ndarray, synthetic: np.ndarray) -> bytes:
     return png(figure)
 
 
-def training_figure(history: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """What the critic and the likelihood said step by step: stage -> name -> values, as in ``history.json``."""
+def training_figure(history: History) -> bytes:
+    """Losses and scores by step; ``history`` is stage -> name -> values, as in ``history.json``."""
     panels = {
         "likelihood (nats a row)": ("likelihood", ("loss", "valid")),
         "Wasserstein distance": ("adversarial", ("critic",)),

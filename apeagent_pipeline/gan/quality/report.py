@@ -1,11 +1,12 @@
-"""How close synthetic windows are to real ones: `synthetic_quality`.
+"""The quality report ``synthetic_quality``: how close synthetic windows are to real ones.
 
-Four kinds of windows are held against real windows of the same days: synthetic ones, real ones of other blocks of
-time (``_floor``: nothing can score better), and two baselines that are executed by the pool as well: a block bootstrap
-(``_block_bootstrap``: real rows, shuffled in blocks of six) and a Gaussian copula of whole windows
-(``_gaussian_copula``: every feature distributed as in the train rows, rank correlations between all rows). With a
-control (``_likelihood``: windows of a generator that was trained as long without a critic) there is a fifth. All go
-through the same code.
+Windows are compared with real windows of the same days. Beside the synthetic windows, the same scores are computed for
+(suffix of the metrics):
+
+- ``_floor``: real windows of other blocks of time; nothing can score better.
+- ``_block_bootstrap``: real rows shuffled in blocks of six and executed by the pool.
+- ``_gaussian_copula``: a Gaussian copula of whole windows, executed by the pool.
+- ``_likelihood``, if a control is given: windows of a generator trained as long by likelihood alone.
 """
 
 import json
@@ -15,31 +16,18 @@ import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.gan.copies import copied_share
-from apeagent_pipeline.gan.quality.baselines import BASELINES, CONTROL, block_bootstrap, gaussian_copula
+from apeagent_pipeline.gan.quality.baselines import BASELINES
 from apeagent_pipeline.gan.quality.config import QualityConfig
-from apeagent_pipeline.gan.quality.figures import quality_figures
-from apeagent_pipeline.gan.quality.page import example_paths, quality_page
-from apeagent_pipeline.gan.quality.scores import (
-    against_later_days,
-    discriminated,
-    distances,
-    domain_checks,
-    predictive_ratio,
-)
-from apeagent_pipeline.gan.quality.window_sets import (
-    ROW_FEATURES,
-    QualityError,
-    WindowSet,
-    checked,
-    in_blocks,
-    real_set,
-    real_table,
-    synthetic_set,
-)
+from apeagent_pipeline.gan.quality.figures import paths_figure, quality_figures
+from apeagent_pipeline.gan.quality.page import CONTROL, FLOOR, Findings, quality_page
+from apeagent_pipeline.gan.quality.scores import SCORES, Comparison, against_later_days, auc_interval
+from apeagent_pipeline.gan.quality.window_sets import QualityError, WindowSet, checked, real_set, synthetic_set
+from apeagent_pipeline.market.features import swap_key
 from apeagent_pipeline.market.windows import TrainingWindows
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.reporting.report import Report
+
+_EXAMPLES = 6
 
 
 def quality_report(
@@ -59,103 +47,107 @@ def quality_report(
     Args:
         synthetic: Table with `SYNTHETIC_WINDOWS_SCHEMA`.
         windows: The real windows that the synthetic ones continue.
-        pool: Fee and decimals.
-        config: How.
-        seed: Of folds, classifiers and the bootstrap.
-        progress: Called after every part.
-        history: ``history.json`` of the trained GAN, for the training curves and the scores on held-out blocks.
-        later: Synthetic windows that continue histories of the holdout days, to be judged against those days.
-        control: Windows of the generator that likelihood alone made of the same warm start.
+        pool: The pool of the windows.
+        config: Options and limits.
+        seed: Seed of folds, classifiers and the bootstrap.
+        progress: Called after every comparison.
+        history: ``history.json`` of the trained GAN, for the training curves and the held-out scores.
+        later: Synthetic windows that continue histories of the holdout days, compared with those days.
+        control: Windows of the generator that was trained by likelihood alone.
 
     Returns:
-        A report with the metrics of the design (``discriminative_gbm`` and ``_gru``: |accuracy - 0.5|; ``_auc``: of
-        gradient boosting; ``predictive_ratio``: error of a forecaster trained on synthetic over one trained on real
-        rows; ``ks_mean``, ``acf_error``, ``xcorr_error``, ``mmd``, ``copied_runs``; shares of rows that obey the pool)
-        and, beyond it, what a classifier makes of the later holdout days: ``discriminative_auc_holdout`` and
-        ``discriminative_gbm_holdout`` of the windows in ``later``, beside ``_drift`` of real windows of the days
-        before (what drift alone gives away).
+        A report with the metrics of `SCORES`, each with the suffixes above. Two scores, ``discriminative_auc`` and
+        ``_gbm``, also compare windows with the later holdout days: with the suffix ``_holdout`` the windows in
+        ``later``, with ``_drift`` real windows of the days before, which shows the effect of drift alone.
 
     Raises:
         QualityError: if columns are missing, values are not finite, or there are too few windows to judge.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+    rng = np.random.default_rng([seed, 0])
     # On data this small the threads of a pool spend most of their time waiting for each other.
     with threadpool_limits(1):
-        return _judged(synthetic, windows, pool, config, seed, progress, history, later, control)
+        tables = {"": checked(synthetic)} | ({} if control is None else {CONTROL: checked(control)})
+        parts = len(tables) + len(BASELINES) + 2
+        progress(0, parts)
+        compared = _comparisons(tables, windows, pool, config, seed=seed, rng=rng)
+        metrics: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
+        for suffix, each in compared.items():
+            metrics |= {score.name + suffix: score.measure(each) for score in SCORES}
+            intervals[f"discriminative_auc{suffix}"] = auc_interval(each)
+            progress(len(intervals), parts)
+        ours = compared[""]
+        holdout = _some(real_set(windows, windows.starts("holdout")), config, rng)
+        metrics |= {f"{name}_drift": v for name, v in against_later_days(ours.shown[0], holdout, config, seed).items()}
+        if later is not None:
+            made = _some(synthetic_set(checked(later), windows, pool), config, rng)
+            metrics |= {f"{name}_holdout": v for name, v in against_later_days(made, holdout, config, seed).items()}
+    losses = {} if history is None else json.loads(history.read_text())
+    figures = quality_figures(ours.real.rows, ours.other.rows, losses)
+    figures["paths.png"] = paths_figure(_example_paths(synthetic, windows, rng))
+    page = quality_page(Findings(metrics, intervals, compared, losses, list(figures)))
+    progress(parts, parts)
+    return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures)
 
 
-def _judged(  # noqa: PLR0917 - the arguments of `quality_report`
-    synthetic: pl.DataFrame,
+def _comparisons(
+    tables: dict[str, pl.DataFrame],
     windows: TrainingWindows,
     pool: PoolSpec,
     config: QualityConfig,
+    *,
     seed: int,
-    progress: Progress,
-    history: Path | None,
-    later: pl.DataFrame | None,
-    control: pl.DataFrame | None,
-) -> Report:
-    rivals = (*BASELINES, CONTROL) if control is not None else BASELINES
-    parts = 7 + 2 * len(rivals)
-    progress(0, parts)
-    made = synthetic_set(checked(synthetic), windows, pool)
+    rng: np.random.Generator,
+) -> dict[str, Comparison]:
+    """Comparisons of all kinds of windows, by suffix; ``tables`` lacks only the floor and the baselines."""
     real = real_set(windows, windows.starts("train", "valid"))
-    holdout = real_set(windows, windows.starts("holdout"))
-    n = min(2 * config.windows, len(made.at))
-    tables = {
-        "": synthetic,
-        "_floor": real_table(windows),
-        "_block_bootstrap": block_bootstrap(windows, pool, n, seed),
-        "_gaussian_copula": gaussian_copula(windows, pool, n, seed),
-    }
-    if control is not None:
-        tables[CONTROL] = checked(control)
-    whole = {"": made} | {name: synthetic_set(tables[name], windows, pool) for name in rivals}
-    sets = {name: in_blocks(each, config) for name, each in {"real": real, **whole}.items()}
-    fewest = min(len(each.at) for each in sets.values())
+    n = min(2 * config.windows, tables[""]["window_id"].n_unique())
+    baselines = {suffix: draw(windows, pool, n, seed) for suffix, draw in BASELINES.items()}
+    tables = {"": tables[""], **baselines, **tables}
+    sets = {suffix: synthetic_set(table, windows, pool) for suffix, table in tables.items()}
+    within = {suffix: each.within_blocks(config.block_rows) for suffix, each in {"real": real, **sets}.items()}
+    fewest = min(len(each.at) for each in within.values())
     if fewest < 10 * config.folds:
         raise QualityError(
-            f"only {fewest} windows lie within a block of {config.block_rows} rows; needed are {10 * config.folds}. "
-            "Sync more days or sample more windows"
+            f"only {fewest} windows lie within a block of {config.block_rows} rows; at least {10 * config.folds} are "
+            "needed. Sync more days or sample more windows"
         )
-    rng = np.random.default_rng([seed, 0])
-    blocks = int(max(each.at.max() for each in sets.values())) // config.block_rows + 1
+    blocks = int(max(each.at.max() for each in within.values())) // config.block_rows + 1
     deals = [rng.permutation(blocks) % config.folds for _ in range(config.deals)]
-
-    def some(each: WindowSet, n: int = config.windows) -> WindowSet:
-        return each.pick(rng.permutation(len(each.at))[:n])
-
-    within = sets["real"]  # a window over two blocks would stand in both halves
-    odd = within.at // config.block_rows % 2 == 1
-    # What a classifier sees lies within blocks; distances need no folds and are taken of all windows.
-    halves = within.pick(odd), within.pick(~odd)
-    compared = {"": (real, made), "_floor": halves} | {name: (real, whole[name]) for name in rivals}
-    shown = {name: tuple(some(in_blocks(each, config)) for each in pair) for name, pair in compared.items()}
+    odd = within["real"].at // config.block_rows % 2 == 1
+    halves = within["real"].pick(odd), within["real"].pick(~odd)
     known = real_set(windows, windows.starts("train")).keys
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for suffix, (one, other) in shown.items():
-        folds = [tuple(deal[each.at // config.block_rows] for each in (one, other)) for deal in deals]
-        scores, interval = discriminated(one, other, folds, config, seed)
-        scores |= distances(*compared[suffix], seed)
-        scores["predictive_ratio"] = predictive_ratio(one, other, folds[0], seed)
-        scores |= domain_checks(tables[suffix], windows, pool)
-        if suffix != "_floor":
-            scores["copied_runs"] = copied_share(compared[suffix][1].keys, known)
-        metrics |= {name + suffix: value for name, value in scores.items()}
-        intervals[f"discriminative_auc{suffix}"] = interval
-        progress(len(intervals) * 2, parts)
-    metrics["copied_runs_floor"] = copied_share(halves[0].keys, halves[1].keys)
-    days, others = some(holdout), {"drift": shown[""][0]}
-    if later is not None:
-        others["holdout"] = some(synthetic_set(checked(later), windows, pool))
-    for name, each in others.items():
-        metrics |= {f"{k}_{name}": v for k, v in against_later_days(each, days, config, seed).items()}
-    progress(parts - 1, parts)
-    losses = {} if history is None else json.loads(history.read_text())
-    figures = quality_figures(real.rows, made.rows, ROW_FEATURES, losses)
-    figures |= example_paths(synthetic, windows, rng)
-    page = quality_page(metrics, intervals, compared[""], shown[""], config, losses, list(figures))
-    progress(parts, parts)
-    return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures)
+
+    def compare(one: WindowSet, other: WindowSet, table: pl.DataFrame, keys: tuple[np.ndarray, ...]) -> Comparison:
+        first, second = (_some(each.within_blocks(config.block_rows), config, rng) for each in (one, other))
+        return Comparison(one, other, (first, second), deals, table, (keys[0], keys[1]), pool, config, seed)
+
+    rows = windows.table.filter(pl.col("split").is_in(["train", "valid"]))
+    found = {}
+    for suffix, table in tables.items():
+        found[suffix] = compare(real, sets[suffix], table, (sets[suffix].keys, known))
+        if not suffix:
+            found[FLOOR] = compare(*halves, rows, (halves[0].keys, halves[1].keys))
+    return found
+
+
+def _some(windows: WindowSet, config: QualityConfig, rng: np.random.Generator) -> WindowSet:
+    """As many of the windows as a classifier reads, in random order."""
+    return windows.pick(rng.permutation(len(windows.at))[: config.windows])
+
+
+def _example_paths(
+    synthetic: pl.DataFrame, windows: TrainingWindows, rng: np.random.Generator
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Prices around some histories and of the synthetic windows that continue them, for `paths_figure`."""
+    ids = synthetic["window_id"].unique().sort().to_numpy()
+    keys, prices = windows.table.select(swap_key()).to_series(), windows.table["price"].to_numpy()
+    examples = []
+    for window in np.sort(rng.choice(ids, min(_EXAMPLES, len(ids)), replace=False)):
+        rows = synthetic.filter(pl.col("window_id") == int(window)).sort("step")
+        end = int(keys.index_of(rows["condition_id"][0]) or 0)
+        around = prices[end - windows.context + 1 : end + 1 + windows.length]
+        examples.append((windows.context, around, rows["price"].to_numpy()))
+    return examples
