@@ -3,20 +3,19 @@
 import contextlib
 import logging
 import re
-import shutil
-import tempfile
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.chain.answers import Header, read_header, read_integer, read_transaction
 from apeagent_pipeline.chain.completeness import chain_rate
+from apeagent_pipeline.chain.day_reading import DayReading, Parts
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import (
@@ -29,6 +28,7 @@ from apeagent_pipeline.chain.events import (
     decode_swap_logs,
     empty_raw_swaps,
 )
+from apeagent_pipeline.chain.range_size import RangeSize
 from apeagent_pipeline.chain.rpc import Call, Endpoint, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -36,12 +36,7 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
-_MOST_LOGS = 10_000
 _FAILURES_BEFORE_SPLIT = 3
-_LATEST_TIMESTAMP = 1 << 36
-_HASH = re.compile("0x[0-9a-f]{64}")
-_ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
-_QUANTITY = re.compile("0x[0-9a-fA-F]{1,15}")
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -63,75 +58,6 @@ class CollectorConfig(BaseModel):
         1_800, ge=1, description="Blocks until a block counts as final, where the node knows no finalized or safe block"
     )
     transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
-
-
-class Header(NamedTuple):
-    """What is needed of a block header."""
-
-    number: int
-    timestamp: int
-    hash: str
-
-
-class RangeSize:
-    """How many blocks one endpoint answers for at a time: falls at a refusal, grows back after ten answers in a row.
-
-    It doubles, but takes steps of a tenth towards a size that was refused, until that size was answered after all.
-
-    Args:
-        largest: Where it starts, and what it never exceeds.
-
-    Attributes:
-        blocks: To ask for next.
-        answers: Ranges answered so far.
-        splits: Refusals so far.
-    """
-
-    _ANSWERS_BEFORE_GROWTH = 10
-
-    def __init__(self, largest: int) -> None:
-        self.blocks = largest
-        self.answers = 0
-        self.splits = 0
-        self._largest = largest
-        self._worked = 0
-        self._refused = largest + 1
-        self._in_a_row = 0
-        self._lock = threading.Lock()
-
-    def answered(self, blocks: int, logs: int) -> None:
-        """A range of so many blocks was answered with so many logs."""
-        with self._lock:
-            self.answers += 1
-            if logs > _MOST_LOGS:
-                # Of our own accord: an answer takes many times its size while it is decoded.
-                self.blocks = max(1, min(self.blocks, blocks * _MOST_LOGS // logs))
-                self._in_a_row = 0
-                return
-            self._worked = max(self._worked, min(blocks, self.blocks))
-            if blocks < self.blocks:
-                return
-            self._in_a_row += 1
-            if self._in_a_row >= self._ANSWERS_BEFORE_GROWTH:
-                self._in_a_row = 0
-                if self.blocks >= self._refused:
-                    self._refused = self._largest + 1
-                step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
-                self.blocks = min(self._largest, self.blocks + step)
-
-    def refused(self, blocks: int, hint: int | None) -> None:
-        """A range of so many blocks was refused; ``hint`` is a smaller number that the node names, if it does."""
-        with self._lock:
-            self.splits += 1
-            if self.blocks < blocks:
-                return  # another thread was told before
-            half = blocks // 2
-            smaller = hint or (self._worked if half <= self._worked < blocks else half)
-            # What worked once is believed once: where swaps lie denser, the same range may hold too many.
-            self._worked = 0
-            self._in_a_row = 0
-            self._refused = blocks
-            self.blocks = max(1, smaller)
 
 
 class Collector:
@@ -251,8 +177,8 @@ class Collector:
         if last < first:
             return empty_raw_swaps()
         self._read_headers([first, last])
-        reading = _Reading(day, [self._headers[first], self._headers[last]])
-        parts = _Parts(self._parts, day, self._headers[last])
+        reading = DayReading(day, [self._headers[first], self._headers[last]])
+        parts = Parts(self._parts, day, self._headers[last])
         step = self.config.range_blocks
         ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
         found = {blocks: swaps for blocks in ranges[:-1] if (swaps := parts.read(*blocks)) is not None}
@@ -303,7 +229,7 @@ class Collector:
         parts.remove()
         return pl.concat([found[blocks] for blocks in ranges])
 
-    def _read_replaced(self, reading: "_Reading", found: dict[tuple[int, int], pl.DataFrame]) -> None:
+    def _read_replaced(self, reading: DayReading, found: dict[tuple[int, int], pl.DataFrame]) -> None:
         """Read the ranges again whose blocks have another hash by now, or on another of the endpoint's nodes."""
         for _ in range(_TIMES_READ):
             if not reading.replaced:
@@ -346,7 +272,7 @@ class Collector:
                     )
             before, hole = swaps.tail(1), None
 
-    def _range_swaps(self, reading: "_Reading", first: int, last: int) -> pl.DataFrame:
+    def _range_swaps(self, reading: DayReading, first: int, last: int) -> pl.DataFrame:
         swaps, asked = self._read_range(reading, first, last)
         if swaps.is_empty() and len(self.client.endpoints) == 1 and first < last:
             # Nobody else can be asked, so the same one is, in another way.
@@ -378,7 +304,7 @@ class Collector:
         return swaps
 
     def _read_range(
-        self, reading: "_Reading", first: int, last: int, avoid: Collection[Endpoint] = ()
+        self, reading: DayReading, first: int, last: int, avoid: Collection[Endpoint] = ()
     ) -> tuple[pl.DataFrame, set[Endpoint]]:
         """The swaps of a range, piece by piece as the endpoints allow, and the endpoints that gave them."""
         pieces = []
@@ -407,7 +333,7 @@ class Collector:
             first, failures = end + 1, 0
         return pl.concat(pieces), asked
 
-    def _read_piece(self, endpoint: Endpoint, reading: "_Reading", first: int, last: int) -> tuple[pl.DataFrame, int]:
+    def _read_piece(self, endpoint: Endpoint, reading: DayReading, first: int, last: int) -> tuple[pl.DataFrame, int]:
         """The swaps from ``first`` on, as far as the endpoint goes at a time, and the block where that ends."""
         size = self._sizes[endpoint]
         while True:
@@ -438,7 +364,7 @@ class Collector:
         with _bad_answers_of(endpoint):
             if not isinstance(logs, list):
                 raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
-            if _integer(head, "eth_blockNumber") < end:
+            if read_integer(head, "eth_blockNumber") < end:
                 raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
             swaps = decode_swap_logs(logs, self.pool)
             del logs
@@ -467,7 +393,7 @@ class Collector:
         numbers = swaps.filter(pl.col("block_timestamp").is_null())["block_number"].unique().sort().to_list()
         if numbers:
             blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in numbers])
-            headers = [_header(block) for block in blocks]
+            headers = [read_header(block) for block in blocks]
             found = pl.DataFrame(
                 {
                     "block_number": numbers,
@@ -486,7 +412,7 @@ class Collector:
             hashes = swaps["transaction_hash"].unique(maintain_order=True).to_list()
             sent = endpoint.results([("eth_getTransactionByHash", [each]) for each in hashes])
             people = pl.DataFrame(
-                [_transaction(each) for each in sent],
+                [read_transaction(each) for each in sent],
                 schema=["transaction_hash", "block_hash", "_from", "_to"],
                 orient="row",
                 schema_overrides={"_to": pl.String()},
@@ -516,7 +442,7 @@ class Collector:
             if not isinstance(answer, str):
                 raise RpcError(f"{endpoint} answered {method} without a result", RpcErrorKind.TRANSIENT)
         with _bad_answers_of(endpoint):
-            found = _integer(chain_id, "eth_chainId")
+            found = read_integer(chain_id, "eth_chainId")
         if found != self.pool.chain_id:
             raise WrongChainError(
                 f"{endpoint} serves chain {found}, expected {self.pool.chain_id}; check APEAGENT_RPC_URLS"
@@ -533,14 +459,14 @@ class Collector:
         finalized = _known_block(self._meet(endpoint))
         with _bad_answers_of(endpoint):
             if finalized is not None:
-                return _header(finalized)
+                return read_header(finalized)
             safe = _known_block(endpoint.send([("eth_getBlockByNumber", ["safe", False])])[0])
             if safe is not None:
-                return _header(safe)
+                return read_header(safe)
             (head,) = endpoint.results([("eth_blockNumber", [])])
-            number = max(_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)
+            number = max(read_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)
             (block,) = endpoint.results([("eth_getBlockByNumber", [hex(number), False])])
-            return _header(block, number)
+            return read_header(block, number)
 
     def _read_headers(self, numbers: Sequence[int]) -> None:
         missing = sorted({number for number in numbers if number not in self._headers})
@@ -551,96 +477,18 @@ class Collector:
             self._check(endpoint)
             blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in missing])
             with _bad_answers_of(endpoint):
-                return [_header(block, number) for number, block in zip(missing, blocks, strict=True)]
+                return [read_header(block, number) for number, block in zip(missing, blocks, strict=True)]
 
         self._headers |= {header.number: header for header in self.client.ask(ask)}
 
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
-        head = _header(self.client.call("eth_getBlockByNumber", "latest", False))
+        head = read_header(self.client.call("eth_getBlockByNumber", "latest", False))
         until = datetime.fromtimestamp(end + max(head.timestamp - final.timestamp, 0), UTC) + timedelta(minutes=1)
         at = datetime.fromtimestamp(final.timestamp, UTC)
         return DayNotFinalError(
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
             f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
         )
-
-
-class _Parts:
-    """The finished ranges of one day, each a file, in a folder that belongs to the day's last block.
-
-    A chain that was reorganised has another last block, so ranges of two forks cannot mix.
-    """
-
-    def __init__(self, root: Path | None, day: date, last: Header) -> None:
-        self._folder = root / f"{day}-{last.hash.removeprefix('0x')[:16]}" if root else None
-
-    def read(self, first: int, last: int) -> pl.DataFrame | None:
-        """The swaps of a range that an earlier run finished, or None."""
-        if self._folder is None:
-            return None
-        try:
-            swaps = pl.read_parquet(self._folder / f"{first}-{last}.parquet")
-        except (OSError, pl.exceptions.PolarsError):
-            return None
-        return swaps if swaps.schema == RAW_SWAPS_SCHEMA else None
-
-    def write(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """Keep the swaps of a range."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-            swaps.write_parquet(file)  # not synced: a part that a crash cut short is read from the chain again
-        Path(file.name).replace(self._folder / f"{first}-{last}.parquet")
-
-    def remove(self) -> None:
-        """Forget them: the day is complete, or they are no good."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class _Reading:
-    """One day being read: its borders, and what all threads have read so far.
-
-    Attributes:
-        borders: Headers of its first and last block.
-        blocks: Read so far.
-        swaps: Found so far.
-        replaced: Numbers of witnesses that have another hash now.
-    """
-
-    def __init__(self, day: date, borders: list[Header]) -> None:
-        self.day = day
-        self.borders = borders
-        self.blocks = 0
-        self.swaps = 0
-        self.replaced: list[int] = []
-        self._witnesses: dict[int, Header] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def witnesses(self) -> list[Header]:
-        """The block of the last swap of each piece: on a chain that stood still all of them keep their hash."""
-        return list(self._witnesses.values())
-
-    def add(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """A range was read."""
-        with self._lock:
-            self.blocks += last - first + 1
-            self.swaps += swaps.height
-            if not swaps.is_empty():
-                row = swaps.row(-1, named=True)
-                number = row["block_number"]
-                self._witnesses[number] = Header(number, int(row["block_timestamp"].timestamp()), row["block_hash"])
-
-    def forget(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """A range will be read again."""
-        with self._lock:
-            self.blocks -= last - first + 1
-            self.swaps -= swaps.height
-            self._witnesses = {
-                number: header for number, header in self._witnesses.items() if not first <= number <= last
-            }
 
 
 @contextlib.contextmanager
@@ -672,38 +520,5 @@ def _header_call(header: Header) -> Call:
 def _replaced(endpoint: Endpoint, before: Sequence[Header], blocks: Sequence[Any]) -> list[Header]:
     """The headers whose block has another hash now."""
     with _bad_answers_of(endpoint):
-        after = [_header(block, header.number) for header, block in zip(before, blocks, strict=True)]
+        after = [read_header(block, header.number) for header, block in zip(before, blocks, strict=True)]
     return [old for old, new in zip(before, after, strict=True) if old.hash != new.hash]
-
-
-def _header(block: Any, number: int | None = None) -> Header:
-    if not isinstance(block, dict):
-        raise LogError(f"the node answered with {type(block).__name__}, expected a block")
-    found = _integer(block.get("number"), "block.number")
-    timestamp = _integer(block.get("timestamp"), "block.timestamp")
-    block_hash = str(block.get("hash")).lower()
-    if not _HASH.fullmatch(block_hash):
-        raise LogError(f"the node answered with block {found} and its hash {block_hash[:80]!r}, expected 32 bytes")
-    if timestamp > _LATEST_TIMESTAMP:
-        raise LogError(f"the node answered with block {found} and its timestamp {timestamp}, which is no time")
-    if number is not None and found != number:
-        raise LogError(f"the node answered with block {found} instead of {number}")
-    return Header(found, timestamp, block_hash)
-
-
-def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
-    fields = ("hash", "blockHash", "from", "to")
-    values: list[Any] = [answer.get(name) for name in fields] if isinstance(answer, dict) else []
-    if not values or not all(isinstance(value, str) for value in values[:3]):
-        raise LogError("the node answered with a transaction that lacks hash, blockHash or from")
-    transaction, block, sender, recipient = values
-    for value in (sender, recipient):
-        if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
-            raise LogError(f"the node answered with a transaction of {str(value)[:80]!r}, expected an address")
-    return transaction.lower(), block.lower(), sender.lower(), recipient and recipient.lower()
-
-
-def _integer(value: Any, what: str) -> int:
-    if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
-        raise LogError(f"the node answered {what} with {str(value)[:80]!r}, expected a hex number")
-    return int(value, 16)

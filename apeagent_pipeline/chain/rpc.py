@@ -7,12 +7,10 @@ provider; what leaves this module names an endpoint by its position in APEAGENT_
 import base64
 import itertools
 import logging
-import math
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -23,6 +21,7 @@ from pydantic import SecretStr
 from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from apeagent_pipeline.chain.retry_after import retry_after_seconds
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
 from apeagent_pipeline.reporting.foreign_text import printable
 
@@ -169,7 +168,7 @@ class MaskedHTTPProvider:
         text = self.mask(body[: 1 << 16].decode(errors="replace").strip())
         kind = classify(None, text, response.status_code)
         message = f"{self.label} answered HTTP {response.status_code}" + (f": {text}" if text else "")
-        return RpcError(message, kind, _retry_after(response.headers.get("Retry-After")))
+        return RpcError(message, kind, retry_after_seconds(response.headers.get("Retry-After")))
 
     def _no_answer(self, what: str) -> RpcError:
         return RpcError(f"{self.label} gave {what}", RpcErrorKind.TRANSIENT)
@@ -427,20 +426,6 @@ def _is_of_kind(answer: Any, kind: RpcErrorKind) -> bool:
 
 def _backoff(failed_rounds: int) -> float:
     return min(30.0, 0.5 * 2 ** (failed_rounds - 1)) + random.uniform(0, 0.5)  # noqa: S311 - not a secret
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from either form of the header: seconds, or a date (RFC 9110, section 10.2.3)."""
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, OverflowError, TypeError):
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _secret_parts(url: str) -> list[str]:

@@ -1,0 +1,66 @@
+"""How many blocks one endpoint answers in one ``eth_getLogs`` request."""
+
+import threading
+
+_MOST_LOGS = 10_000
+
+
+class RangeSize:
+    """The size of the next range: shrinks after a refusal, grows back after ten answers in a row.
+
+    The size doubles, but grows by a tenth when it comes near a size that was refused, until that size is answered.
+
+    Args:
+        largest: The initial and the largest size, in blocks.
+
+    Attributes:
+        blocks: Size of the next range, in blocks.
+        answers: Ranges answered so far.
+        splits: Refusals so far.
+    """
+
+    _ANSWERS_BEFORE_GROWTH = 10
+
+    def __init__(self, largest: int) -> None:
+        self.blocks = largest
+        self.answers = 0
+        self.splits = 0
+        self._largest = largest
+        self._worked = 0
+        self._refused = largest + 1
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    def answered(self, blocks: int, logs: int) -> None:
+        """Record that the endpoint answered a range of ``blocks`` blocks with ``logs`` logs."""
+        with self._lock:
+            self.answers += 1
+            if logs > _MOST_LOGS:
+                # The endpoint would send more, but decoding an answer takes many times its size in memory.
+                self.blocks = max(1, min(self.blocks, blocks * _MOST_LOGS // logs))
+                self._in_a_row = 0
+                return
+            self._worked = max(self._worked, min(blocks, self.blocks))
+            if blocks < self.blocks:
+                return
+            self._in_a_row += 1
+            if self._in_a_row >= self._ANSWERS_BEFORE_GROWTH:
+                self._in_a_row = 0
+                if self.blocks >= self._refused:
+                    self._refused = self._largest + 1
+                step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
+                self.blocks = min(self._largest, self.blocks + step)
+
+    def refused(self, blocks: int, hint: int | None) -> None:
+        """Record that the endpoint refused a range of ``blocks`` blocks; ``hint`` is a smaller size that it named."""
+        with self._lock:
+            self.splits += 1
+            if self.blocks < blocks:
+                return  # another thread has already made the size smaller
+            half = blocks // 2
+            smaller = hint or (self._worked if half <= self._worked < blocks else half)
+            # A size that worked is tried once more only: where swaps lie denser, it may be too large.
+            self._worked = 0
+            self._in_a_row = 0
+            self._refused = blocks
+            self.blocks = max(1, smaller)
