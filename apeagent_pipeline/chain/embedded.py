@@ -20,12 +20,14 @@ from web3.types import RPCEndpoint, RPCResponse
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
 from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, GENESIS_TIMESTAMP, first_block_of, timestamp_of
 from apeagent_pipeline.chain.events import SWAP_TOPIC
-from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION, simulate_day
+from apeagent_pipeline.chain.liquidity import LIQUIDITY_TOPIC
+from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION, SimulatedDay, simulate_events
 
 SAFE_DEPTH, FINALIZED_DEPTH = 150, 600
 MAX_RANGE = 100_000
 
 _KEPT_DAYS = 6
+_PROVIDER = "0x7c5f5a4bbd8fd63184577525326123b519429bdc"
 _ZERO_HASH = "0x" + "0" * 64
 
 
@@ -152,25 +154,20 @@ class EmbeddedChainProvider(BaseProvider):
             raise _RequestError(-32602, f"query exceeds max block range {MAX_RANGE}")
         if first > last:
             raise _RequestError(-32000, "invalid block range params")
-        if not self._matches(query):
+        topics = list(query.get("topics") or [])
+        if len(topics) > 2 and any(topic is not None for topic in topics[2:]):
+            raise _RequestError(-32602, "the embedded chain filters by contract, event and pool, not by sender")
+        events, pools = [_choices(topic) for topic in [*topics, None, None][:2]]
+        addresses = _choices(query.get("address"))
+        if addresses and self.pool.pool_manager.lower() not in addresses:
+            return []
+        if pools and self.pool.pool_id.lower() not in pools:
             return []
         found = []
         for ordinal in range(_day(first).toordinal(), _day(last).toordinal() + 1):
             blocks, logs = self._logs_of(date.fromordinal(ordinal))
             found += logs[bisect_left(blocks, first) : bisect_left(blocks, last + 1)]
-        return [{**log, "topics": list(log["topics"])} for log in found]
-
-    def _matches(self, query: dict[str, Any]) -> bool:
-        # Every log of this chain comes from one contract and one pool; only the sender, topic 2, differs.
-        topics = list(query.get("topics") or [])
-        if len(topics) > 2 and any(topic is not None for topic in topics[2:]):
-            raise _RequestError(-32602, "the embedded chain filters by contract, event and pool, not by sender")
-        asked = [query.get("address"), *topics[:2]]
-        for wanted, value in zip(asked, (self.pool.pool_manager, SWAP_TOPIC, self.pool.pool_id), strict=False):
-            choices = [wanted] if isinstance(wanted, str) else wanted
-            if choices and value.lower() not in {choice.lower() for choice in choices}:
-                return False
-        return True
+        return [{**log, "topics": list(log["topics"])} for log in found if not events or log["topics"][0] in events]
 
     def _logs_of(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
         if day < FIRST_DAY:
@@ -185,44 +182,67 @@ class EmbeddedChainProvider(BaseProvider):
 
     def _make_day(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
         first_block = first_block_of(day)
-        address = self.pool.pool_manager.lower()
-        blocks: list[int] = []
-        logs: list[dict[str, Any]] = []
-        index_in_block = 0
-        for position, swap in enumerate(simulate_day(self.seed, day, self.pool)):
+        simulated = simulate_events(self.seed, day, self.pool)
+        logs = self._change_of_providers(day, simulated)
+        changes = list(simulated.changes[::-1])
+        index_in_block, before = 0, -1
+        for position, swap in enumerate(simulated.swaps):
             number = first_block + swap.block
-            same_block = bool(blocks) and blocks[-1] == number
             transaction = self._digest("transaction", number, position)
             # Other contracts' transactions and logs stand between ours; two bytes of the hash say how many.
             others = int(transaction[2:4], 16) % 24
-            index_in_block = index_in_block + 1 + others // 4 if same_block else 1 + others
-            blocks.append(number)
-            logs.append(
-                {
-                    "address": address,
-                    "topics": [SWAP_TOPIC, self.pool.pool_id, "0x" + "0" * 24 + swap.sender[2:]],
-                    "data": "0x"
-                    + _word(swap.amount0)
-                    + _word(swap.amount1)
-                    + _word(swap.sqrt_price_x96)
-                    + _word(swap.liquidity)
-                    + _word(swap.tick)
-                    + _word(self.pool.fee),
-                    "blockNumber": hex(number),
-                    "blockHash": self._block_hash(number),
-                    "blockTimestamp": hex(timestamp_of(number)),
-                    "transactionHash": transaction,
-                    "transactionIndex": hex(index_in_block),
-                    "logIndex": hex(4 * index_in_block + 2),
-                    "removed": False,
-                }
-            )
-        return blocks, logs
+            index_in_block = index_in_block + 1 + others // 4 if before == number else 1 + others
+            before = number
+            place = self._place(number, transaction, index_in_block)
+            here = []
+            while changes and changes[-1].before_swap == position:
+                here.append(changes.pop())
+            # A provider acts in the transaction of the swap that follows.
+            last = 4 * index_in_block + 2
+            for index, change in enumerate(here, start=last - len(here)):
+                position_change = change.tick_lower, change.tick_upper, change.liquidity_delta
+                logs.append(place | self._liquidity_log(index, *position_change))
+            topics = [SWAP_TOPIC, self.pool.pool_id, "0x" + "0" * 24 + swap.sender[2:]]
+            values = (swap.amount0, swap.amount1, swap.sqrt_price_x96, swap.liquidity, swap.tick, self.pool.fee)
+            logs.append(place | {"logIndex": hex(last), "topics": topics, "data": _data(*values)})
+        return [int(log["blockNumber"], 16) for log in logs], logs
+
+    def _change_of_providers(self, day: date, simulated: SimulatedDay) -> list[dict[str, Any]]:
+        """In the first block of a day, the positions of the day before go and those of the day come."""
+        number = first_block_of(day)
+        place = self._place(number, self._digest("providers", number), 0)
+        changes = list(simulated.opening)
+        if day > FIRST_DAY:
+            before = simulate_events(self.seed, date.fromordinal(day.toordinal() - 1), self.pool)
+            moved = [(each.tick_lower, each.tick_upper, each.liquidity_delta) for each in before.changes]
+            left = [(lower, upper, -liquidity) for lower, upper, liquidity in (*before.opening, *moved)]
+            changes = left + changes
+        return [place | self._liquidity_log(index, *change) for index, change in enumerate(changes)]
+
+    def _place(self, number: int, transaction: str, index: int) -> dict[str, Any]:
+        return {
+            "address": self.pool.pool_manager.lower(),
+            "blockNumber": hex(number),
+            "blockHash": self._block_hash(number),
+            "blockTimestamp": hex(timestamp_of(number)),
+            "transactionHash": transaction,
+            "transactionIndex": hex(index),
+            "removed": False,
+        }
+
+    def _liquidity_log(self, index: int, lower: int, upper: int, delta: int) -> dict[str, Any]:
+        topics = [LIQUIDITY_TOPIC, self.pool.pool_id, "0x" + "0" * 24 + _PROVIDER[2:]]
+        return {"logIndex": hex(index), "topics": topics, "data": _data(lower, upper, delta, 0)}
 
 
 def _day(number: int) -> date:
     return datetime.fromtimestamp(timestamp_of(number), UTC).date()
 
 
-def _word(value: int) -> str:
-    return f"{value % (1 << 256):064x}"
+def _choices(wanted: Any) -> set[str]:
+    """The values that a filter allows, in lower case; empty: any."""
+    return {choice.lower() for choice in ([wanted] if isinstance(wanted, str) else wanted or [])}
+
+
+def _data(*words: int) -> str:
+    return "0x" + "".join(f"{word % (1 << 256):064x}" for word in words)
