@@ -3,40 +3,33 @@
 import contextlib
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.chain.answers import Header, read_header, read_integer, read_transaction
-from apeagent_pipeline.chain.completeness import chain_rate
-from apeagent_pipeline.chain.day_reading import DayReading, Parts
+from apeagent_pipeline.chain.answers import Header, read_header, read_integer
+from apeagent_pipeline.chain.day_reading import DayReading, Parts, Piece, PoolEvents
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
-from apeagent_pipeline.chain.events import (
-    RAW_SWAPS_SCHEMA,
-    SWAP_KEY,
-    SWAP_TOPIC,
-    LogError,
-    RawSwapsError,
-    check_raw_swaps,
-    decode_swap_logs,
-    empty_raw_swaps,
-)
-from apeagent_pipeline.chain.range_size import RangeSize
-from apeagent_pipeline.chain.rpc import Call, Endpoint, RpcClient
-from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
+from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
+from apeagent_pipeline.chain.liquidity import check_liquidity, empty_liquidity
+from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of, header_call, replaced_headers
+from apeagent_pipeline.chain.proof import DayProof
+from apeagent_pipeline.chain.rpc import Endpoint, RpcClient
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
+from apeagent_pipeline.chain.verification import Verification
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
-_FAILURES_BEFORE_SPLIT = 3
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -60,6 +53,20 @@ class CollectorConfig(BaseModel):
     transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
 
 
+class DayEvents(NamedTuple):
+    """What happened to the pool on a UTC day.
+
+    Attributes:
+        swaps: RAW_SWAPS_SCHEMA.
+        changes: LIQUIDITY_SCHEMA.
+        proof: Why the day counts as complete, or why that is in doubt.
+    """
+
+    swaps: pl.DataFrame
+    changes: pl.DataFrame
+    proof: DayProof
+
+
 class Collector:
     """Reads days of one pool's swaps.
 
@@ -78,7 +85,7 @@ class Collector:
         self.pool = pool
         self.config = config or CollectorConfig()
         self._parts = parts
-        self._sizes = {endpoint: RangeSize(self.config.range_blocks) for endpoint in client.endpoints}
+        self._reader = LogReader(client, pool, self.config.range_blocks, self.config.transactions, self._check)
         self._checked: set[Endpoint] = set()
         self._final: Header | None = None
         self._headers: dict[int, Header] = {}
@@ -87,7 +94,7 @@ class Collector:
     @property
     def splits(self) -> int:
         """How often a node refused a range, so far."""
-        return sum(size.splits for size in self._sizes.values())
+        return sum(size.splits for size in self._reader.sizes.values())
 
     def check_chain(self) -> None:
         """Make sure that an endpoint serves the pool's chain and that the PoolManager stands there.
@@ -152,18 +159,22 @@ class Collector:
         return first, after - 1
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
-        """Every swap of the pool on a UTC day.
+        """Every swap of the pool on a UTC day; `read_events` without the liquidity changes and the proof."""
+        return self.read_events(day, progress).swaps
+
+    def read_events(self, day: date, progress: Progress = silent) -> DayEvents:
+        """Every swap and every liquidity change of the pool on a UTC day.
 
         Args:
             day: The day.
-            progress: Told blocks done of all, with the swaps, requests, splits and retries so far.
+            progress: Receives blocks done of all blocks, with swaps, requests, splits, retries and seconds left.
 
         Returns:
-            RAW_SWAPS_SCHEMA, sorted and unique by (block_number, log_index); empty if nobody swapped.
+            Tables sorted and unique by (block_number, log_index), empty if nothing happened, and what proves them.
 
         Raises:
-            ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or for a hole that the only
-                endpoint leaves; never a partial day.
+            ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or if events are missing that no
+                endpoint has. A day is never returned in part.
         """
         for _ in range(_TIMES_READ - 1):
             with contextlib.suppress(ReorganisedError):
@@ -172,37 +183,55 @@ class Collector:
             self._final = None
         return self._read_day(day, progress)
 
-    def _read_day(self, day: date, progress: Progress) -> pl.DataFrame:
+    def _read_day(self, day: date, progress: Progress) -> DayEvents:
         first, last = self.block_range(day)
         if last < first:
-            return empty_raw_swaps()
+            return DayEvents(empty_raw_swaps(), empty_liquidity(), DayProof(("chain",)))
         self._read_headers([first, last])
         reading = DayReading(day, [self._headers[first], self._headers[last]])
         parts = Parts(self._parts, day, self._headers[last])
+        try:
+            events = self._read_parts(reading, parts, progress)
+            events, proof = self._verify(reading, events)
+        except ChainError as error:
+            # Unless a node did not answer, what was read cannot be relied on.
+            if not isinstance(error, RpcError):
+                parts.remove()
+            raise
+        parts.remove()
+        for doubt in proof.doubts:
+            _log.warning("%s is unconfirmed: %s", day, doubt)
+        return DayEvents(*events, proof)
+
+    def _read_parts(self, reading: DayReading, parts: Parts, progress: Progress) -> PoolEvents:
+        """The events of the day as its endpoints tell them, before any is verified."""
+        first, last = (header.number for header in reading.borders)
         step = self.config.range_blocks
         ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
-        found = {blocks: swaps for blocks in ranges[:-1] if (swaps := parts.read(*blocks)) is not None}
-        for (start, end), swaps in found.items():
-            reading.add(start, end, swaps)
+        found = self._restore(reading, parts, ranges[:-1])
+        begun, restored = time.monotonic(), reading.blocks
 
         def tell() -> None:
+            done, all_blocks = reading.blocks, last - first + 1
+            pace = (done - restored) / max(time.monotonic() - begun, 0.001)
             progress(
-                reading.blocks,
-                last - first + 1,
+                done,
+                all_blocks,
                 swaps=reading.swaps,
                 requests=self.client.requests,
                 splits=self.splits,
                 retries=self.client.retries,
+                **({"seconds_left": round((all_blocks - done) / pace)} if done > restored else {}),
             )
 
-        def read(first: int, last: int) -> pl.DataFrame:
-            swaps = self._range_swaps(reading, first, last)
-            parts.write(first, last, swaps)
-            return swaps
+        def read(first: int, last: int) -> PoolEvents:
+            events, pieces = self._read_range(reading, first, last)
+            parts.write(first, last, events, {piece.endpoint.identity for piece in pieces})
+            return events
 
         tell()
-        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._sizes.values()):
-            # The very first one alone: it tells how much an answer holds before several of them come at once.
+        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._reader.sizes.values()):
+            # The very first range alone: it tells how much an answer holds before several of them come at once.
             found[ranges[0]] = read(*ranges[0])
         with ThreadPoolExecutor(self.config.parallel) as executor:
             futures = {executor.submit(read, *blocks): blocks for blocks in ranges[:-1] if blocks not in found}
@@ -213,36 +242,81 @@ class Collector:
                     found |= {futures[future]: future.result() for future in done}
                     tell()
             except BaseException:
+                self.client.stop_waiting()
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
-        try:
-            # Alone and last, because it looks again at the blocks that everything before it was read from.
-            found[ranges[-1]] = self._range_swaps(reading, *ranges[-1])
-            self._read_replaced(reading, found)
-            if len(self.client.endpoints) == 1:
-                self._refuse_holes([(blocks, found[blocks]) for blocks in ranges])
-        except ChainError as error:
-            if not isinstance(error, RpcError):  # what was read is no good; otherwise a node did not answer
-                parts.remove()
-            raise
+        # Alone and last, because this request also asks again for the blocks that everything before was read from.
+        found[ranges[-1]] = self._read_range(reading, *ranges[-1])[0]
+        self._read_replaced(reading, found)
         tell()
-        parts.remove()
-        return pl.concat([found[blocks] for blocks in ranges])
+        return PoolEvents.joined(found[blocks] for blocks in ranges)
 
-    def _read_replaced(self, reading: DayReading, found: dict[tuple[int, int], pl.DataFrame]) -> None:
+    def _restore(
+        self, reading: DayReading, parts: Parts, ranges: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], PoolEvents]:
+        """The ranges that an earlier run finished, from endpoints that are still in use."""
+        endpoints = {endpoint.identity: endpoint for endpoint in self.client.endpoints}
+        found = {}
+        for blocks in ranges:
+            part = parts.read(*blocks, endpoints)
+            if part is not None:
+                found[blocks], sources = part
+                reading.add(*blocks, part.events.swaps)
+                reading.pieces.append(Piece(*blocks, part.events.total, endpoints[sources[0]]))
+        return found
+
+    def _verify(self, reading: DayReading, events: PoolEvents) -> tuple[PoolEvents, DayProof]:
+        def accept(endpoint: Endpoint, found: PoolEvents, end: int, blocks: list[Any]) -> None:
+            _check_events(found, reading.day)
+
+        assert self._final is not None
+        verification = Verification(self._reader, reading, accept, self._final.number, self.config.parallel)
+        verified, proof = verification.run(events)
+        _check_events(verified, reading.day)
+        return verified, proof
+
+    def _read_range(self, reading: DayReading, first: int, last: int) -> tuple[PoolEvents, list[Piece]]:
+        asked: list[Header] = []
+
+        def again(end: int) -> list[Header]:
+            asked[:] = [*reading.borders, *reading.witnesses] if end == reading.borders[-1].number else []
+            return asked
+
+        def accept(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
+            _check_events(events, reading.day)
+            replaced = replaced_headers(endpoint, asked if blocks else [], blocks)
+            moved = [header.number for header in replaced if header in reading.borders]
+            if moved:
+                raise ReorganisedError(
+                    f"{endpoint} first gave another hash for block {moved[0]}: the chain was reorganised below the "
+                    "block that counted as final, or the endpoint's nodes do not agree; run the day again"
+                )
+            reading.replaced = [header.number for header in replaced]
+
+        def counted(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
+            accept(endpoint, events, end, blocks)
+            reading.add(events_first[0], end, events.swaps)
+            events_first[0] = end + 1
+
+        events_first = [first]
+        events, pieces = self._reader.read_range(first, last, accept=counted, again=again)
+        reading.pieces += pieces
+        return events, pieces
+
+    def _read_replaced(self, reading: DayReading, found: dict[tuple[int, int], PoolEvents]) -> None:
         """Read the ranges again whose blocks have another hash by now, or on another of the endpoint's nodes."""
         for _ in range(_TIMES_READ):
             if not reading.replaced:
                 return
             doubtful = [blocks for blocks in found if any(blocks[0] <= each <= blocks[1] for each in reading.replaced)]
             for first, last in doubtful:
-                reading.forget(first, last, found[first, last])
-                found[first, last] = self._range_swaps(reading, first, last)
+                reading.forget(first, last, found[first, last].swaps)
+                found[first, last] = self._read_range(reading, first, last)[0]
             confirmed = [header for header in reading.witnesses if any(a <= header.number <= b for a, b in doubtful)]
 
             def ask(endpoint: Endpoint, headers: list[Header] = confirmed) -> list[Header]:
                 self._check(endpoint)
-                return _replaced(endpoint, headers, endpoint.results([_header_call(each) for each in headers]))
+                return replaced_headers(endpoint, headers, endpoint.results([header_call(each) for each in headers]))
 
             reading.replaced = [header.number for header in self.client.ask(ask)] if confirmed else []
         if reading.replaced:
@@ -250,178 +324,6 @@ class Collector:
                 f"the nodes do not agree on block {reading.replaced[0]}: some of them follow another branch of the "
                 "chain. Run the day again, or with another endpoint"
             )
-
-    def _refuse_holes(self, ranges: list[tuple[tuple[int, int], pl.DataFrame]]) -> None:
-        """Ranges without a swap that nobody else can confirm: believed unless the swaps around them contradict."""
-        (endpoint,) = self.client.endpoints
-        if all(swaps.is_empty() for _, swaps in ranges):
-            _log.warning("%s knows no swap on this day, and there is no other endpoint to ask", endpoint)
-        before: pl.DataFrame | None = None
-        hole: tuple[int, int] | None = None
-        for blocks, swaps in ranges:
-            if swaps.is_empty():
-                hole = hole or blocks
-                continue
-            if hole and before is not None and not self.pool.has_hooks:
-                pair = chain_rate(pl.concat([before, swaps.head(1)]))
-                if pair.judged > pair.followed:
-                    raise ChainError(
-                        f"{endpoint} knows no swap from block {hole[0]} on to block {blocks[0] - 1}, but the price has "
-                        "moved meanwhile: swaps are missing. Add an endpoint of another provider to APEAGENT_RPC_URLS, "
-                        "which will be asked for such ranges"
-                    )
-            before, hole = swaps.tail(1), None
-
-    def _range_swaps(self, reading: DayReading, first: int, last: int) -> pl.DataFrame:
-        swaps, asked = self._read_range(reading, first, last)
-        if swaps.is_empty() and len(self.client.endpoints) == 1 and first < last:
-            # Nobody else can be asked, so the same one is, in another way.
-            reading.forget(first, last, swaps)
-            middle = (first + last) // 2
-            halves = [self._read_range(reading, *half)[0] for half in ((first, middle), (middle + 1, last))]
-            if any(not half.is_empty() for half in halves):
-                raise ChainError(
-                    f"{_names(asked)} answered that blocks {first} to {last} hold no swap, and that half of them hold "
-                    f"{sum(half.height for half in halves)}: its answers cannot be relied on, use another endpoint"
-                )
-        others = [endpoint for endpoint in self.client.endpoints if endpoint not in asked]
-        if swaps.is_empty() and others:
-            # Nodes have answered busy ranges with an empty list; another one has no reason to agree by mistake.
-            reading.forget(first, last, swaps)
-            try:
-                swaps, witnesses = self._read_range(reading, first, last, avoid=asked)
-            except RpcError as error:
-                raise RpcError(
-                    f"blocks {first} to {last} hold no swap according to {_names(asked)}; another endpoint was to "
-                    f"confirm that, but {error}",
-                    error.kind,
-                ) from None
-            if not swaps.is_empty():
-                _log.warning(
-                    "%s knows no swap in blocks %d to %d, but %s knows %d; these are taken",
-                    *(_names(asked), first, last, _names(witnesses), swaps.height),
-                )
-        return swaps
-
-    def _read_range(
-        self, reading: DayReading, first: int, last: int, avoid: Collection[Endpoint] = ()
-    ) -> tuple[pl.DataFrame, set[Endpoint]]:
-        """The swaps of a range, piece by piece as the endpoints allow, and the endpoints that gave them."""
-        pieces = []
-        asked = set()
-        failures = 0
-
-        def piece(endpoint: Endpoint) -> tuple[pl.DataFrame, int, Endpoint]:
-            nonlocal failures
-            self._check(endpoint)
-            try:
-                return *self._read_piece(endpoint, reading, first, last), endpoint
-            except RpcError as error:
-                # A range that is too much for a node may also end in a timeout or a cut-off answer, every time.
-                if error.kind is RpcErrorKind.TRANSIENT:
-                    failures += 1
-                    if failures % _FAILURES_BEFORE_SPLIT == 0:
-                        size = self._sizes[endpoint]
-                        size.refused(min(size.blocks, last - first + 1), None)
-                raise
-
-        while first <= last:
-            swaps, end, endpoint = self.client.ask(piece, avoid)
-            reading.add(first, end, swaps)
-            pieces.append(swaps)
-            asked.add(endpoint)
-            first, failures = end + 1, 0
-        return pl.concat(pieces), asked
-
-    def _read_piece(self, endpoint: Endpoint, reading: DayReading, first: int, last: int) -> tuple[pl.DataFrame, int]:
-        """The swaps from ``first`` on, as far as the endpoint goes at a time, and the block where that ends."""
-        size = self._sizes[endpoint]
-        while True:
-            end = min(last, first + size.blocks - 1)
-            query = {
-                "address": self.pool.pool_manager,
-                "topics": [SWAP_TOPIC, self.pool.pool_id],
-                "fromBlock": hex(first),
-                "toBlock": hex(end),
-            }
-            again = [*reading.borders, *reading.witnesses] if end == reading.borders[-1].number else []
-            try:
-                logs, head, *blocks = endpoint.results(
-                    [
-                        ("eth_getLogs", [query]),
-                        ("eth_blockNumber", []),
-                        *(_header_call(header) for header in again),
-                    ]
-                )
-            except RpcError as error:
-                if error.kind is not RpcErrorKind.RANGE:
-                    raise
-                if end == first:
-                    raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
-                size.refused(end - first + 1, hinted_blocks(str(error), first, end))
-                continue
-            break
-        with _bad_answers_of(endpoint):
-            if not isinstance(logs, list):
-                raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
-            if read_integer(head, "eth_blockNumber") < end:
-                raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
-            swaps = decode_swap_logs(logs, self.pool)
-            del logs
-            outside = swaps.filter(~pl.col("block_number").is_between(first, end))
-            if not outside.is_empty():
-                raise LogError(
-                    f"the node answered a question for blocks {first} to {end} with a log of block "
-                    f"{outside['block_number'][0]}"
-                )
-            swaps = self._complete(endpoint, swaps.unique(maintain_order=True).sort(SWAP_KEY))
-            check_raw_swaps(swaps, reading.day)
-        replaced = _replaced(endpoint, again, blocks)
-        moved = [header.number for header in replaced if header in reading.borders]
-        if moved:
-            raise ReorganisedError(
-                f"{endpoint} first gave another hash for block {moved[0]}: the chain was reorganised below the block "
-                "that counted as final, or the endpoint's nodes do not agree; run the day again"
-            )
-        reading.replaced = [header.number for header in replaced]
-        size.answered(end - first + 1, swaps.height)
-        return swaps, end
-
-    def _complete(self, endpoint: Endpoint, swaps: pl.DataFrame) -> pl.DataFrame:
-        """Fill in what the logs do not tell, from the same endpoint."""
-        # Newer nodes give the timestamp with the log; for the others one header a block with swaps is asked for.
-        numbers = swaps.filter(pl.col("block_timestamp").is_null())["block_number"].unique().sort().to_list()
-        if numbers:
-            blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in numbers])
-            headers = [read_header(block) for block in blocks]
-            found = pl.DataFrame(
-                {
-                    "block_number": numbers,
-                    "block_hash": [header.hash for header in headers],
-                    "_timestamp": [datetime.fromtimestamp(header.timestamp, UTC) for header in headers],
-                },
-                schema_overrides={"_timestamp": swaps.schema["block_timestamp"]},
-            )
-            # Joined by hash too: a header of another fork must not lend its time to a swap.
-            joined = swaps.join(found, on=["block_number", "block_hash"], how="left", maintain_order="left")
-            swaps = joined.with_columns(pl.coalesce("block_timestamp", "_timestamp").alias("block_timestamp"))
-            swaps = swaps.select(RAW_SWAPS_SCHEMA.names())
-            if swaps["block_timestamp"].has_nulls():
-                raise LogError("the node answered with logs whose block hash is not that of the block's header")
-        if self.config.transactions and not swaps.is_empty():
-            hashes = swaps["transaction_hash"].unique(maintain_order=True).to_list()
-            sent = endpoint.results([("eth_getTransactionByHash", [each]) for each in hashes])
-            people = pl.DataFrame(
-                [read_transaction(each) for each in sent],
-                schema=["transaction_hash", "block_hash", "_from", "_to"],
-                orient="row",
-                schema_overrides={"_to": pl.String()},
-            )
-            joined = swaps.join(people, on=["transaction_hash", "block_hash"], how="left", maintain_order="left")
-            if joined["_from"].has_nulls():
-                raise LogError("the node answered with transactions that are not those of its logs")
-            swaps = joined.with_columns(tx_from="_from", tx_to="_to").select(RAW_SWAPS_SCHEMA.names())
-        return swaps
 
     def _check(self, endpoint: Endpoint) -> None:
         if endpoint not in self._checked:
@@ -441,7 +343,7 @@ class Collector:
                 raise answer
             if not isinstance(answer, str):
                 raise RpcError(f"{endpoint} answered {method} without a result", RpcErrorKind.TRANSIENT)
-        with _bad_answers_of(endpoint):
+        with bad_answers_of(endpoint):
             found = read_integer(chain_id, "eth_chainId")
         if found != self.pool.chain_id:
             raise WrongChainError(
@@ -457,7 +359,7 @@ class Collector:
 
     def _final_block_of(self, endpoint: Endpoint) -> Header:
         finalized = _known_block(self._meet(endpoint))
-        with _bad_answers_of(endpoint):
+        with bad_answers_of(endpoint):
             if finalized is not None:
                 return read_header(finalized)
             safe = _known_block(endpoint.send([("eth_getBlockByNumber", ["safe", False])])[0])
@@ -476,7 +378,7 @@ class Collector:
         def ask(endpoint: Endpoint) -> list[Header]:
             self._check(endpoint)
             blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in missing])
-            with _bad_answers_of(endpoint):
+            with bad_answers_of(endpoint):
                 return [read_header(block, number) for number, block in zip(missing, blocks, strict=True)]
 
         self._headers |= {header.number: header for header in self.client.ask(ask)}
@@ -491,15 +393,6 @@ class Collector:
         )
 
 
-@contextlib.contextmanager
-def _bad_answers_of(endpoint: Endpoint) -> Iterator[None]:
-    """Answers that cannot be right are the endpoint's trouble: it is asked again, or another one is."""
-    try:
-        yield
-    except (LogError, RawSwapsError) as error:
-        raise RpcError(f"{endpoint}: {error}", RpcErrorKind.TRANSIENT) from None
-
-
 def _known_block(answer: Any) -> Any:
     """What a node answers to a tag, or None if it does not know the tag; nodes say so in many ways."""
     if not isinstance(answer, RpcError):
@@ -509,16 +402,6 @@ def _known_block(answer: Any) -> Any:
     raise answer
 
 
-def _names(endpoints: Collection[Endpoint]) -> str:
-    return " and ".join(sorted(str(endpoint) for endpoint in endpoints))
-
-
-def _header_call(header: Header) -> Call:
-    return "eth_getBlockByNumber", [hex(header.number), False]
-
-
-def _replaced(endpoint: Endpoint, before: Sequence[Header], blocks: Sequence[Any]) -> list[Header]:
-    """The headers whose block has another hash now."""
-    with _bad_answers_of(endpoint):
-        after = [read_header(block, header.number) for header, block in zip(before, blocks, strict=True)]
-    return [old for old, new in zip(before, after, strict=True) if old.hash != new.hash]
+def _check_events(events: PoolEvents, day: date) -> None:
+    check_raw_swaps(events.swaps, day)
+    check_liquidity(events.changes, day)

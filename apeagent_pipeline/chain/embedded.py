@@ -18,10 +18,18 @@ from web3.providers.base import BaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
+from apeagent_pipeline.amm.price import sqrt_price_x96_from_price
+from apeagent_pipeline.amm.ticks import tick_at_sqrt_price
 from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, GENESIS_TIMESTAMP, first_block_of, timestamp_of
 from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline.chain.liquidity import LIQUIDITY_TOPIC
-from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION, SimulatedDay, simulate_events
+from apeagent_pipeline.chain.market_simulation import (
+    SIMULATION_VERSION,
+    SimulatedDay,
+    anchor_price,
+    simulate_events,
+)
+from apeagent_pipeline.chain.pool_state import EXTSLOAD, bitmap_slot, encode_words, pool_slot, tick_slot
 
 SAFE_DEPTH, FINALIZED_DEPTH = 150, 600
 MAX_RANGE = 100_000
@@ -64,6 +72,7 @@ class EmbeddedChainProvider(BaseProvider):
             "eth_getBlockByNumber": self._block_by_number,
             "eth_getLogs": self._logs,
             "eth_getCode": self._code,
+            "eth_call": self._call,
         }
 
     def __str__(self) -> str:
@@ -143,6 +152,80 @@ class EmbeddedChainProvider(BaseProvider):
     def _code(self, address: str, block: str = "latest") -> str:
         # One invalid opcode: enough to say that a contract stands there.
         return "0xfe" if address.lower() == self.pool.pool_manager.lower() else "0x"
+
+    def _call(self, transaction: dict[str, Any], block: str = "latest") -> str:
+        # The one call that a reader of swaps makes: what did the PoolManager store of the pool?
+        data = str(transaction.get("data") or transaction.get("input"))
+        slots = [int(data[10 + at : 74 + at], 16) for at in range(128, len(data) - 10, 64)]
+        fees = {pool_slot(self.pool.pool_id, offset) for offset in (1, 2)}
+        is_manager = str(transaction.get("to")).lower() == self.pool.pool_manager.lower()
+        if not is_manager or not data.startswith(EXTSLOAD) or fees & set(slots):
+            raise _RequestError(
+                -32000, "the embedded chain stores price, liquidity and ticks of its pool, nothing else"
+            )
+        number = self._number(block)
+        price, tick, liquidity = self._state(number)
+        state = {
+            pool_slot(self.pool.pool_id, 0): price | (tick & 0xFFFFFF) << 160,
+            pool_slot(self.pool.pool_id, 3): liquidity,
+        }
+        if not set(slots) <= set(state):
+            state |= self._ticks(number)
+        return encode_words([state.get(slot, 0) for slot in slots])
+
+    def _ticks(self, number: int) -> dict[int, int]:
+        """Storage of the ticks and of their bitmap after a block."""
+        day = _day(number)
+        gross: dict[int, int] = {}
+        net: dict[int, int] = {}
+        for lower, upper, delta in self._positions(day, number):
+            for tick, sign in ((lower, 1), (upper, -1)):
+                gross[tick] = gross.get(tick, 0) + delta
+                net[tick] = net.get(tick, 0) + sign * delta
+        words = {
+            tick_slot(self.pool.pool_id, tick): gross[tick] | net[tick] % (1 << 128) << 128
+            for tick in gross
+            if gross[tick]
+        }
+        bitmap: dict[int, int] = {}
+        for tick in (tick for tick in gross if gross[tick]):
+            compressed = tick // self.pool.tick_spacing
+            bitmap[compressed >> 8] = bitmap.get(compressed >> 8, 0) | 1 << (compressed & 0xFF)
+        return words | {bitmap_slot(self.pool.pool_id, word): bits for word, bits in bitmap.items()}
+
+    def _positions(self, day: date, number: int) -> list[tuple[int, int, int]]:
+        """Every change of a position that makes up the positions after a block of a day."""
+        if day < FIRST_DAY:
+            return []
+        simulated = simulate_events(self.seed, day, self.pool)
+        first = first_block_of(day)
+        return [
+            *simulated.opening,
+            *(
+                (each.tick_lower, each.tick_upper, each.liquidity_delta)
+                for each in simulated.changes
+                if first + simulated.swaps[each.before_swap].block <= number
+            ),
+        ]
+
+    def _state(self, number: int) -> tuple[int, int, int]:
+        opened = first_block_of(FIRST_DAY) - 1
+        if number < opened:
+            return 0, 0, 0
+        price = sqrt_price_x96_from_price(anchor_price(self.seed, FIRST_DAY), self.pool)
+        state = price, tick_at_sqrt_price(price), 0
+        day = _day(number)
+        for each in (date.fromordinal(day.toordinal() - 1), day):
+            for at, log in zip(*self._logs_of(each), strict=True):
+                words = [int(log["data"][2 + 64 * i : 66 + 64 * i], 16) for i in range((len(log["data"]) - 2) // 64)]
+                signed = [word - (1 << 256) if word >> 255 else word for word in words]
+                if at > number:
+                    break
+                if log["topics"][0] == SWAP_TOPIC:
+                    state = signed[2], signed[4], signed[3]
+                elif signed[0] <= state[1] < signed[1]:
+                    state = *state[:2], state[2] + signed[2]
+        return state
 
     def _logs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
         if "blockHash" in query:

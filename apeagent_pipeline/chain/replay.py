@@ -99,12 +99,22 @@ def replay(
         start: State before the first event; None if unknown: the first swap is then not judged.
         ticks: Net liquidity of every initialised tick before the first event; None if unknown.
     """
-    rows = list(_rows(swaps))
+    rows, pending = list(_rows(swaps)), _changes(changes)
+    # A source that tells of no liquidity change at all may not have that event: liquidity may change unseen.
+    book = _Ticks(tick_spacing, ticks, sees_changes=bool(pending) or ticks is not None)
+    result = _replay(rows, pending, book, start)
+    if result.gaps and ticks is None:
+        # What later swaps told of a tick holds for earlier ones too.
+        book.rewind()
+        result = _replay(rows, pending, book, start)
+    return result
+
+
+def _replay(
+    rows: list["_Swap"], pending: list[tuple[int, int, int, int, int]], book: "_Ticks", start: PoolState | None
+) -> Replay:
     before = [start, *(PoolState(row.sqrt_price_x96, row.tick, row.liquidity) for row in rows[:-1])] if rows else []
     fast = _fast_fees(rows, before)
-    # A node that tells of no liquidity change at all does not have that event: liquidity may change unseen.
-    book = _Ticks(tick_spacing, ticks, most_unknown=1 if ticks is None and changes.is_empty() else 2)
-    pending = _changes(changes)
     at, exact, growth0, growth1, pairs = 0, 0, 0, 0, 0
     gaps: list[Gap] = []
     for i, (row, state) in enumerate(zip(rows, before, strict=True)):
@@ -183,17 +193,26 @@ def _fee_in_range(before: int, row: _Swap) -> int | None:
 class _Ticks:
     """Net liquidity of ticks, as far as known: from storage, from events, and from swaps that crossed them."""
 
-    def __init__(self, spacing: int, nets: Mapping[int, int] | None, most_unknown: int) -> None:
-        self._most_unknown = most_unknown
+    def __init__(self, spacing: int, nets: Mapping[int, int] | None, sees_changes: bool) -> None:
+        self._sees_changes = sees_changes
         self._spacing = spacing
-        self._net = dict(nets or {})
+        self._base = dict(nets or {})
+        self._moved: dict[int, int] = {}
         self._all_known = nets is not None
+
+    def rewind(self) -> None:
+        """Go back to the first event, with what was learned since."""
+        self._moved = {}
 
     def change(self, lower: int, upper: int, delta: int) -> None:
         """A position changed. An unknown tick stays unknown: what it held before is not in the event."""
         for tick, change in ((lower, delta), (upper, -delta)):
-            if self._all_known or tick in self._net:
-                self._net[tick] = self._net.get(tick, 0) + change
+            self._moved[tick] = self._moved.get(tick, 0) + change
+
+    def _learn(self, nets: Mapping[int, int]) -> None:
+        if not self._sees_changes:
+            return
+        self._base |= {tick: net - self._moved.get(tick, 0) for tick, net in nets.items()}
 
     def explain(self, state: PoolState, row: _Swap) -> int | None:
         """Fee growth of a swap, _SOLVED or _UNKNOWN; None if it contradicts the state before it."""
@@ -202,21 +221,25 @@ class _Ticks:
         if amount_in < 0 or not MIN_SQRT_PRICE <= state.sqrt_price_x96 < MAX_SQRT_PRICE:
             return None
         ahead = self._between(state, row, down)
-        known = {tick: self._net[tick] for tick in ahead if tick in self._net}
-        unknown = [] if self._all_known else [tick for tick in ahead if tick not in known]
+        unknown = [] if self._all_known else [tick for tick in ahead if tick not in self._base]
+        known = {
+            tick: self._base.get(tick, 0) + self._moved.get(tick, 0)
+            for tick in ahead
+            if self._all_known or tick in self._base
+        }
         sign = -1 if down else 1
         rest = sign * (row.liquidity - state.liquidity) - sum(known.values())
         tries: Iterable[dict[int, int]] = [{}] if rest == 0 else [{tick: rest} for tick in unknown[:_MOST_SINGLE]]
         for found in tries:
             growth = self._follows(state, row, known | found)
             if growth is not None:
-                self._net |= dict.fromkeys(unknown, 0) | found if len(unknown) < _MOST_SINGLE else found
+                self._learn(dict.fromkeys(unknown, 0) | found)
                 return growth
         if len(unknown) > _MOST_PAIRED:
             return _UNKNOWN if _price_fits(state, row) else None
         if self._solve(state, row, known, unknown, rest):
             return _SOLVED
-        return _UNKNOWN if len(unknown) > self._most_unknown and _price_fits(state, row) else None
+        return _UNKNOWN if len(unknown) > (2 if self._sees_changes else 1) and _price_fits(state, row) else None
 
     def _between(self, state: PoolState, row: _Swap, down: bool) -> list[int]:
         """Ticks that the swap may have crossed, in its direction."""
@@ -290,7 +313,7 @@ class _Ticks:
         order = sorted([*known, *unknown], reverse=down)
         places: Iterable[tuple[int | None, int]] = [
             *combinations(sorted(unknown, reverse=down), 2),
-            *((None, tick) for tick in order if self._most_unknown == 1),
+            *((None, tick) for tick in order if not self._sees_changes),
         ]
         for first, last in places:
             # The unknown liquidity x stands from `first` on, and ends at `last`.

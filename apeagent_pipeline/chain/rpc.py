@@ -5,6 +5,7 @@ provider; what leaves this module names an endpoint by its position in APEAGENT_
 """
 
 import base64
+import hashlib
 import itertools
 import logging
 import random
@@ -75,6 +76,7 @@ class MaskedHTTPProvider:
         self._url = url
         self._ids = itertools.count(1)
         self._secrets = _secret_parts(url.get_secret_value())
+        self.identity = hashlib.sha256(b"apeagent endpoint " + url.get_secret_value().encode()).hexdigest()[:16]
         _hide_from_logs(self._secrets)
         self._thread = threading.local()
 
@@ -227,6 +229,11 @@ class Endpoint:
     def __str__(self) -> str:
         return str(self._provider)
 
+    @property
+    def identity(self) -> str:
+        """The same for the same URL in every process; the URL cannot be computed from it."""
+        return getattr(self._provider, "identity", "") or str(self._provider)
+
     def send(self, calls: Sequence[Call]) -> list[Any]:
         """The results of several calls, sent in one batch or, to a node that does not take it, in smaller ones.
 
@@ -338,6 +345,13 @@ class RpcClient:
         self._sleep = sleep
         self._current = 0
         self._lock = threading.Lock()
+
+    def usable(self) -> list[Endpoint]:
+        """The endpoints that have not been given up."""
+        return list(self.endpoints)
+
+    def stop_waiting(self) -> None:
+        """Let no thread wait any longer."""
 
     @property
     def requests(self) -> int:

@@ -18,6 +18,8 @@ class RpcErrorKind(StrEnum):
     """Too many requests: ask later."""
     TRANSIENT = "transient"
     """The node, or the way to it, is not well: ask again, or ask another endpoint."""
+    UNKNOWN = "unknown"
+    """No known wording: ask for less, then later, then elsewhere."""
     FATAL = "fatal"
     """Asking again gives the same answer."""
 

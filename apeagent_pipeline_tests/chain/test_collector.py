@@ -17,10 +17,11 @@ import pytest
 from pydantic import SecretStr
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
-from apeagent_pipeline.chain.collector import Collector, DayNotFinalError, RangeSize, ReorganisedError, WrongChainError
+from apeagent_pipeline.chain.collector import Collector, WrongChainError
 from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
-from apeagent_pipeline.chain.errors import ChainError
+from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
+from apeagent_pipeline.chain.range_size import RangeSize
 from apeagent_pipeline.chain.rpc import Call, MaskedHTTPProvider, Pacer, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline_tests.chain.conftest import SECRET, Node
