@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -26,7 +26,9 @@ from apeagent_pipeline.chain.liquidity import LIQUIDITY_TOPIC
 from apeagent_pipeline.chain.market_simulation import (
     SIMULATION_VERSION,
     SimulatedDay,
+    SimulatedLiquidityChange,
     anchor_price,
+    opening_positions,
     simulate_events,
 )
 from apeagent_pipeline.chain.pool_state import EXTSLOAD, bitmap_slot, encode_words, pool_slot, tick_slot
@@ -35,6 +37,11 @@ SAFE_DEPTH, FINALIZED_DEPTH = 150, 600
 MAX_RANGE = 100_000
 
 _KEPT_DAYS = 6
+_CHANGING_BLOCKS = 15
+"""At the end of a day, after its last swap."""
+_DAY_BEFORE = date.fromordinal(FIRST_DAY.toordinal() - 1)
+_OPENED = first_block_of(FIRST_DAY) - _CHANGING_BLOCKS
+"""Block in which the pool was initialised."""
 _PROVIDER = "0x7c5f5a4bbd8fd63184577525326123b519429bdc"
 _ZERO_HASH = "0x" + "0" * 64
 
@@ -160,9 +167,7 @@ class EmbeddedChainProvider(BaseProvider):
         fees = {pool_slot(self.pool.pool_id, offset) for offset in (1, 2)}
         is_manager = str(transaction.get("to")).lower() == self.pool.pool_manager.lower()
         if not is_manager or not data.startswith(EXTSLOAD) or fees & set(slots):
-            raise _RequestError(
-                -32000, "the embedded chain stores price, liquidity and ticks of its pool, nothing else"
-            )
+            raise _RequestError(-32000, "the embedded chain stores price, liquidity and ticks of its pool")
         number = self._number(block)
         price, tick, liquidity = self._state(number)
         state = {
@@ -195,36 +200,28 @@ class EmbeddedChainProvider(BaseProvider):
 
     def _positions(self, day: date, number: int) -> list[tuple[int, int, int]]:
         """Every change of a position that makes up the positions after a block of a day."""
-        if day < FIRST_DAY:
-            return []
-        simulated = simulate_events(self.seed, day, self.pool)
-        first = first_block_of(day)
-        return [
-            *simulated.opening,
-            *(
-                (each.tick_lower, each.tick_upper, each.liquidity_delta)
-                for each in simulated.changes
-                if first + simulated.swaps[each.before_swap].block <= number
-            ),
-        ]
+        found = opening_positions(self.seed, day, self.pool) if day >= FIRST_DAY else []
+        for at, log in zip(*self._logs_of(day), strict=True):
+            if log["topics"][0] == LIQUIDITY_TOPIC and at <= number:
+                lower, upper, delta, _ = _signed_words(log)
+                found.append((lower, upper, delta))
+        return found
 
     def _state(self, number: int) -> tuple[int, int, int]:
-        opened = first_block_of(FIRST_DAY) - 1
-        if number < opened:
+        if number < _OPENED:
             return 0, 0, 0
         price = sqrt_price_x96_from_price(anchor_price(self.seed, FIRST_DAY), self.pool)
         state = price, tick_at_sqrt_price(price), 0
         day = _day(number)
         for each in (date.fromordinal(day.toordinal() - 1), day):
             for at, log in zip(*self._logs_of(each), strict=True):
-                words = [int(log["data"][2 + 64 * i : 66 + 64 * i], 16) for i in range((len(log["data"]) - 2) // 64)]
-                signed = [word - (1 << 256) if word >> 255 else word for word in words]
+                words = _signed_words(log)
                 if at > number:
                     break
                 if log["topics"][0] == SWAP_TOPIC:
-                    state = signed[2], signed[4], signed[3]
-                elif signed[0] <= state[1] < signed[1]:
-                    state = *state[:2], state[2] + signed[2]
+                    state = words[2], words[4], words[3]
+                elif words[0] <= state[1] < words[1]:
+                    state = *state[:2], state[2] + words[2]
         return state
 
     def _logs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
@@ -253,7 +250,7 @@ class EmbeddedChainProvider(BaseProvider):
         return [{**log, "topics": list(log["topics"])} for log in found if not events or log["topics"][0] in events]
 
     def _logs_of(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
-        if day < FIRST_DAY:
+        if day < _DAY_BEFORE:
             return [], []
         with self._lock:
             if day not in self._days:
@@ -265,8 +262,8 @@ class EmbeddedChainProvider(BaseProvider):
 
     def _make_day(self, day: date) -> tuple[list[int], list[dict[str, Any]]]:
         first_block = first_block_of(day)
-        simulated = simulate_events(self.seed, day, self.pool)
-        logs = self._change_of_providers(day, simulated)
+        simulated = simulate_events(self.seed, day, self.pool) if day >= FIRST_DAY else SimulatedDay([], [])
+        logs: list[dict[str, Any]] = []
         changes = list(simulated.changes[::-1])
         index_in_block, before = 0, -1
         for position, swap in enumerate(simulated.swaps):
@@ -288,19 +285,26 @@ class EmbeddedChainProvider(BaseProvider):
             topics = [SWAP_TOPIC, self.pool.pool_id, "0x" + "0" * 24 + swap.sender[2:]]
             values = (swap.amount0, swap.amount1, swap.sqrt_price_x96, swap.liquidity, swap.tick, self.pool.fee)
             logs.append(place | {"logIndex": hex(last), "topics": topics, "data": _data(*values)})
+        logs += self._change_of_providers(day, simulated.changes)
         return [int(log["blockNumber"], 16) for log in logs], logs
 
-    def _change_of_providers(self, day: date, simulated: SimulatedDay) -> list[dict[str, Any]]:
-        """In the first block of a day, the positions of the day before go and those of the day come."""
-        number = first_block_of(day)
-        place = self._place(number, self._digest("providers", number), 0)
-        changes = list(simulated.opening)
-        if day > FIRST_DAY:
-            before = simulate_events(self.seed, date.fromordinal(day.toordinal() - 1), self.pool)
-            moved = [(each.tick_lower, each.tick_upper, each.liquidity_delta) for each in before.changes]
-            left = [(lower, upper, -liquidity) for lower, upper, liquidity in (*before.opening, *moved)]
-            changes = left + changes
-        return [place | self._liquidity_log(index, *change) for index, change in enumerate(changes)]
+    def _change_of_providers(self, day: date, changes: Sequence[SimulatedLiquidityChange]) -> list[dict[str, Any]]:
+        """After the last swap of a day its positions go, and those of the next day come; a few in each block."""
+        next_day = date.fromordinal(day.toordinal() + 1)
+        held: dict[tuple[int, int], int] = {}
+        opening = opening_positions(self.seed, day, self.pool) if day >= FIRST_DAY else []
+        for lower, upper, delta in (
+            *opening,
+            *((each.tick_lower, each.tick_upper, each.liquidity_delta) for each in changes),
+        ):
+            held[lower, upper] = held.get((lower, upper), 0) + delta
+        moves = [(*ticks, -liquidity) for ticks, liquidity in held.items() if liquidity]
+        moves += opening_positions(self.seed, next_day, self.pool)
+        logs = []
+        for i, move in enumerate(moves):
+            number = first_block_of(next_day) - _CHANGING_BLOCKS + i * _CHANGING_BLOCKS // len(moves)
+            logs.append(self._place(number, self._digest("provider", number, i), i) | self._liquidity_log(i, *move))
+        return logs
 
     def _place(self, number: int, transaction: str, index: int) -> dict[str, Any]:
         return {
@@ -320,6 +324,11 @@ class EmbeddedChainProvider(BaseProvider):
 
 def _day(number: int) -> date:
     return datetime.fromtimestamp(timestamp_of(number), UTC).date()
+
+
+def _signed_words(log: dict[str, Any]) -> list[int]:
+    data = bytes.fromhex(log["data"][2:])
+    return [int.from_bytes(data[at : at + 32], "big", signed=True) for at in range(0, len(data), 32)]
 
 
 def _choices(wanted: Any) -> set[str]:

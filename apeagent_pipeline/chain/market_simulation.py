@@ -79,8 +79,6 @@ class SimulatedDay(NamedTuple):
 
     swaps: list[SimulatedSwap]
     changes: list[SimulatedLiquidityChange]
-    opening: list[tuple[int, int, int]]
-    """Positions before the first swap: lower tick, upper tick, liquidity."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,8 @@ def simulate_events(seed: int, day: date, pool_spec: PoolSpec) -> SimulatedDay:
     """
     opening, closing = anchor_price(seed, day), anchor_price(seed, date.fromordinal(day.toordinal() + 1))
     plan = _plan(seed, day, opening, closing)
-    providers = _Providers(np.random.default_rng([seed, _LIQUIDITY, day.toordinal()]), pool_spec, opening, closing)
+    providers = _providers(seed, day, pool_spec)
     market = _Market(providers.pool, pool_spec, plan)
-    positions = list(providers.opening)
     swaps: list[SimulatedSwap] = []
     changes: list[SimulatedLiquidityChange] = []
     # The pool's state after one swap is the start of the next: this loop cannot be columns.
@@ -154,7 +151,17 @@ def simulate_events(seed: int, day: date, pool_spec: PoolSpec) -> SimulatedDay:
         last_block = int(plan.block[-1])
         market.arbitrage_to(target)
         swaps.append(market.event(last_block + (BLOCKS_PER_DAY - last_block) // 2, str(plan.sender[-1])))
-    return SimulatedDay(swaps, changes, positions)
+    return SimulatedDay(swaps, changes)
+
+
+def opening_positions(seed: int, day: date, pool_spec: PoolSpec) -> list[tuple[int, int, int]]:
+    """The positions with which a day opens: lower tick, upper tick, liquidity."""
+    return _providers(seed, day, pool_spec).opening
+
+
+def _providers(seed: int, day: date, pool_spec: PoolSpec) -> "_Providers":
+    opening, closing = anchor_price(seed, day), anchor_price(seed, date.fromordinal(day.toordinal() + 1))
+    return _Providers(np.random.default_rng([seed, _LIQUIDITY, day.toordinal()]), pool_spec, opening, closing)
 
 
 def _plan(seed: int, day: date, opening: float, closing: float) -> _Plan:

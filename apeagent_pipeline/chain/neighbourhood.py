@@ -1,7 +1,7 @@
 """What lies around a day: the swaps before and after it, and what the pool stored at both of its ends."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Self
 
 import polars as pl
@@ -88,8 +88,12 @@ class Neighbourhood(NamedTuple):
         return all(abs(stored - told) <= slack for stored, told in zip(self.fees, result.fee_growth, strict=True))
 
 
-def look_around(reader: LogReader, first: int, last: int, final: int, typical: int) -> Neighbourhood:
-    """Read the neighbourhood of a day in one request; what an endpoint does not tell stays unknown.
+def look_around(  # noqa: PLR0917
+    reader: LogReader, first: int, last: int, final: int, typical: int, avoid: Collection[Endpoint]
+) -> Neighbourhood:
+    """Read what the pool stored at both ends of a day; where no endpoint tells, the swaps before and after the day.
+
+    What no endpoint tells stays unknown.
 
     Args:
         reader: Reads logs.
@@ -97,27 +101,37 @@ def look_around(reader: LogReader, first: int, last: int, final: int, typical: i
         last: Last block of the day.
         final: Last final block.
         typical: Usual number of blocks between two swaps.
+        avoid: Endpoints that are not asked.
     """
 
-    def ask(endpoint: Endpoint) -> Neighbourhood:
+    def ask_for_states(endpoint: Endpoint) -> Neighbourhood:
+        calls = [call(reader.pool, at) for at in (first - 1, last) for call in (state_call, fee_growth_call)]
+        return _stored(endpoint.send(calls))
+
+    def ask_for_logs(endpoint: Endpoint) -> Neighbourhood:
         size = min(reader.sizes[endpoint].blocks, _MOST_BLOCKS)
         blocks = min(size, max(_FEWEST_BLOCKS, _TYPICAL_GAPS * typical))
         ranges = (max(first - blocks, 0), first - 1), (last + 1, min(last + blocks, final))
-        calls = [("eth_getLogs", [reader.query(*each)]) for each in ranges if each[0] <= each[1]]
-        states = [call(reader.pool, at) for at in (first - 1, last) for call in (state_call, fee_growth_call)]
-        answers = endpoint.send([*calls, *(states if first > 0 else [])])
-        logs = iter(answers[: len(calls)])
-        found = [_events(reader, endpoint, next(logs), each) if each[0] <= each[1] else None for each in ranges]
-        return _neighbourhood(found, answers[len(calls) :])
+        asked = [each for each in ranges if each[0] <= each[1]]
+        answers = iter(endpoint.send([("eth_getLogs", [reader.query(*each)]) for each in asked]))
+        found = [_events(reader, endpoint, next(answers), each) if each in asked else None for each in ranges]
+        before, after = (each or PoolEvents.none() for each in found)
+        return Neighbourhood(before, after, None, None, None)
 
-    try:
-        return reader.client.ask(ask)
-    except RpcError as error:
-        _log.info("the neighbourhood of blocks %d to %d is unknown: %s", first, last, error)
-        return Neighbourhood.unknown()
+    around = Neighbourhood.unknown()
+    for ask in (ask_for_states, ask_for_logs):
+        try:
+            around = reader.client.ask(ask, avoid)
+        except RpcError as error:
+            _log.info("the neighbourhood of blocks %d to %d is unknown: %s", first, last, error)
+        if around.has_states:
+            break
+    return around
 
 
-def look_at_ticks(reader: LogReader, first: int, around: Neighbourhood, swaps: pl.DataFrame) -> dict[int, int] | None:
+def look_at_ticks(
+    reader: LogReader, first: int, around: Neighbourhood, swaps: pl.DataFrame, avoid: Collection[Endpoint]
+) -> dict[int, int] | None:
     """Net liquidity of the ticks that the pool had initialised before the day; None if no endpoint tells.
 
     Args:
@@ -125,6 +139,7 @@ def look_at_ticks(reader: LogReader, first: int, around: Neighbourhood, swaps: p
         first: First block of the day.
         around: The neighbourhood of the day.
         swaps: Of the day.
+        avoid: Endpoints that are not asked.
     """
     if around.state_before is None:
         return None
@@ -135,7 +150,7 @@ def look_at_ticks(reader: LogReader, first: int, around: Neighbourhood, swaps: p
         return read_ticks(reader.pool, endpoint, first - 1, min(ticks) - margin, max(ticks) + margin)
 
     try:
-        return reader.client.ask(ask)
+        return reader.client.ask(ask, avoid)
     except RpcError as error:
         _log.info("the ticks of block %d are unknown: %s", first - 1, error)
         return None
@@ -148,16 +163,12 @@ def _events(reader: LogReader, endpoint: Endpoint, logs: Any, blocks: tuple[int,
         return reader.decode(endpoint, logs).between(*blocks)
 
 
-def _neighbourhood(found: Sequence[PoolEvents | None], answers: Sequence[Any]) -> Neighbourhood:
-    before, after = (each or PoolEvents.none() for each in found)
-    if not answers:
-        return Neighbourhood(before, after, None, None, None)
-    states = [read_state(answer) for answer in answers[::2]]
+def _stored(answers: Sequence[Any]) -> Neighbourhood:
+    before, after = (read_state(answer) for answer in answers[::2])
+    if before is None or after is None:
+        return Neighbourhood.unknown()
     growth = [read_words(answer, 2) for answer in answers[1::2]]
     fees = None
-    if all(each is not None and each[1] == 0 for each in states) and growth[0] is not None and growth[1] is not None:
-        fees = tuple((late - early) % _WORD for early, late in zip(*growth, strict=True))
-    state_before, state_after = (each and each[0] for each in states)
-    if state_before is None or state_after is None:
-        state_before = state_after = None
-    return Neighbourhood(before, after, state_before, state_after, fees and (fees[0], fees[1]))
+    if not before[1] and not after[1] and growth[0] is not None and growth[1] is not None:
+        fees = (growth[1][0] - growth[0][0]) % _WORD, (growth[1][1] - growth[0][1]) % _WORD
+    return Neighbourhood(PoolEvents.none(), PoolEvents.none(), before[0], after[0], fees)

@@ -89,9 +89,12 @@ def _mapped(mapping: int, key: int) -> int:
 
 
 def read_state(answer: Any) -> tuple[PoolState, int] | None:
-    """State and protocol fee from an answer to `state_call`; None if the node did not give it."""
+    """State and protocol fee from an answer to `state_call`; None if the node did not give it.
+
+    A pool that was not initialised yet has the price 0.
+    """
     words = read_words(answer, 2)
-    if words is None or words[0] == 0:
+    if words is None:
         return None
     tick = words[0] >> 160 & 0xFFFFFF
     tick -= (1 << 24) if tick >> 23 else 0

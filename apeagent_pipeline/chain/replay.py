@@ -36,7 +36,7 @@ class Gap(NamedTuple):
     """Two neighbouring swaps of which the second does not follow from the first.
 
     Attributes:
-        first: Block of the swap before.
+        first: Block of the swap before; 0 if only the state before is known.
         last: Block of the swap after.
         certain: False if the second swap crossed so many ticks of unknown liquidity that both may be right.
     """
@@ -100,6 +100,8 @@ def replay(
         ticks: Net liquidity of every initialised tick before the first event; None if unknown.
     """
     rows, pending = list(_rows(swaps)), _changes(changes)
+    if start is not None and not start.sqrt_price_x96:
+        start = None  # not initialised yet: the first price is that of another event
     # A source that tells of no liquidity change at all may not have that event: liquidity may change unseen.
     book = _Ticks(tick_spacing, ticks, sees_changes=bool(pending) or ticks is not None)
     result = _replay(rows, pending, book, start)
@@ -129,7 +131,7 @@ def _replay(
         pairs += 1
         growth = fast[i] if fast[i] is not None else book.explain(state, row)
         if growth is None or growth < 0:
-            gaps += [Gap(rows[i - 1].block if i else row.block, row.block, growth is None)] * (growth != _SOLVED)
+            gaps += [Gap(rows[i - 1].block if i else 0, row.block, growth is None)] * (growth != _SOLVED)
         else:
             exact += 1
             paid0 = row.amount0 < 0

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 60
 _TIMES_ASKED = 3
+_TIMES_READ_WHOLE = 2
+_LEAST_BUDGET = 100
 _SAMPLED_SHARE = 0.1
 _MOST_RECEIPTS = 64
 _FEWEST_EQUAL = 20
@@ -36,6 +38,11 @@ class _Way(NamedTuple):
 
     endpoint: Endpoint
     cut: str
+
+
+class _Answer(NamedTuple):
+    events: PoolEvents
+    has_all_known: bool
 
 
 class Verification:
@@ -65,6 +72,7 @@ class Verification:
         self._limits: list[tuple[Span, int]] = []
         self._compared: set[Span] = set()
         self._repaired = 0
+        self._budget = 0
 
     @property
     def _judged(self) -> bool:
@@ -79,14 +87,31 @@ class Verification:
             RpcError: if no endpoint answers.
         """
         self._events = events
-        typical = (self._last - self._first + 1) // (events.swaps.height + 1)
-        self._around = look_around(self._reader, self._first, self._last, self._final, typical)
-        if any(not gap.certain for gap in self._replay().gaps):
-            self._ticks = look_at_ticks(self._reader, self._first, self._around, self._events.swaps)
+        self._budget = _LEAST_BUDGET + 2 * len(self._reading.pieces)
+        self._look_around()
         self._close_gaps()
         if self._compare():
             self._close_gaps()
+        for _ in range(_TIMES_READ_WHOLE):
+            # An event that is missing in one place may show in another: a position that came unseen, where its tick
+            # is crossed.
+            if not any(gap.certain for gap in self._gaps(self._replay())) or not self._reread(self._reading.pieces):
+                break
+            self._close_gaps()
         return self._events, self._judge()
+
+    def _look_around(self) -> None:
+        reader, first, last = self._reader, self._first, self._last
+        typical = (last - first + 1) // (self._events.swaps.height + 1)
+        self._around = look_around(reader, first, last, self._final, typical, self._avoided())
+        self._ticks = None
+        if any(not gap.certain for gap in self._replay().gaps):
+            self._ticks = look_at_ticks(reader, first, self._around, self._events.swaps, self._avoided())
+
+    def _avoided(self) -> list[Endpoint]:
+        """Endpoints that left events out, unless no other one can be asked."""
+        caught = [each for each in self._reader.client.endpoints if each in self._caught]
+        return caught if len(caught) < len(self._reader.client.endpoints) else []
 
     # Gaps
 
@@ -119,14 +144,18 @@ class Verification:
         for _ in range(_MOST_ROUNDS):
             gaps = [gap for gap in self._gaps(self._replay()) if not self._is_settled(gap)]
             spans = list(dict.fromkeys((gap.first, gap.last) for gap in gaps))
-            plans = [(span, way) for span in spans if (way := self._next_way(span)) is not None]
+            plans = [(span, way) for span in spans if (way := self._next_way(span)) is not None][: self._budget]
             if not plans:
                 return
+            self._budget -= len(plans)
+            caught = len(self._caught)
             with ThreadPoolExecutor(self._parallel) as executor:
                 found = list(executor.map(lambda plan: self._read(*plan), plans))
-            for (span, way), events in zip(plans, found, strict=True):
-                self._take(span, way, events)
-            self._reread_caught()
+            for (span, way), answer in zip(plans, found, strict=True):
+                self._take(span, way, answer)
+            if len(self._caught) > caught and self._avoided():
+                self._reread([each for each in self._reading.pieces if each.endpoint in self._caught])
+                self._look_around()
 
     def _is_settled(self, gap: Gap) -> bool:
         return not gap.certain and len(self._agreed.get((gap.first, gap.last), ())) > 1
@@ -146,16 +175,16 @@ class Verification:
         tried = self._tried[span]
         return ways[tried] if tried < len(ways) else None
 
-    def _read(self, span: Span, way: _Way) -> PoolEvents | None:
-        """The span read in another way; None if it could not be read, or if the answer lacks known events."""
+    def _read(self, span: Span, way: _Way) -> _Answer | None:
+        """The span read in another way; None if it could not be read."""
         first, last = span
-        limit = min((blocks for (a, b), blocks in self._limits if a <= first and last <= b), default=None)
+        limit = self._limit_of(span)
         if way.cut == "wide":
             half = self._reader.sizes[way.endpoint].blocks // 2
             first, last = max(self._first, first - half), min(self._last, last + half)
         elif way.cut == "halves":
             limit = max(1, min(limit or last - first + 1, last - first + 1) // 2)
-        known = self._events.between(first, last)
+        answer = None
         for _ in range(_TIMES_ASKED):
             try:
                 if way.cut == _RECEIPTS:
@@ -164,26 +193,37 @@ class Verification:
                     found = self._read_of(way.endpoint, first, last, limit)
             except RpcError as error:
                 _log.info("blocks %d to %d were not read again from %s: %s", first, last, way.endpoint, error)
-                return None
-            if not found.lacks(known):
-                return found
-        self._caught.add(way.endpoint)
-        return None
+                break
+            known = self._events.between(first, last)
+            answer = _Answer(found, not found.lacks(known))
+            if answer.has_all_known or known.lacks(found):
+                break
+        return answer
+
+    def _limit_of(self, span: Span) -> int | None:
+        """Largest piece in which a span is read: smaller after each answer that left events of it out."""
+        return min((blocks for (a, b), blocks in self._limits if a <= span[0] and span[1] <= b), default=None)
 
     def _read_of(self, endpoint: Endpoint, first: int, last: int, limit: int | None) -> PoolEvents:
         others = [each for each in self._reader.client.endpoints if each is not endpoint]
         return self._reader.read_range(first, last, accept=self._accept, avoid=others, most_blocks=limit)[0]
 
-    def _take(self, span: Span, way: _Way, found: PoolEvents | None) -> None:
-        if found is not None and self._add(found, way.endpoint, self._givers(span)):
-            # What made the endpoint leave events out may strike again: the next cut is finer.
-            length = min((blocks for (a, b), blocks in self._limits if a <= span[0] and span[1] <= b), default=None)
-            self._limits.append((span, max(1, (length or span[1] - span[0] + 1) // 2)))
+    def _take(self, span: Span, way: _Way, answer: _Answer | None) -> None:
+        if answer is None:
+            self._tried[span] += 1
             return
-        self._tried[span] += 1
-        if found is not None:
-            source: object = _RECEIPTS if way.cut == _RECEIPTS else way.endpoint
-            self._agreed.setdefault(span, set(self._givers(span))).add(source)
+        if not answer.has_all_known:
+            self._caught.add(way.endpoint)
+        added = self._add(answer.events, way.endpoint, self._givers(span))
+        if added or not answer.has_all_known:
+            # What made an endpoint leave events out may strike again: the next cut is finer.
+            length = self._limit_of(span) or span[1] - span[0] + 1
+            self._limits.append((span, max(1, length // 2)))
+        if not added:
+            self._tried[span] += 1
+            if answer.has_all_known:
+                source: object = _RECEIPTS if way.cut == _RECEIPTS else way.endpoint
+                self._agreed.setdefault(span, set(self._givers(span))).add(source)
 
     def _add(self, found: PoolEvents, source: Endpoint, givers: Collection[Endpoint]) -> int:
         """Take events that were missing; returns how many, and notes which endpoints had left them out."""
@@ -202,20 +242,19 @@ class Verification:
             self._caught |= set(givers)
         return missing
 
-    def _reread_caught(self) -> None:
-        """Read everything again that came from an endpoint which left events out, if another one can be asked."""
-        others = [each for each in self._reader.client.usable() if each not in self._caught]
-        if not others:
-            return
-        doubtful = [each for each in self._reading.pieces if each.endpoint in self._caught]
-        for piece, found in self._map(doubtful, lambda piece: self._other_answer(piece, self._caught)):
+    def _reread(self, pieces: Collection[Piece]) -> int:
+        """Read ranges again, from endpoints that left nothing out if there are such; returns the events found."""
+        repaired = self._repaired
+        for piece, found in self._map(list(pieces), lambda piece: self._other_answer(piece, self._avoided())):
             if found is None:
                 continue
-            events, pieces = found
-            if not events.lacks(self._events.between(piece.first, piece.last)):
-                self._add(events, pieces[0].endpoint, ())
+            events, again = found
+            complete = not events.lacks(self._events.between(piece.first, piece.last))
+            self._add(events, again[0].endpoint, () if piece.endpoint is again[0].endpoint else {piece.endpoint})
+            if complete:
                 self._reading.pieces.remove(piece)
-                self._reading.pieces += pieces
+                self._reading.pieces += again
+        return self._repaired - repaired
 
     def _other_answer(self, piece: Piece, avoid: Collection[Endpoint]) -> tuple[PoolEvents, list[Piece]] | None:
         length = piece.last - piece.first + 1
@@ -247,7 +286,9 @@ class Verification:
                 continue
             self._add(events, pieces[0].endpoint, {piece.endpoint})
             self._compared.add((piece.first, piece.last))
-        self._reread_caught()
+        if self._avoided() and self._repaired > repaired:
+            self._reread([each for each in self._reading.pieces if each.endpoint in self._caught])
+            self._look_around()
         return self._repaired - repaired
 
     def _sample(self) -> list[Piece]:
