@@ -69,3 +69,29 @@ def read_integer(value: Any, what: str) -> int:
     if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
         raise LogError(f"the node answered {what} with {str(value)[:80]!r}, expected a hex number")
     return int(value, 16)
+
+
+_QUANTITIES = {
+    "eth_getLogs": ("blockNumber", "blockTimestamp", "logIndex", "transactionIndex"),
+    "eth_getBlockByNumber": ("number", "timestamp"),
+}
+_NUMBERS = frozenset({"eth_blockNumber", "eth_chainId"})
+
+
+def in_usual_dress(method: str, result: Any) -> Any:
+    """The result of a call with quantities as hex strings, though some nodes send them as JSON numbers."""
+    if method in _NUMBERS:
+        return _hex(result)
+    names = _QUANTITIES.get(method)
+    if names is None:
+        return result
+    for each in result if isinstance(result, list) else [result]:
+        if isinstance(each, dict):
+            for name in names:
+                if isinstance(each.get(name), int):
+                    each[name] = _hex(each[name])
+    return result
+
+
+def _hex(value: Any) -> Any:
+    return hex(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else value

@@ -17,12 +17,13 @@ from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.answers import Header, read_header, read_integer
 from apeagent_pipeline.chain.day_reading import DayReading, Parts, Piece, PoolEvents
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
+from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
 from apeagent_pipeline.chain.liquidity import check_liquidity, empty_liquidity
 from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of, header_call, replaced_headers
 from apeagent_pipeline.chain.proof import DayProof
-from apeagent_pipeline.chain.rpc import Endpoint, RpcClient
+from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.chain.verification import Verification
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -37,7 +38,7 @@ class WrongChainError(RpcError):
     """An endpoint serves another chain, or one without this PoolManager."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, RpcErrorKind.FATAL)
+        super().__init__(message, RpcErrorKind.FATAL, is_hopeless=True)
 
 
 class CollectorConfig(BaseModel):
@@ -141,6 +142,8 @@ class Collector:
         start, end = day_bounds(day)
         final = self._final if self._final and self._final.timestamp >= end else self.final_block()
         if final.timestamp < end:
+            final = self._latest_final_block(final)
+        if final.timestamp < end:
             raise self._not_final(day, end, final)
         self._headers[final.number] = final
         # With a steady block time these four settle both borders, in one request.
@@ -243,7 +246,8 @@ class Collector:
                     tell()
             except BaseException:
                 self.client.stop_waiting()
-                executor.shutdown(wait=False, cancel_futures=True)
+                executor.shutdown(wait=True, cancel_futures=True)
+                self.client.resume()
                 raise
         # Alone and last, because this request also asks again for the blocks that everything before was read from.
         found[ranges[-1]] = self._read_range(reading, *ranges[-1])[0]
@@ -338,6 +342,8 @@ class Collector:
                 ("eth_getBlockByNumber", ["finalized", False]),
             ]
         )
+        if isinstance(code, RpcError) and code.kind is not RpcErrorKind.RATE and not code.is_hopeless:
+            code = "unknown"  # some nodes do not offer this method; a log of the pool says the same
         for answer, method in ((chain_id, "eth_chainId"), (code, "eth_getCode")):
             if isinstance(answer, RpcError):
                 raise answer
@@ -357,13 +363,24 @@ class Collector:
         self._checked.add(endpoint)
         return final
 
+    def _latest_final_block(self, first: Header) -> Header:
+        """The latest final block that any endpoint knows: the first one may have stopped to follow the chain."""
+        found = [first]
+        for endpoint in self.client.usable():
+            others = [each for each in self.client.endpoints if each is not endpoint]
+            with contextlib.suppress(RpcError):
+                found.append(self.client.ask(self._final_block_of, others))
+        self._final = max(found, key=lambda header: header.number)
+        return self._final
+
     def _final_block_of(self, endpoint: Endpoint) -> Header:
         finalized = _known_block(self._meet(endpoint))
         with bad_answers_of(endpoint):
-            if finalized is not None:
+            if finalized is not None and read_header(finalized).number > 0:
                 return read_header(finalized)
+            # A node that never saw a finalized block answers with none, an error, or the genesis block.
             safe = _known_block(endpoint.send([("eth_getBlockByNumber", ["safe", False])])[0])
-            if safe is not None:
+            if safe is not None and read_header(safe).number > 0:
                 return read_header(safe)
             (head,) = endpoint.results([("eth_blockNumber", [])])
             number = max(read_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)

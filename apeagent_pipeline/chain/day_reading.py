@@ -12,9 +12,9 @@ from typing import NamedTuple, Self
 import polars as pl
 
 from apeagent_pipeline.chain.answers import Header
+from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, SWAP_KEY, empty_raw_swaps
 from apeagent_pipeline.chain.liquidity import LIQUIDITY_SCHEMA, empty_liquidity
-from apeagent_pipeline.chain.rpc import Endpoint
 
 
 class PoolEvents(NamedTuple):

@@ -10,6 +10,7 @@ import polars as pl
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.answers import Header, read_header, read_integer, read_transaction
 from apeagent_pipeline.chain.day_reading import Piece, PoolEvents
+from apeagent_pipeline.chain.endpoint import Call, Endpoint
 from apeagent_pipeline.chain.events import (
     RAW_SWAPS_SCHEMA,
     SWAP_TOPIC,
@@ -19,10 +20,11 @@ from apeagent_pipeline.chain.events import (
 )
 from apeagent_pipeline.chain.liquidity import LIQUIDITY_SCHEMA, LIQUIDITY_TOPIC, decode_liquidity_logs
 from apeagent_pipeline.chain.range_size import RangeSize
-from apeagent_pipeline.chain.rpc import Call, Endpoint, RpcClient
-from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
+from apeagent_pipeline.chain.rpc import RpcClient
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks, is_range_limit
 
 _FAILURES_BEFORE_SPLIT = 3
+_SMALL_RANGE = 50
 _UNKNOWN_ERRORS_BEFORE_WAITING = 3
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
@@ -114,10 +116,12 @@ class LogReader:
             end = min(last, first + min(size.blocks, most_blocks or size.blocks) - 1)
             headers = again(end)
             try:
-                logs, head, *blocks = endpoint.results(
+                # For the many small ranges of a free tier, a second call in each request would halve the pace.
+                asks_head = bool(headers) or end - first + 1 > _SMALL_RANGE
+                logs, *rest = endpoint.results(
                     [
                         ("eth_getLogs", [self.query(first, end)]),
-                        ("eth_blockNumber", []),
+                        *([("eth_blockNumber", [])] if asks_head else []),
                         *(header_call(header) for header in headers),
                     ]
                 )
@@ -130,14 +134,16 @@ class LogReader:
                     raise
                 if end == first:
                     raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
-                size.refused(end - first + 1, hinted_blocks(str(error), first, end))
+                hint = hinted_blocks(str(error), first, end)
+                size.refused(end - first + 1, hint, is_limit=is_range_limit(str(error)))
                 continue
             break
         with bad_answers_of(endpoint):
             if not isinstance(logs, list):
                 raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
-            if read_integer(head, "eth_blockNumber") < end:
-                raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
+            head = read_integer(rest.pop(0), "eth_blockNumber") if asks_head else end
+            if head < end:
+                raise LogError(f"the node lags: its head is block {head}, the question went up to {end}")
             events = self.decode(endpoint, logs)
             count = len(logs)
             del logs
@@ -148,7 +154,7 @@ class LogReader:
                         f"the node answered a question for blocks {first} to {end} with a log of block "
                         f"{outside['block_number'][0]}"
                     )
-            accept(endpoint, events, end, blocks)
+            accept(endpoint, events, end, rest)
         size.answered(end - first + 1, events.total)
         return events, Piece(first, end, count, endpoint)
 
@@ -191,6 +197,7 @@ class LogReader:
             [PoolEvents(decode_swap_logs(swaps, self.pool), decode_liquidity_logs(changes, self.pool))]
         )
         moments = self._moments(endpoint, events)
+        _check_order(events.swaps)
         timed = PoolEvents(*(_with_time(table, moments) for table in events))
         return PoolEvents(self._with_senders(endpoint, timed.swaps), timed.changes)
 
@@ -254,6 +261,23 @@ def replaced_headers(endpoint: Endpoint, before: Sequence[Header], blocks: Seque
 def _first_topic(log: Any) -> str | None:
     topics = log.get("topics") if isinstance(log, dict) else None
     return str(topics[0]).lower() if isinstance(topics, list) and topics else None
+
+
+def _check_order(swaps: pl.DataFrame) -> None:
+    """Within a block, log indices must ascend with the transactions: some nodes count them in each transaction."""
+    steps = swaps.select(
+        same=pl.col("block_number").diff() == 0,
+        transaction=pl.col("transaction_index").diff(),
+        log=pl.col("log_index").diff(),
+    )
+    wrong = steps.filter(
+        pl.col("same") & ((pl.col("transaction") < 0) | ((pl.col("log") == 0) & (pl.col("transaction") > 0)))
+    )
+    if not wrong.is_empty():
+        raise LogError(
+            "the node counts log indices inside each transaction instead of inside each block, so the order of the "
+            "swaps is unknown; use another endpoint"
+        )
 
 
 def _is(log: Any, events: Collection[str], pool: str, manager: str) -> bool:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Self
 import polars as pl
 
 from apeagent_pipeline.chain.day_reading import PoolEvents
+from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of
 from apeagent_pipeline.chain.pool_state import fee_growth_call, read_state, read_ticks, read_words, state_call
 from apeagent_pipeline.chain.replay import PoolState, Replay
-from apeagent_pipeline.chain.rpc import Endpoint
 from apeagent_pipeline.chain.rpc_errors import RpcError
 
 _log = logging.getLogger(__name__)

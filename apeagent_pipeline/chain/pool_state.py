@@ -7,8 +7,8 @@ from typing import Any
 from eth_hash.auto import keccak
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.chain.endpoint import Call, Endpoint
 from apeagent_pipeline.chain.replay import PoolState
-from apeagent_pipeline.chain.rpc import Call, Endpoint
 
 EXTSLOAD = "0xdbd035ff"
 """Selector of ``extsload(bytes32[])``."""

@@ -34,15 +34,23 @@ class RpcError(ChainError):
         kind: What to do about it.
         retry_after: Seconds that the server asked to wait, or None.
         is_hopeless: Whether no request to this endpoint can succeed: a wrong key, no credit left.
+        is_silent: Whether no answer came at all.
     """
 
     def __init__(
-        self, message: str, kind: RpcErrorKind, retry_after: float | None = None, *, is_hopeless: bool = False
+        self,
+        message: str,
+        kind: RpcErrorKind,
+        retry_after: float | None = None,
+        *,
+        is_hopeless: bool = False,
+        is_silent: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
         self.is_hopeless = is_hopeless
+        self.is_silent = is_silent
 
 
 def _pattern(*alternatives: str) -> re.Pattern[str]:
@@ -51,34 +59,42 @@ def _pattern(*alternatives: str) -> re.Pattern[str]:
 
 _HOPELESS = _pattern(
     r"(?:month|billing|quota|plan)\w*.{0,20}(?:capacity|quota|credits?|requests?).{0,20}(?:exceed|reach|used|exhaust)",
-    r"out of (?:credits?|requests)|payment required|insufficient (?:credits?|funds|balance)|subscription (?:is )?(?:expired|inactive)",
+    r"out of (?:credits?|requests)|payment required|insufficient (?:credits?|funds|balance)",
+    r"subscription (?:is |has )?(?:expired|inactive)",
     r"(?:invalid|missing|unknown|bad|expired|revoked|disabled) (?:api|access|project|app)?[ -]?(?:key|token|id)\b",
-    r"unauthori[sz]ed|must be authenticated|authentication (?:is )?required|(?:project|app|account) (?:not found|disabled|suspended)",
+    r"unauthori[sz]ed|must be authenticated|authentication (?:is )?required",
+    r"(?:project|app|account) (?:not found|disabled|suspended)",
 )
 _PRUNED = _pattern(
-    r"prun(?:ed|ing)|histor(?:y|ical)\b.{0,40}(?:unavailable|not available|not supported)|archive (?:node|data|request)",
+    r"prun(?:ed|ing)|histor(?:y|ical)\b.{0,40}(?:unavailable|not available|not supported)",
+    r"archive (?:node|data|request)",
     r"receipts? not available|(?:before|older than|below) (?:the )?(?:earliest|oldest|first available)",
 )
 _BATCH = _pattern(r"\bbatch(?:es|ing)?\b")
 _LAG = _pattern(
-    r"beyond (?:the )?current head|(?:header|block)s? (?:\w+ )?(?:not found|(?:can ?not|could not|can't) be found)",
-    r"unknown block|missing trie node|no backend|unhealthy|not (?:yet )?(?:synced|indexed)|after last accepted block",
+    r"beyond (?:the )?current head|after last accepted block",
+    r"(?:header|block)s? (?:[^.]{0,80} )?(?:not found|(?:can ?not|could not|can't) be found)",
+    r"unknown block|missing trie node|no backend|unhealthy|not (?:yet )?(?:synced|indexed)",
     r"(?:can't|cannot|can not|could not|unable to) (?:route|complete|handle|process|serve)",
 )
 _RATE = _pattern(
     r"rate.?limit|too many requests|requests? (?:per|/) ?s|request (?:rate|limit)|compute units|throughput",
-    r"\brps\b|\bcu/?ps\b|credits? (?:are )?limited|capacity|per second|slow down|throttl|concurren(?:t|cy)|/ ?s(?:ec)?\b",
+    r"\brps\b|\bcu/?ps\b|credits? (?:are )?limited|capacity|per second|slow down|throttl",
+    r"concurren(?:t|cy)|/ ?s(?:ec)?\b",
 )
 _RANGE = _pattern(
     r"block.?range|max(?:imum)? (?:block range|results)|ranges? over|limit the query|query timeout|query returned more",
     r"\brange\b.*(?:limit|exceed|wide|large|big|high|long|than|support|max)|(?:limited to|exceeds?).*\brange\b",
-    r"(?:response|result|answer|body|payload|content|message|query|data)s?\b.{0,30}(?:too|larger|bigger|greater|smaller|longer|more) ?(?:big|large|long|many|than)",
-    r"response size|more than \d+ results|too many (?:logs|results|blocks)|blocks? distance|logs matched|block (?:span|interval|window)",
-    r"(?:exceed|over|more than|maximum|max|limit)\w* (?:of )?(?:\w+ ){0,3}(?:blocks|logs)\b|too many (?:\w+ )?(?:blocks|logs|events)",
+    r"(?:response|result|answer|body|payload|content|message|query|data)s?\b.{0,30}"
+    r"(?:too|larger|bigger|greater|smaller|longer|more) ?(?:big|large|long|many|than)",
+    r"response size|more than \d+ results|blocks? distance|logs matched|block (?:span|interval|window)",
+    r"(?:exceed|over|more|maximum|max|limit)\w*\b.{0,30}\b(?:blocks|logs|results)\b",
+    r"too many (?:\w+ )?(?:blocks|logs|events|results)",
 )
 _TRANSIENT = _pattern(
     r"time.?out|timed out|deadline exceeded|temporar|try again|retry|unavailable|internal (?:server )?error|overloaded",
-    r"upstream|connection|bad gateway|context cancell?ed|crashed|failed to (?:get|fetch|load|query)|busy|reset by peer|\beof\b",
+    r"upstream|connection|bad gateway|context cancell?ed|crashed",
+    r"failed to (?:get|fetch|load|query)|busy|reset by peer|\beof\b",
 )
 _RANGE_CODES = frozenset({-32614, -32020, -32701, -32008, 35})
 _RATE_CODES = frozenset({429, -32016, -32029, -32097})
@@ -91,12 +107,15 @@ _HOPELESS_STATUS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIR
 
 _HINTED_RANGE = re.compile(r"(0x[0-9a-f]+|\d+)\s*(?:,|-|to)\s*(0x[0-9a-f]+|\d+)\b", re.IGNORECASE)
 _HINTED_BLOCKS = re.compile(
-    r"(?:limit(?:ed)? (?:of|to|is)|limit:|at most|up to|max(?:imum)?(?! results)\b[^\d.;\[]{0,40}|over|distance:?|set to|>"
+    r"(?:limit(?:ed)? (?:of|to|is)|limit:|at most|up to|over|distance:?|set to|>"
+    r"|max(?:imum)?(?! results)\b[^\d.;\[]{0,40}"
     r"|(?:smaller|less|fewer|greater|larger|more) than(?: size)?)"
     r"(?: an?)?:? *(\d[\d,]*)(k?)\b(?! *(?:results|logs|bytes|events|requests|[kmg]i?b\b))",
     re.IGNORECASE,
 )
 _LIMITS_OF_SIZE = re.compile(r"logs matched|response size|bytes|\d[kmg]i?b\b|results", re.IGNORECASE)
+_LIMIT_OF_PLAN = re.compile(r"up to an? \d+ block range", re.IGNORECASE)
+_ADVICE = re.compile(r"should work|try with|retry with", re.IGNORECASE)
 _SPEAKS_OF_BLOCKS = re.compile(r"block|range", re.IGNORECASE)
 
 
@@ -120,6 +139,11 @@ def classify(code: int | None, message: str, status: int | None = None) -> RpcEr
     ):
         if pattern.search(message) and not (kind is RpcErrorKind.RANGE and status == HTTPStatus.TOO_MANY_REQUESTS):
             return kind
+    return _kind_of_numbers(code, status)
+
+
+def _kind_of_numbers(code: int | None, status: int | None) -> RpcErrorKind:
+    """The kind of an error whose text says nothing."""
     if code in _RATE_CODES or status == HTTPStatus.TOO_MANY_REQUESTS:
         return RpcErrorKind.RATE
     if code in _RANGE_CODES or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -138,6 +162,11 @@ def is_hopeless(code: int | None, message: str, status: int | None = None) -> bo
     # Some providers answer 403 to a request that is too large or too fast.
     explained = any(pattern.search(message) for pattern in (_BATCH, _RANGE, _RATE, _LAG))
     return status in _HOPELESS_STATUS and not explained
+
+
+def is_range_limit(message: str) -> bool:
+    """Whether a refusal names a limit on the blocks of every request, and not a size that fits these logs."""
+    return bool(_LIMIT_OF_PLAN.search(message)) or not (_LIMITS_OF_SIZE.search(message) or _ADVICE.search(message))
 
 
 def hinted_blocks(message: str, first: int, last: int) -> int | None:

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from apeagent_pipeline.chain.day_reading import DayReading, Piece, PoolEvents
+from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.errors import ChainError, ReorganisedError
 from apeagent_pipeline.chain.events import SWAP_KEY
 from apeagent_pipeline.chain.log_reader import Accept, LogReader
 from apeagent_pipeline.chain.neighbourhood import Neighbourhood, look_around, look_at_ticks
 from apeagent_pipeline.chain.proof import DayProof
 from apeagent_pipeline.chain.replay import Gap, Replay, replay
-from apeagent_pipeline.chain.rpc import Endpoint
 from apeagent_pipeline.chain.rpc_errors import RpcError
 
 _log = logging.getLogger(__name__)
@@ -322,7 +322,7 @@ class Verification:
             doubts.append("the fees that the pool stored are not those of the swaps: a swap or a donation is missing")
         by += ["chain"] if self._judged and ends and not gaps and result.pairs else []
         by += ["state"] if self._around.has_states and not gaps else []
-        by += ["second endpoint"] if self._compared or (any(self._agreed.values()) and not gaps) else []
+        by += ["second endpoint"] if self._compared else []
         if self._reader.client.endpoints[0] and not by and not doubts:
             doubts.append("nothing but one endpoint's word says that the day is complete")
         return DayProof(

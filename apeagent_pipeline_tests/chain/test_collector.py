@@ -109,7 +109,8 @@ def test_a_range_whose_answer_never_arrives_whole_is_split(node: Node, day: pl.D
         ("timestamp", "0xfffffffffff", "no time"),
         ("timestamp", "soon", "expected a hex number"),
         ("number", "-0x1", "expected a hex number"),
-        ("number", 5, "expected a hex number"),
+        ("number", 5, "with block 5 instead of"),
+        ("number", True, "expected a hex number"),
     ],
 )
 def test_a_header_that_is_none_is_refused(node: Node, field: str, value: Any, expected: str, tmp_path: Path) -> None:
@@ -399,7 +400,7 @@ def test_a_range_size_falls_to_the_limit_and_grows_back() -> None:
             refusals += 1
         else:
             size.answered(size.blocks, 1)
-    assert size.splits == refusals < 120
+    assert size.splits == refusals < 25
     assert 80 <= size.blocks <= 110
     for _ in range(170):
         size.answered(size.blocks, 1)
