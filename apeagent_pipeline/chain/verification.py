@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 _MOST_ROUNDS = 60
 _TIMES_ASKED = 3
 _TIMES_READ_WHOLE = 2
-_LEAST_BUDGET = 100
+_LEAST_BUDGET = 200
+"""Spans that are read again at most, beside two for each range of the day."""
 _SAMPLED_SHARE = 0.1
 _MOST_RECEIPTS = 64
 _FEWEST_EQUAL = 20
@@ -144,10 +145,9 @@ class Verification:
         for _ in range(_MOST_ROUNDS):
             gaps = [gap for gap in self._gaps(self._replay()) if not self._is_settled(gap)]
             spans = list(dict.fromkeys((gap.first, gap.last) for gap in gaps))
-            plans = [(span, way) for span in spans if (way := self._next_way(span)) is not None][: self._budget]
+            plans = [(span, way) for span in spans if (way := self._next_way(span)) is not None][: max(self._budget, 0)]
             if not plans:
                 return
-            self._budget -= len(plans)
             caught = len(self._caught)
             with ThreadPoolExecutor(self._parallel) as executor:
                 found = list(executor.map(lambda plan: self._read(*plan), plans))
@@ -186,6 +186,7 @@ class Verification:
             limit = max(1, min(limit or last - first + 1, last - first + 1) // 2)
         answer = None
         for _ in range(_TIMES_ASKED):
+            self._budget -= 1
             try:
                 if way.cut == _RECEIPTS:
                     found = self._reader.read_receipts(way.endpoint, first, last)
