@@ -3,10 +3,8 @@
 import contextlib
 import logging
 import re
-import shutil
-import tempfile
-import threading
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -16,32 +14,23 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.chain.completeness import chain_rate
+from apeagent_pipeline.chain.answers import Header, read_header, read_integer
+from apeagent_pipeline.chain.day_reading import DayReading, Parts, Piece, PoolEvents
 from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
+from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
-from apeagent_pipeline.chain.events import (
-    RAW_SWAPS_SCHEMA,
-    SWAP_KEY,
-    SWAP_TOPIC,
-    LogError,
-    RawSwapsError,
-    check_raw_swaps,
-    decode_swap_logs,
-    empty_raw_swaps,
-)
-from apeagent_pipeline.chain.rpc import Call, Endpoint, RpcClient
-from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks
+from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
+from apeagent_pipeline.chain.liquidity import check_liquidity, empty_liquidity
+from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of, header_call, replaced_headers
+from apeagent_pipeline.chain.proof import DayProof
+from apeagent_pipeline.chain.rpc import RpcClient
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
+from apeagent_pipeline.chain.verification import Verification
 from apeagent_pipeline.reporting.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
-_MOST_LOGS = 10_000
-_FAILURES_BEFORE_SPLIT = 3
-_LATEST_TIMESTAMP = 1 << 36
-_HASH = re.compile("0x[0-9a-f]{64}")
-_ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
-_QUANTITY = re.compile("0x[0-9a-fA-F]{1,15}")
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -49,7 +38,7 @@ class WrongChainError(RpcError):
     """An endpoint serves another chain, or one without this PoolManager."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, RpcErrorKind.FATAL)
+        super().__init__(message, RpcErrorKind.FATAL, is_hopeless=True)
 
 
 class CollectorConfig(BaseModel):
@@ -65,73 +54,18 @@ class CollectorConfig(BaseModel):
     transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
 
 
-class Header(NamedTuple):
-    """What is needed of a block header."""
-
-    number: int
-    timestamp: int
-    hash: str
-
-
-class RangeSize:
-    """How many blocks one endpoint answers for at a time: falls at a refusal, grows back after ten answers in a row.
-
-    It doubles, but takes steps of a tenth towards a size that was refused, until that size was answered after all.
-
-    Args:
-        largest: Where it starts, and what it never exceeds.
+class DayEvents(NamedTuple):
+    """What happened to the pool on a UTC day.
 
     Attributes:
-        blocks: To ask for next.
-        answers: Ranges answered so far.
-        splits: Refusals so far.
+        swaps: RAW_SWAPS_SCHEMA.
+        changes: LIQUIDITY_SCHEMA.
+        proof: Why the day counts as complete, or why that is in doubt.
     """
 
-    _ANSWERS_BEFORE_GROWTH = 10
-
-    def __init__(self, largest: int) -> None:
-        self.blocks = largest
-        self.answers = 0
-        self.splits = 0
-        self._largest = largest
-        self._worked = 0
-        self._refused = largest + 1
-        self._in_a_row = 0
-        self._lock = threading.Lock()
-
-    def answered(self, blocks: int, logs: int) -> None:
-        """A range of so many blocks was answered with so many logs."""
-        with self._lock:
-            self.answers += 1
-            if logs > _MOST_LOGS:
-                # Of our own accord: an answer takes many times its size while it is decoded.
-                self.blocks = max(1, min(self.blocks, blocks * _MOST_LOGS // logs))
-                self._in_a_row = 0
-                return
-            self._worked = max(self._worked, min(blocks, self.blocks))
-            if blocks < self.blocks:
-                return
-            self._in_a_row += 1
-            if self._in_a_row >= self._ANSWERS_BEFORE_GROWTH:
-                self._in_a_row = 0
-                if self.blocks >= self._refused:
-                    self._refused = self._largest + 1
-                step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
-                self.blocks = min(self._largest, self.blocks + step)
-
-    def refused(self, blocks: int, hint: int | None) -> None:
-        """A range of so many blocks was refused; ``hint`` is a smaller number that the node names, if it does."""
-        with self._lock:
-            self.splits += 1
-            if self.blocks < blocks:
-                return  # another thread was told before
-            half = blocks // 2
-            smaller = hint or (self._worked if half <= self._worked < blocks else half)
-            # What worked once is believed once: where swaps lie denser, the same range may hold too many.
-            self._worked = 0
-            self._in_a_row = 0
-            self._refused = blocks
-            self.blocks = max(1, smaller)
+    swaps: pl.DataFrame
+    changes: pl.DataFrame
+    proof: DayProof
 
 
 class Collector:
@@ -152,7 +86,7 @@ class Collector:
         self.pool = pool
         self.config = config or CollectorConfig()
         self._parts = parts
-        self._sizes = {endpoint: RangeSize(self.config.range_blocks) for endpoint in client.endpoints}
+        self._reader = LogReader(client, pool, self.config.range_blocks, self.config.transactions, self._check)
         self._checked: set[Endpoint] = set()
         self._final: Header | None = None
         self._headers: dict[int, Header] = {}
@@ -161,7 +95,7 @@ class Collector:
     @property
     def splits(self) -> int:
         """How often a node refused a range, so far."""
-        return sum(size.splits for size in self._sizes.values())
+        return sum(size.splits for size in self._reader.sizes.values())
 
     def check_chain(self) -> None:
         """Make sure that an endpoint serves the pool's chain and that the PoolManager stands there.
@@ -208,6 +142,8 @@ class Collector:
         start, end = day_bounds(day)
         final = self._final if self._final and self._final.timestamp >= end else self.final_block()
         if final.timestamp < end:
+            final = self._latest_final_block(final)
+        if final.timestamp < end:
             raise self._not_final(day, end, final)
         self._headers[final.number] = final
         # With a steady block time these four settle both borders, in one request.
@@ -226,18 +162,22 @@ class Collector:
         return first, after - 1
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
-        """Every swap of the pool on a UTC day.
+        """Every swap of the pool on a UTC day; `read_events` without the liquidity changes and the proof."""
+        return self.read_events(day, progress).swaps
+
+    def read_events(self, day: date, progress: Progress = silent) -> DayEvents:
+        """Every swap and every liquidity change of the pool on a UTC day.
 
         Args:
             day: The day.
-            progress: Told blocks done of all, with the swaps, requests, splits and retries so far.
+            progress: Receives blocks done of all blocks, with swaps, requests, splits, retries and seconds left.
 
         Returns:
-            RAW_SWAPS_SCHEMA, sorted and unique by (block_number, log_index); empty if nobody swapped.
+            Tables sorted and unique by (block_number, log_index), empty if nothing happened, and what proves them.
 
         Raises:
-            ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or for a hole that the only
-                endpoint leaves; never a partial day.
+            ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or if events are missing that no
+                endpoint has. A day is never returned in part.
         """
         for _ in range(_TIMES_READ - 1):
             with contextlib.suppress(ReorganisedError):
@@ -246,37 +186,55 @@ class Collector:
             self._final = None
         return self._read_day(day, progress)
 
-    def _read_day(self, day: date, progress: Progress) -> pl.DataFrame:
+    def _read_day(self, day: date, progress: Progress) -> DayEvents:
         first, last = self.block_range(day)
         if last < first:
-            return empty_raw_swaps()
+            return DayEvents(empty_raw_swaps(), empty_liquidity(), DayProof(("chain",)))
         self._read_headers([first, last])
-        reading = _Reading(day, [self._headers[first], self._headers[last]])
-        parts = _Parts(self._parts, day, self._headers[last])
+        reading = DayReading(day, [self._headers[first], self._headers[last]])
+        parts = Parts(self._parts, day, self._headers[last])
+        try:
+            events = self._read_parts(reading, parts, progress)
+            events, proof = self._verify(reading, events)
+        except ChainError as error:
+            # Unless a node did not answer, what was read cannot be relied on.
+            if not isinstance(error, RpcError):
+                parts.remove()
+            raise
+        parts.remove()
+        for doubt in proof.doubts:
+            _log.warning("%s is unconfirmed: %s", day, doubt)
+        return DayEvents(*events, proof)
+
+    def _read_parts(self, reading: DayReading, parts: Parts, progress: Progress) -> PoolEvents:
+        """The events of the day as its endpoints tell them, before any is verified."""
+        first, last = (header.number for header in reading.borders)
         step = self.config.range_blocks
         ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
-        found = {blocks: swaps for blocks in ranges[:-1] if (swaps := parts.read(*blocks)) is not None}
-        for (start, end), swaps in found.items():
-            reading.add(start, end, swaps)
+        found = self._restore(reading, parts, ranges[:-1])
+        begun, restored = time.monotonic(), reading.blocks
 
         def tell() -> None:
+            done, all_blocks = reading.blocks, last - first + 1
+            pace = (done - restored) / max(time.monotonic() - begun, 0.001)
             progress(
-                reading.blocks,
-                last - first + 1,
+                done,
+                all_blocks,
                 swaps=reading.swaps,
                 requests=self.client.requests,
                 splits=self.splits,
                 retries=self.client.retries,
+                **({"seconds_left": round((all_blocks - done) / pace)} if done > restored else {}),
             )
 
-        def read(first: int, last: int) -> pl.DataFrame:
-            swaps = self._range_swaps(reading, first, last)
-            parts.write(first, last, swaps)
-            return swaps
+        def read(first: int, last: int) -> PoolEvents:
+            events, pieces = self._read_range(reading, first, last)
+            parts.write(first, last, events, {piece.endpoint.identity for piece in pieces})
+            return events
 
         tell()
-        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._sizes.values()):
-            # The very first one alone: it tells how much an answer holds before several of them come at once.
+        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._reader.sizes.values()):
+            # The very first range alone: it tells how much an answer holds before several of them come at once.
             found[ranges[0]] = read(*ranges[0])
         with ThreadPoolExecutor(self.config.parallel) as executor:
             futures = {executor.submit(read, *blocks): blocks for blocks in ranges[:-1] if blocks not in found}
@@ -287,36 +245,82 @@ class Collector:
                     found |= {futures[future]: future.result() for future in done}
                     tell()
             except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
+                self.client.stop_waiting()
+                executor.shutdown(wait=True, cancel_futures=True)
+                self.client.resume()
                 raise
-        try:
-            # Alone and last, because it looks again at the blocks that everything before it was read from.
-            found[ranges[-1]] = self._range_swaps(reading, *ranges[-1])
-            self._read_replaced(reading, found)
-            if len(self.client.endpoints) == 1:
-                self._refuse_holes([(blocks, found[blocks]) for blocks in ranges])
-        except ChainError as error:
-            if not isinstance(error, RpcError):  # what was read is no good; otherwise a node did not answer
-                parts.remove()
-            raise
+        # Alone and last, because this request also asks again for the blocks that everything before was read from.
+        found[ranges[-1]] = self._read_range(reading, *ranges[-1])[0]
+        self._read_replaced(reading, found)
         tell()
-        parts.remove()
-        return pl.concat([found[blocks] for blocks in ranges])
+        return PoolEvents.joined(found[blocks] for blocks in ranges)
 
-    def _read_replaced(self, reading: "_Reading", found: dict[tuple[int, int], pl.DataFrame]) -> None:
+    def _restore(
+        self, reading: DayReading, parts: Parts, ranges: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], PoolEvents]:
+        """The ranges that an earlier run finished, from endpoints that are still in use."""
+        endpoints = {endpoint.identity: endpoint for endpoint in self.client.endpoints}
+        found = {}
+        for blocks in ranges:
+            part = parts.read(*blocks, endpoints)
+            if part is not None:
+                found[blocks], sources = part
+                reading.add(*blocks, part.events.swaps)
+                reading.pieces.append(Piece(*blocks, part.events.total, endpoints[sources[0]]))
+        return found
+
+    def _verify(self, reading: DayReading, events: PoolEvents) -> tuple[PoolEvents, DayProof]:
+        def accept(endpoint: Endpoint, found: PoolEvents, end: int, blocks: list[Any]) -> None:
+            _check_events(found, reading.day)
+
+        assert self._final is not None
+        verification = Verification(self._reader, reading, accept, self._final.number, self.config.parallel)
+        verified, proof = verification.run(events)
+        _check_events(verified, reading.day)
+        return verified, proof
+
+    def _read_range(self, reading: DayReading, first: int, last: int) -> tuple[PoolEvents, list[Piece]]:
+        asked: list[Header] = []
+
+        def again(end: int) -> list[Header]:
+            asked[:] = [*reading.borders, *reading.witnesses] if end == reading.borders[-1].number else []
+            return asked
+
+        def accept(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
+            _check_events(events, reading.day)
+            replaced = replaced_headers(endpoint, asked if blocks else [], blocks)
+            moved = [header.number for header in replaced if header in reading.borders]
+            if moved:
+                raise ReorganisedError(
+                    f"{endpoint} first gave another hash for block {moved[0]}: the chain was reorganised below the "
+                    "block that counted as final, or the endpoint's nodes do not agree; run the day again"
+                )
+            reading.replaced = [header.number for header in replaced]
+
+        def counted(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
+            accept(endpoint, events, end, blocks)
+            reading.add(events_first[0], end, events.swaps)
+            events_first[0] = end + 1
+
+        events_first = [first]
+        events, pieces = self._reader.read_range(first, last, accept=counted, again=again)
+        reading.pieces += pieces
+        return events, pieces
+
+    def _read_replaced(self, reading: DayReading, found: dict[tuple[int, int], PoolEvents]) -> None:
         """Read the ranges again whose blocks have another hash by now, or on another of the endpoint's nodes."""
         for _ in range(_TIMES_READ):
             if not reading.replaced:
                 return
             doubtful = [blocks for blocks in found if any(blocks[0] <= each <= blocks[1] for each in reading.replaced)]
             for first, last in doubtful:
-                reading.forget(first, last, found[first, last])
-                found[first, last] = self._range_swaps(reading, first, last)
+                reading.forget(first, last, found[first, last].swaps)
+                found[first, last] = self._read_range(reading, first, last)[0]
             confirmed = [header for header in reading.witnesses if any(a <= header.number <= b for a, b in doubtful)]
 
             def ask(endpoint: Endpoint, headers: list[Header] = confirmed) -> list[Header]:
                 self._check(endpoint)
-                return _replaced(endpoint, headers, endpoint.results([_header_call(each) for each in headers]))
+                return replaced_headers(endpoint, headers, endpoint.results([header_call(each) for each in headers]))
 
             reading.replaced = [header.number for header in self.client.ask(ask)] if confirmed else []
         if reading.replaced:
@@ -324,178 +328,6 @@ class Collector:
                 f"the nodes do not agree on block {reading.replaced[0]}: some of them follow another branch of the "
                 "chain. Run the day again, or with another endpoint"
             )
-
-    def _refuse_holes(self, ranges: list[tuple[tuple[int, int], pl.DataFrame]]) -> None:
-        """Ranges without a swap that nobody else can confirm: believed unless the swaps around them contradict."""
-        (endpoint,) = self.client.endpoints
-        if all(swaps.is_empty() for _, swaps in ranges):
-            _log.warning("%s knows no swap on this day, and there is no other endpoint to ask", endpoint)
-        before: pl.DataFrame | None = None
-        hole: tuple[int, int] | None = None
-        for blocks, swaps in ranges:
-            if swaps.is_empty():
-                hole = hole or blocks
-                continue
-            if hole and before is not None and not self.pool.has_hooks:
-                pair = chain_rate(pl.concat([before, swaps.head(1)]))
-                if pair.judged > pair.followed:
-                    raise ChainError(
-                        f"{endpoint} knows no swap from block {hole[0]} on to block {blocks[0] - 1}, but the price has "
-                        "moved meanwhile: swaps are missing. Add an endpoint of another provider to APEAGENT_RPC_URLS, "
-                        "which will be asked for such ranges"
-                    )
-            before, hole = swaps.tail(1), None
-
-    def _range_swaps(self, reading: "_Reading", first: int, last: int) -> pl.DataFrame:
-        swaps, asked = self._read_range(reading, first, last)
-        if swaps.is_empty() and len(self.client.endpoints) == 1 and first < last:
-            # Nobody else can be asked, so the same one is, in another way.
-            reading.forget(first, last, swaps)
-            middle = (first + last) // 2
-            halves = [self._read_range(reading, *half)[0] for half in ((first, middle), (middle + 1, last))]
-            if any(not half.is_empty() for half in halves):
-                raise ChainError(
-                    f"{_names(asked)} answered that blocks {first} to {last} hold no swap, and that half of them hold "
-                    f"{sum(half.height for half in halves)}: its answers cannot be relied on, use another endpoint"
-                )
-        others = [endpoint for endpoint in self.client.endpoints if endpoint not in asked]
-        if swaps.is_empty() and others:
-            # Nodes have answered busy ranges with an empty list; another one has no reason to agree by mistake.
-            reading.forget(first, last, swaps)
-            try:
-                swaps, witnesses = self._read_range(reading, first, last, avoid=asked)
-            except RpcError as error:
-                raise RpcError(
-                    f"blocks {first} to {last} hold no swap according to {_names(asked)}; another endpoint was to "
-                    f"confirm that, but {error}",
-                    error.kind,
-                ) from None
-            if not swaps.is_empty():
-                _log.warning(
-                    "%s knows no swap in blocks %d to %d, but %s knows %d; these are taken",
-                    *(_names(asked), first, last, _names(witnesses), swaps.height),
-                )
-        return swaps
-
-    def _read_range(
-        self, reading: "_Reading", first: int, last: int, avoid: Collection[Endpoint] = ()
-    ) -> tuple[pl.DataFrame, set[Endpoint]]:
-        """The swaps of a range, piece by piece as the endpoints allow, and the endpoints that gave them."""
-        pieces = []
-        asked = set()
-        failures = 0
-
-        def piece(endpoint: Endpoint) -> tuple[pl.DataFrame, int, Endpoint]:
-            nonlocal failures
-            self._check(endpoint)
-            try:
-                return *self._read_piece(endpoint, reading, first, last), endpoint
-            except RpcError as error:
-                # A range that is too much for a node may also end in a timeout or a cut-off answer, every time.
-                if error.kind is RpcErrorKind.TRANSIENT:
-                    failures += 1
-                    if failures % _FAILURES_BEFORE_SPLIT == 0:
-                        size = self._sizes[endpoint]
-                        size.refused(min(size.blocks, last - first + 1), None)
-                raise
-
-        while first <= last:
-            swaps, end, endpoint = self.client.ask(piece, avoid)
-            reading.add(first, end, swaps)
-            pieces.append(swaps)
-            asked.add(endpoint)
-            first, failures = end + 1, 0
-        return pl.concat(pieces), asked
-
-    def _read_piece(self, endpoint: Endpoint, reading: "_Reading", first: int, last: int) -> tuple[pl.DataFrame, int]:
-        """The swaps from ``first`` on, as far as the endpoint goes at a time, and the block where that ends."""
-        size = self._sizes[endpoint]
-        while True:
-            end = min(last, first + size.blocks - 1)
-            query = {
-                "address": self.pool.pool_manager,
-                "topics": [SWAP_TOPIC, self.pool.pool_id],
-                "fromBlock": hex(first),
-                "toBlock": hex(end),
-            }
-            again = [*reading.borders, *reading.witnesses] if end == reading.borders[-1].number else []
-            try:
-                logs, head, *blocks = endpoint.results(
-                    [
-                        ("eth_getLogs", [query]),
-                        ("eth_blockNumber", []),
-                        *(_header_call(header) for header in again),
-                    ]
-                )
-            except RpcError as error:
-                if error.kind is not RpcErrorKind.RANGE:
-                    raise
-                if end == first:
-                    raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
-                size.refused(end - first + 1, hinted_blocks(str(error), first, end))
-                continue
-            break
-        with _bad_answers_of(endpoint):
-            if not isinstance(logs, list):
-                raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
-            if _integer(head, "eth_blockNumber") < end:
-                raise LogError(f"the node lags: its head is block {int(head, 16)}, the question went up to {end}")
-            swaps = decode_swap_logs(logs, self.pool)
-            del logs
-            outside = swaps.filter(~pl.col("block_number").is_between(first, end))
-            if not outside.is_empty():
-                raise LogError(
-                    f"the node answered a question for blocks {first} to {end} with a log of block "
-                    f"{outside['block_number'][0]}"
-                )
-            swaps = self._complete(endpoint, swaps.unique(maintain_order=True).sort(SWAP_KEY))
-            check_raw_swaps(swaps, reading.day)
-        replaced = _replaced(endpoint, again, blocks)
-        moved = [header.number for header in replaced if header in reading.borders]
-        if moved:
-            raise ReorganisedError(
-                f"{endpoint} first gave another hash for block {moved[0]}: the chain was reorganised below the block "
-                "that counted as final, or the endpoint's nodes do not agree; run the day again"
-            )
-        reading.replaced = [header.number for header in replaced]
-        size.answered(end - first + 1, swaps.height)
-        return swaps, end
-
-    def _complete(self, endpoint: Endpoint, swaps: pl.DataFrame) -> pl.DataFrame:
-        """Fill in what the logs do not tell, from the same endpoint."""
-        # Newer nodes give the timestamp with the log; for the others one header a block with swaps is asked for.
-        numbers = swaps.filter(pl.col("block_timestamp").is_null())["block_number"].unique().sort().to_list()
-        if numbers:
-            blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in numbers])
-            headers = [_header(block) for block in blocks]
-            found = pl.DataFrame(
-                {
-                    "block_number": numbers,
-                    "block_hash": [header.hash for header in headers],
-                    "_timestamp": [datetime.fromtimestamp(header.timestamp, UTC) for header in headers],
-                },
-                schema_overrides={"_timestamp": swaps.schema["block_timestamp"]},
-            )
-            # Joined by hash too: a header of another fork must not lend its time to a swap.
-            joined = swaps.join(found, on=["block_number", "block_hash"], how="left", maintain_order="left")
-            swaps = joined.with_columns(pl.coalesce("block_timestamp", "_timestamp").alias("block_timestamp"))
-            swaps = swaps.select(RAW_SWAPS_SCHEMA.names())
-            if swaps["block_timestamp"].has_nulls():
-                raise LogError("the node answered with logs whose block hash is not that of the block's header")
-        if self.config.transactions and not swaps.is_empty():
-            hashes = swaps["transaction_hash"].unique(maintain_order=True).to_list()
-            sent = endpoint.results([("eth_getTransactionByHash", [each]) for each in hashes])
-            people = pl.DataFrame(
-                [_transaction(each) for each in sent],
-                schema=["transaction_hash", "block_hash", "_from", "_to"],
-                orient="row",
-                schema_overrides={"_to": pl.String()},
-            )
-            joined = swaps.join(people, on=["transaction_hash", "block_hash"], how="left", maintain_order="left")
-            if joined["_from"].has_nulls():
-                raise LogError("the node answered with transactions that are not those of its logs")
-            swaps = joined.with_columns(tx_from="_from", tx_to="_to").select(RAW_SWAPS_SCHEMA.names())
-        return swaps
 
     def _check(self, endpoint: Endpoint) -> None:
         if endpoint not in self._checked:
@@ -510,13 +342,15 @@ class Collector:
                 ("eth_getBlockByNumber", ["finalized", False]),
             ]
         )
+        if isinstance(code, RpcError) and code.kind is not RpcErrorKind.RATE and not code.is_hopeless:
+            code = "unknown"  # some nodes do not offer this method; a log of the pool says the same
         for answer, method in ((chain_id, "eth_chainId"), (code, "eth_getCode")):
             if isinstance(answer, RpcError):
                 raise answer
             if not isinstance(answer, str):
                 raise RpcError(f"{endpoint} answered {method} without a result", RpcErrorKind.TRANSIENT)
-        with _bad_answers_of(endpoint):
-            found = _integer(chain_id, "eth_chainId")
+        with bad_answers_of(endpoint):
+            found = read_integer(chain_id, "eth_chainId")
         if found != self.pool.chain_id:
             raise WrongChainError(
                 f"{endpoint} serves chain {found}, expected {self.pool.chain_id}; check APEAGENT_RPC_URLS"
@@ -529,18 +363,29 @@ class Collector:
         self._checked.add(endpoint)
         return final
 
+    def _latest_final_block(self, first: Header) -> Header:
+        """The latest final block that any endpoint knows: the first one may have stopped to follow the chain."""
+        found = [first]
+        for endpoint in self.client.usable():
+            others = [each for each in self.client.endpoints if each is not endpoint]
+            with contextlib.suppress(RpcError):
+                found.append(self.client.ask(self._final_block_of, others))
+        self._final = max(found, key=lambda header: header.number)
+        return self._final
+
     def _final_block_of(self, endpoint: Endpoint) -> Header:
         finalized = _known_block(self._meet(endpoint))
-        with _bad_answers_of(endpoint):
-            if finalized is not None:
-                return _header(finalized)
+        with bad_answers_of(endpoint):
+            if finalized is not None and read_header(finalized).number > 0:
+                return read_header(finalized)
+            # A node that never saw a finalized block answers with none, an error, or the genesis block.
             safe = _known_block(endpoint.send([("eth_getBlockByNumber", ["safe", False])])[0])
-            if safe is not None:
-                return _header(safe)
+            if safe is not None and read_header(safe).number > 0:
+                return read_header(safe)
             (head,) = endpoint.results([("eth_blockNumber", [])])
-            number = max(_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)
+            number = max(read_integer(head, "eth_blockNumber") - self.config.finality_depth, 0)
             (block,) = endpoint.results([("eth_getBlockByNumber", [hex(number), False])])
-            return _header(block, number)
+            return read_header(block, number)
 
     def _read_headers(self, numbers: Sequence[int]) -> None:
         missing = sorted({number for number in numbers if number not in self._headers})
@@ -550,106 +395,19 @@ class Collector:
         def ask(endpoint: Endpoint) -> list[Header]:
             self._check(endpoint)
             blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in missing])
-            with _bad_answers_of(endpoint):
-                return [_header(block, number) for number, block in zip(missing, blocks, strict=True)]
+            with bad_answers_of(endpoint):
+                return [read_header(block, number) for number, block in zip(missing, blocks, strict=True)]
 
         self._headers |= {header.number: header for header in self.client.ask(ask)}
 
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
-        head = _header(self.client.call("eth_getBlockByNumber", "latest", False))
+        head = read_header(self.client.call("eth_getBlockByNumber", "latest", False))
         until = datetime.fromtimestamp(end + max(head.timestamp - final.timestamp, 0), UTC) + timedelta(minutes=1)
         at = datetime.fromtimestamp(final.timestamp, UTC)
         return DayNotFinalError(
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
             f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
         )
-
-
-class _Parts:
-    """The finished ranges of one day, each a file, in a folder that belongs to the day's last block.
-
-    A chain that was reorganised has another last block, so ranges of two forks cannot mix.
-    """
-
-    def __init__(self, root: Path | None, day: date, last: Header) -> None:
-        self._folder = root / f"{day}-{last.hash.removeprefix('0x')[:16]}" if root else None
-
-    def read(self, first: int, last: int) -> pl.DataFrame | None:
-        """The swaps of a range that an earlier run finished, or None."""
-        if self._folder is None:
-            return None
-        try:
-            swaps = pl.read_parquet(self._folder / f"{first}-{last}.parquet")
-        except (OSError, pl.exceptions.PolarsError):
-            return None
-        return swaps if swaps.schema == RAW_SWAPS_SCHEMA else None
-
-    def write(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """Keep the swaps of a range."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-            swaps.write_parquet(file)  # not synced: a part that a crash cut short is read from the chain again
-        Path(file.name).replace(self._folder / f"{first}-{last}.parquet")
-
-    def remove(self) -> None:
-        """Forget them: the day is complete, or they are no good."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class _Reading:
-    """One day being read: its borders, and what all threads have read so far.
-
-    Attributes:
-        borders: Headers of its first and last block.
-        blocks: Read so far.
-        swaps: Found so far.
-        replaced: Numbers of witnesses that have another hash now.
-    """
-
-    def __init__(self, day: date, borders: list[Header]) -> None:
-        self.day = day
-        self.borders = borders
-        self.blocks = 0
-        self.swaps = 0
-        self.replaced: list[int] = []
-        self._witnesses: dict[int, Header] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def witnesses(self) -> list[Header]:
-        """The block of the last swap of each piece: on a chain that stood still all of them keep their hash."""
-        return list(self._witnesses.values())
-
-    def add(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """A range was read."""
-        with self._lock:
-            self.blocks += last - first + 1
-            self.swaps += swaps.height
-            if not swaps.is_empty():
-                row = swaps.row(-1, named=True)
-                number = row["block_number"]
-                self._witnesses[number] = Header(number, int(row["block_timestamp"].timestamp()), row["block_hash"])
-
-    def forget(self, first: int, last: int, swaps: pl.DataFrame) -> None:
-        """A range will be read again."""
-        with self._lock:
-            self.blocks -= last - first + 1
-            self.swaps -= swaps.height
-            self._witnesses = {
-                number: header for number, header in self._witnesses.items() if not first <= number <= last
-            }
-
-
-@contextlib.contextmanager
-def _bad_answers_of(endpoint: Endpoint) -> Iterator[None]:
-    """Answers that cannot be right are the endpoint's trouble: it is asked again, or another one is."""
-    try:
-        yield
-    except (LogError, RawSwapsError) as error:
-        raise RpcError(f"{endpoint}: {error}", RpcErrorKind.TRANSIENT) from None
 
 
 def _known_block(answer: Any) -> Any:
@@ -661,49 +419,6 @@ def _known_block(answer: Any) -> Any:
     raise answer
 
 
-def _names(endpoints: Collection[Endpoint]) -> str:
-    return " and ".join(sorted(str(endpoint) for endpoint in endpoints))
-
-
-def _header_call(header: Header) -> Call:
-    return "eth_getBlockByNumber", [hex(header.number), False]
-
-
-def _replaced(endpoint: Endpoint, before: Sequence[Header], blocks: Sequence[Any]) -> list[Header]:
-    """The headers whose block has another hash now."""
-    with _bad_answers_of(endpoint):
-        after = [_header(block, header.number) for header, block in zip(before, blocks, strict=True)]
-    return [old for old, new in zip(before, after, strict=True) if old.hash != new.hash]
-
-
-def _header(block: Any, number: int | None = None) -> Header:
-    if not isinstance(block, dict):
-        raise LogError(f"the node answered with {type(block).__name__}, expected a block")
-    found = _integer(block.get("number"), "block.number")
-    timestamp = _integer(block.get("timestamp"), "block.timestamp")
-    block_hash = str(block.get("hash")).lower()
-    if not _HASH.fullmatch(block_hash):
-        raise LogError(f"the node answered with block {found} and its hash {block_hash[:80]!r}, expected 32 bytes")
-    if timestamp > _LATEST_TIMESTAMP:
-        raise LogError(f"the node answered with block {found} and its timestamp {timestamp}, which is no time")
-    if number is not None and found != number:
-        raise LogError(f"the node answered with block {found} instead of {number}")
-    return Header(found, timestamp, block_hash)
-
-
-def _transaction(answer: Any) -> tuple[str, str, str, str | None]:
-    fields = ("hash", "blockHash", "from", "to")
-    values: list[Any] = [answer.get(name) for name in fields] if isinstance(answer, dict) else []
-    if not values or not all(isinstance(value, str) for value in values[:3]):
-        raise LogError("the node answered with a transaction that lacks hash, blockHash or from")
-    transaction, block, sender, recipient = values
-    for value in (sender, recipient):
-        if value is not None and not (isinstance(value, str) and _ADDRESS.fullmatch(value)):
-            raise LogError(f"the node answered with a transaction of {str(value)[:80]!r}, expected an address")
-    return transaction.lower(), block.lower(), sender.lower(), recipient and recipient.lower()
-
-
-def _integer(value: Any, what: str) -> int:
-    if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
-        raise LogError(f"the node answered {what} with {str(value)[:80]!r}, expected a hex number")
-    return int(value, 16)
+def _check_events(events: PoolEvents, day: date) -> None:
+    check_raw_swaps(events.swaps, day)
+    check_liquidity(events.changes, day)

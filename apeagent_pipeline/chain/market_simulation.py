@@ -62,6 +62,25 @@ class SimulatedSwap(NamedTuple):
     tick: int
 
 
+class SimulatedLiquidityChange(NamedTuple):
+    """One ModifyLiquidity event."""
+
+    block: int
+    """Blocks since the first block of the day."""
+    before_swap: int
+    """Position, among the swaps of the day, of the next swap after this event."""
+    tick_lower: int
+    tick_upper: int
+    liquidity_delta: int
+
+
+class SimulatedDay(NamedTuple):
+    """Everything that happened to the pool on a day, in the order of the chain."""
+
+    swaps: list[SimulatedSwap]
+    changes: list[SimulatedLiquidityChange]
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is known about a day before the first swap; every array is [n], one entry a swap."""
@@ -97,7 +116,14 @@ def anchor_price(seed: int, day: date) -> float:
 
 
 def simulate_day(seed: int, day: date, pool_spec: PoolSpec) -> list[SimulatedSwap]:
-    """All swaps of one UTC day in the order in which the chain saw them.
+    """The swaps of `simulate_events`."""
+    return simulate_events(seed, day, pool_spec).swaps
+
+
+def simulate_events(seed: int, day: date, pool_spec: PoolSpec) -> SimulatedDay:
+    """All swaps and liquidity changes of one UTC day in the order of the chain.
+
+    A day opens with positions of its own, which replace all positions of the day before.
 
     Args:
         seed: Of the market; the same seed gives the same chain.
@@ -109,12 +135,15 @@ def simulate_day(seed: int, day: date, pool_spec: PoolSpec) -> list[SimulatedSwa
     """
     opening, closing = anchor_price(seed, day), anchor_price(seed, date.fromordinal(day.toordinal() + 1))
     plan = _plan(seed, day, opening, closing)
-    providers = _Providers(np.random.default_rng([seed, _LIQUIDITY, day.toordinal()]), pool_spec, opening, closing)
+    providers = _providers(seed, day, pool_spec)
     market = _Market(providers.pool, pool_spec, plan)
-    swaps = []
+    swaps: list[SimulatedSwap] = []
+    changes: list[SimulatedLiquidityChange] = []
     # The pool's state after one swap is the start of the next: this loop cannot be columns.
     for i in range(len(plan.block)):
-        providers.maybe_change_liquidity()
+        changed = providers.maybe_change_liquidity()
+        if changed is not None:
+            changes.append(SimulatedLiquidityChange(int(plan.block[i]), len(swaps), *changed))
         if market.trade(i):
             swaps.append(market.event(int(plan.block[i]), str(plan.sender[i])))
     target = sqrt_price_x96_from_price(closing, pool_spec)
@@ -122,7 +151,17 @@ def simulate_day(seed: int, day: date, pool_spec: PoolSpec) -> list[SimulatedSwa
         last_block = int(plan.block[-1])
         market.arbitrage_to(target)
         swaps.append(market.event(last_block + (BLOCKS_PER_DAY - last_block) // 2, str(plan.sender[-1])))
-    return swaps
+    return SimulatedDay(swaps, changes)
+
+
+def opening_positions(seed: int, day: date, pool_spec: PoolSpec) -> list[tuple[int, int, int]]:
+    """The positions with which a day opens: lower tick, upper tick, liquidity."""
+    return _providers(seed, day, pool_spec).opening
+
+
+def _providers(seed: int, day: date, pool_spec: PoolSpec) -> "_Providers":
+    opening, closing = anchor_price(seed, day), anchor_price(seed, date.fromordinal(day.toordinal() + 1))
+    return _Providers(np.random.default_rng([seed, _LIQUIDITY, day.toordinal()]), pool_spec, opening, closing)
 
 
 def _plan(seed: int, day: date, opening: float, closing: float) -> _Plan:
@@ -256,7 +295,8 @@ class _Providers:
         self.day_liquidity = _MEAN_LIQUIDITY * units * math.exp(float(rng.normal(0, 0.22)))
         wide = self._snap(40_000)
         centre = self._snap(self.pool.tick)
-        self.pool.modify_liquidity(centre - wide, centre + wide, int(0.45 * self.day_liquidity))
+        self.opening = [(centre - wide, centre + wide, int(0.45 * self.day_liquidity))]
+        self.pool.modify_liquidity(*self.opening[0])
         reach = abs(math.log(closing / opening)) * 1e4 + 600
         # As many standing positions a tick on a quiet day as on a day with a long way to go.
         standing = round(reach / 12)
@@ -266,22 +306,24 @@ class _Providers:
             rng.exponential(1.0, standing),
             strict=True,
         ):
-            self._add(self.pool.tick + middle, math.exp(log_width), share)
+            added = self._add(self.pool.tick + middle, math.exp(log_width), share)
+            self.opening += [added] if added else []
         self.visiting: deque[tuple[int, int, int]] = deque()
 
-    def maybe_change_liquidity(self) -> None:
-        """One swap in ten comes after somebody added a position near the price or took the oldest such away."""
+    def maybe_change_liquidity(self) -> tuple[int, int, int] | None:
+        """Before one swap in ten, add a position near the price or remove the oldest of those; returns the change."""
         draw = self.rng.random(4)
         if draw[0] > 0.1:
-            return
+            return None
         if draw[1] < len(self.visiting) / 12:
             lower, upper, liquidity = self.visiting.popleft()
             self.pool.modify_liquidity(lower, upper, -liquidity)
-            return
+            return lower, upper, -liquidity
         middle = self.pool.tick + (draw[2] - 0.5) * 200
         added = self._add(middle, math.exp(3.0 + 2.5 * draw[3]), -math.log1p(-draw[1]))
         if added is not None:
             self.visiting.append(added)
+        return added
 
     def _add(self, middle: float, width: float, share: float) -> tuple[int, int, int] | None:
         lower = self._snap(middle - width / 2)

@@ -29,7 +29,8 @@ from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from apeagent_pipeline.chain.rpc import Endpoint, RpcClient
+    from apeagent_pipeline.chain.endpoint import Endpoint
+from apeagent_pipeline.chain.rpc import RpcClient
 
 POSITION_MANAGERS = {8453: "0x7C5f5A4bBd8fD63184577525326123B519429bDc"}
 """Chain id -> Uniswap's PositionManager; it does not know pools whose liquidity came by another way."""

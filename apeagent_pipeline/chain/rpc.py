@@ -1,70 +1,61 @@
-"""JSON-RPC: retries, several endpoints, and no URL in any text.
+"""JSON-RPC over HTTP: several endpoints, retries, and no URL in any text.
 
-A URL of a node usually is a password. HTTP libraries put it into exceptions and debug logs, and web3 into the name of a
-provider; what leaves this module names an endpoint by its position in APEAGENT_RPC_URLS instead.
+The URL of a node usually is a password. HTTP libraries put it into exceptions and debug logs, and web3 into the name of
+a provider. Texts of this module name an endpoint by its position in APEAGENT_RPC_URLS instead.
 """
 
-import base64
+import hashlib
 import itertools
 import logging
-import math
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, TypeVar
 
 import requests
 import urllib3
 from pydantic import SecretStr
 from pydantic_core import from_json
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify
+from apeagent_pipeline.chain.endpoint import BATCH_SIZE, LONGEST_WAIT, Call, Endpoint, Provider
+from apeagent_pipeline.chain.masking import hide_from_logs, secret_parts, without
+from apeagent_pipeline.chain.pacing import Pacer
+from apeagent_pipeline.chain.retry_after import retry_after_seconds
+from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify, is_hopeless
 from apeagent_pipeline.reporting.foreign_text import printable
 
+__all__ = ["ATTEMPTS", "BATCH_SIZE", "Call", "Endpoint", "MaskedHTTPProvider", "Pacer", "Provider", "RpcClient"]
+
+_log = logging.getLogger(__name__)
+
 ATTEMPTS = 8
-TIMEOUT_SECONDS = 30.0
-BATCH_SIZE = 100
-LONGEST_ANSWER_SECONDS = 120.0
+TIMEOUT_SECONDS = 20.0
+LONGEST_ANSWER_SECONDS = 30.0
 LARGEST_ANSWER_BYTES = 128 << 20
 """Unpacked. The logs of a hundred thousand swaps take a hundred million bytes."""
-
-Call = tuple[str, list[Any]]
-"""A JSON-RPC method and its positional parameters."""
 
 Answer = dict[str, Any]
 """A JSON-RPC response object, with ``result`` or ``error``."""
 
 T = TypeVar("T")
 
-_LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash"})
-_LONGEST_WAIT = 60.0
+_ATTEMPTS_AT_FIRST = 4
+_PATIENCE_SECONDS, _PATIENCE_AT_FIRST = 60.0, 35.0
+_GIVEN_UP_SECONDS, _HOPELESS_SECONDS = 120.0, 600.0
+_SECONDS_WORTH_TELLING, _SECONDS_BETWEEN_NEWS = 2.0, 10.0
 _SHOWN_CHARACTERS = 300
-_SHORTEST_SECRET = 6
 _READ_AT_ONCE = 1 << 16
-_CODE_BITS = 31
-
-
-class Provider(Protocol):
-    """A way to a node; every provider of web3 is one."""
-
-    def make_request(self, method: Any, params: Any) -> Any:
-        """The response object to one call."""
-        ...
-
-    def make_batch_request(self, requests: Any) -> Any:
-        """The response objects to several calls in their order, or one to all of them."""
-        ...
+_LARGEST_CODE = 1 << 31
 
 
 class MaskedHTTPProvider:
-    """A provider over HTTP that tells nobody its URL.
+    """A provider over HTTP whose texts never show its URL.
 
-    One request is one attempt: repeating is the client's business, which knows other endpoints.
+    One request is one attempt. The client repeats it, because it knows other endpoints.
 
     Args:
         url: ``http`` or ``https``.
@@ -75,8 +66,9 @@ class MaskedHTTPProvider:
         self.label = label
         self._url = url
         self._ids = itertools.count(1)
-        self._secrets = _secret_parts(url.get_secret_value())
-        _hide_from_logs(self._secrets)
+        self._secrets = secret_parts(url.get_secret_value())
+        self.identity = hashlib.sha256(b"apeagent endpoint " + url.get_secret_value().encode()).hexdigest()[:16]
+        hide_from_logs(self._secrets)
         self._thread = threading.local()
 
     def __str__(self) -> str:
@@ -91,6 +83,8 @@ class MaskedHTTPProvider:
             RpcError: if no JSON-RPC answer came back.
         """
         answer = self._post(self._request(method, params))
+        if isinstance(answer, list) and len(answer) == 1:
+            answer = answer[0]
         if not isinstance(answer, dict):
             raise self._no_answer("an answer that is not one JSON-RPC object")
         return answer
@@ -105,15 +99,17 @@ class MaskedHTTPProvider:
         answer = self._post(batch)
         if isinstance(answer, dict):
             return answer
-        entries = answer if isinstance(answer, list) else []
-        by_id = {each["id"]: each for each in entries if isinstance(each, dict) and isinstance(each.get("id"), int)}
-        if by_id.keys() != {request["id"] for request in batch}:
+        entries = [each for each in answer if isinstance(each, dict)] if isinstance(answer, list) else []
+        if len(entries) == 1 < len(batch) and entries[0].get("error") is not None:
+            return entries[0]
+        by_id = {_number(each.get("id")): each for each in entries}
+        if not by_id.keys() >= {request["id"] for request in batch}:
             raise self._no_answer("a batch answer that lacks some of its requests")
         return [by_id[request["id"]] for request in batch]
 
     def mask(self, text: str) -> str:
         """The beginning of the text without any part of this endpoint's URL, and without control characters."""
-        return printable(_without(self._secrets, text))[:_SHOWN_CHARACTERS]
+        return printable(without(self._secrets, text))[:_SHOWN_CHARACTERS]
 
     def _request(self, method: str, params: list[Any]) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
@@ -135,19 +131,17 @@ class MaskedHTTPProvider:
             problem = type(error).__name__
         if problem:
             # Raised outside the handler: the original, which carries the URL, must not travel along as a context.
-            raise self._no_answer(f"no answer ({problem})")
+            raise self._no_answer(f"no answer ({problem})", is_silent=True)
         try:
             # Not json.loads: web3 sets Python's recursion limit to 100,000, and there a hundred thousand brackets end
             # the process. This reader has a limit of its own.
             answer = from_json(body)
         except ValueError:
             answer = None
-        if response.status_code >= HTTPStatus.MULTIPLE_CHOICES and not (isinstance(answer, dict) and "error" in answer):
-            raise self._http_error(response, body)
+        if response.status_code >= HTTPStatus.MULTIPLE_CHOICES and not _has_answers(answer):
+            raise self._http_error(response, body, answer)
         if answer is None:
             raise self._no_answer("an answer that is not JSON")
-        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            raise self._http_error(response, body)
         return answer
 
     def _read(self, response: requests.Response) -> bytes:
@@ -162,152 +156,26 @@ class MaskedHTTPProvider:
                     what = f"{self.label} gave an answer of more than {LARGEST_ANSWER_BYTES >> 20} MiB"
                     raise RpcError(what, RpcErrorKind.RANGE)
                 if time.monotonic() > until:
-                    raise self._no_answer(f"an answer that did not end within {LONGEST_ANSWER_SECONDS:g} s")
+                    what = f"an answer that did not end within {LONGEST_ANSWER_SECONDS:g} s"
+                    raise self._no_answer(what, is_silent=True)
         return bytes(body)
 
-    def _http_error(self, response: requests.Response, body: bytes) -> RpcError:
-        text = self.mask(body[: 1 << 16].decode(errors="replace").strip())
-        kind = classify(None, text, response.status_code)
-        message = f"{self.label} answered HTTP {response.status_code}" + (f": {text}" if text else "")
-        return RpcError(message, kind, _retry_after(response.headers.get("Retry-After")))
-
-    def _no_answer(self, what: str) -> RpcError:
-        return RpcError(f"{self.label} gave {what}", RpcErrorKind.TRANSIENT)
-
-
-class Pacer:
-    """Spaces requests evenly, for all threads together.
-
-    Args:
-        per_second: Requests a second; 0 for no limit.
-        sleep: Waits the given seconds.
-    """
-
-    def __init__(self, per_second: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._interval = 1 / per_second if per_second else 0.0
-        self._sleep = sleep
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, requests: int) -> None:
-        """Wait until so many requests may be sent."""
-        with self._lock:
-            now = time.monotonic()
-            at = max(now, self._next)
-            self._next = at + requests * self._interval
-        if at > now:
-            self._sleep(at - now)
-
-    def pause(self, seconds: float) -> None:
-        """Let nobody send for a while: a node that refuses one thread refuses them all."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
-class Endpoint:
-    """One node, and what was learned about it.
-
-    Args:
-        provider: The way to the node.
-        pacer: When requests may be sent.
-
-    Attributes:
-        requests: Requests sent so far; a batch counts once.
-        calls: JSON-RPC calls sent so far; a batch counts as many as it holds.
-        batch_size: Calls that the node takes in one batch, as far as known.
-    """
-
-    def __init__(self, provider: Provider, pacer: Pacer) -> None:
-        self.requests = 0
-        self.calls = 0
-        self.batch_size = BATCH_SIZE
-        self._provider = provider
-        self._pacer = pacer
-        self._lock = threading.Lock()
-
-    def __str__(self) -> str:
-        return str(self._provider)
-
-    def send(self, calls: Sequence[Call]) -> list[Any]:
-        """The results of several calls, sent in one batch or, to a node that does not take it, in smaller ones.
-
-        Returns:
-            One entry a call: its ``result``, which may be None, or the RpcError with which the node answered it.
-
-        Raises:
-            RpcError: if the node did not answer at all.
-        """
-        results: list[Any] = []
-        while len(results) < len(calls):
-            part = calls[len(results) : len(results) + self.batch_size]
-            try:
-                results += self._send(part)
-            except RpcError as error:
-                if error.retry_after:
-                    self._pacer.pause(min(error.retry_after, _LONGEST_WAIT))
-                if error.kind is not RpcErrorKind.BATCH or len(part) == 1:
-                    raise
-                self.batch_size = max(1, len(part) // 2)
-        return results
-
-    def results(self, calls: Sequence[Call]) -> list[Any]:
-        """As `send`, but every call must have a result.
-
-        Raises:
-            RpcError: the first with which the node answered a call, or of kind TRANSIENT if a result is missing.
-        """
-        answers = self.send(calls)
-        # A busy node drops single calls of a batch. Lookups are asked again alone; what belongs together is not.
-        dropped = [number for number, answer in enumerate(answers) if answer is None or _may_pass(answer)]
-        if len(dropped) < len(calls) and all(calls[number][0] in _LOOKUPS for number in dropped):
-            for number, answer in zip(dropped, self.send([calls[number] for number in dropped]), strict=True):
-                answers[number] = answer
-        for (method, _), answer in zip(calls, answers, strict=True):
-            if isinstance(answer, RpcError):
-                raise answer
-            if answer is None:
-                raise RpcError(f"{self} answered {method} without a result", RpcErrorKind.TRANSIENT)
-        return answers
-
-    def _send(self, calls: Sequence[Call]) -> list[Any]:
-        self._pacer.wait(len(calls))
-        with self._lock:
-            self.requests += 1
-            self.calls += len(calls)
-        if len(calls) == 1:
-            return [self._result(calls[0][0], self._provider.make_request(*calls[0]))]
-        refusal: RpcError | None = None
-        try:
-            answers = self._provider.make_batch_request(list(calls))
-        except RpcError as error:
-            refusal = error
-        else:
-            if not isinstance(answers, dict):
-                results = [self._result(method, answer) for (method, _), answer in zip(calls, answers, strict=True)]
-                refusal = next((each for each in results if _is_of_kind(each, RpcErrorKind.BATCH)), None)
-                if refusal is None:
-                    return results
-            else:
-                refusal = self._result("a batch", answers)
-                if not isinstance(refusal, RpcError):
-                    raise RpcError(f"{self} answered a batch with a single result", RpcErrorKind.TRANSIENT)
-        # One answer to the whole batch: a node that takes none says so in words that fit any wrong request.
-        asks_for_logs = any(method == "eth_getLogs" for method, _ in calls)
-        if refusal.kind is RpcErrorKind.FATAL or (refusal.kind is RpcErrorKind.RANGE and not asks_for_logs):
-            raise RpcError(str(refusal), RpcErrorKind.BATCH)
-        raise refusal
-
-    def _result(self, method: str, answer: Any) -> Any:
-        error = answer.get("error")
-        if error is None:
-            return answer.get("result")
+    def _http_error(self, response: requests.Response, body: bytes, answer: Any) -> RpcError:
+        """One error from the HTTP status and, if the body holds one, the JSON-RPC error."""
+        error = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+        error = error.get("error") if isinstance(error, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
-        if not isinstance(code, int) or code.bit_length() > _CODE_BITS:
-            code = None
-        message = str(error.get("message", error) if isinstance(error, dict) else error)
-        if isinstance(self._provider, MaskedHTTPProvider):
-            message = self._provider.mask(message)
-        return RpcError(f"{self} answered {method} with error {code}: {message}", classify(code, message))
+        code = code if isinstance(code, int) and abs(code) < _LARGEST_CODE else None
+        told = str(error.get("message", error) if isinstance(error, dict) else error or "")
+        text = self.mask(told or body[: 1 << 16].decode(errors="replace").strip())
+        status = response.status_code
+        message = f"{self.label} answered HTTP {status}" + (f": {text}" if text else "")
+        wait = retry_after_seconds(response.headers.get("Retry-After"))
+        hopeless = is_hopeless(code, text, status)
+        return RpcError(message, classify(code, text, status), wait, is_hopeless=hopeless)
+
+    def _no_answer(self, what: str, *, is_silent: bool = False) -> RpcError:
+        return RpcError(f"{self.label} gave {what}", RpcErrorKind.TRANSIENT, is_silent=is_silent)
 
 
 class RpcClient:
@@ -315,13 +183,14 @@ class RpcClient:
 
     Args:
         providers: Of the same chain, in order of preference.
-        attempts: How often each endpoint is tried before the error is raised.
+        attempts: How often each endpoint is tried before the error is raised; half as often if it never answered.
         requests_per_second: JSON-RPC calls a second to each endpoint; 0 for no limit.
-        sleep: Waits the given seconds; tests pass one that does not.
+        sleep: Waits the given seconds; tests pass a function that does not.
 
     Attributes:
         endpoints: In order of preference.
         retries: Attempts after the first.
+        tell: Called with a line for the screen whenever something is waited for.
     """
 
     def __init__(
@@ -329,16 +198,34 @@ class RpcClient:
         providers: Sequence[Provider],
         attempts: int = ATTEMPTS,
         requests_per_second: float = 0.0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         if not providers:
             raise ValueError("an RpcClient needs at least one provider")
-        self.endpoints = [Endpoint(provider, Pacer(requests_per_second, sleep)) for provider in providers]
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._sleep_until_stopped
+        self.endpoints = [Endpoint(provider, Pacer(requests_per_second, self._sleep)) for provider in providers]
         self.retries = 0
+        self.tell: Callable[[str], None] = _log.warning
         self._attempts = attempts
-        self._sleep = sleep
         self._current = 0
+        self._told = 0.0
         self._lock = threading.Lock()
+
+    def _sleep_until_stopped(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
+
+    def usable(self) -> list[Endpoint]:
+        """The endpoints that have not been given up."""
+        return [endpoint for endpoint in self.endpoints if endpoint.given_up is None]
+
+    def stop_waiting(self) -> None:
+        """Let waiting threads fail at once: another one has failed for good."""
+        self._stopped.set()
+
+    def resume(self) -> None:
+        """End `stop_waiting`."""
+        self._stopped.clear()
 
     @property
     def requests(self) -> int:
@@ -370,37 +257,67 @@ class RpcClient:
             RpcError: the last one, after the last attempt, or at once if every endpoint gave a final one.
             ValueError: if no endpoint is left to ask.
         """
-        left = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
-        if not left:
+        allowed = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
+        if not allowed:
             raise ValueError("there is no other endpoint to ask")
-        asked = len(left)
-
-        def once() -> T:
+        left = [endpoint for endpoint in allowed if endpoint.given_up is None]
+        if not left:
+            raise next(endpoint.given_up for endpoint in allowed if endpoint.given_up is not None)
+        failures: Counter[Endpoint] = Counter()
+        begun = time.monotonic()
+        while True:
             endpoint = self._choose(left)
             try:
                 return question(endpoint)
             except RpcError as error:
-                if error.kind is RpcErrorKind.FATAL:
-                    left.remove(endpoint)
+                failures[endpoint] += 1
                 self._turn_away_from(endpoint)
-                raise
+                if self._is_final(endpoint, error, failures[endpoint], time.monotonic() - begun):
+                    left.remove(endpoint)
+                if not left or self._stopped.is_set():
+                    raise endpoint.given_up or error from None
+                self._count_retry()
+                self._wait(endpoint, error, failures, left)
 
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            if isinstance(error, RpcError) and error.retry_after is not None:
-                return 0.0  # the endpoint's pacer waits, for all threads
-            # Another endpoint is asked at once; only after each of them failed is it time to wait.
-            failed_rounds, within_round = divmod(state.attempt_number, asked)
-            return 0.0 if within_round else _backoff(failed_rounds)
+    def _is_final(self, endpoint: Endpoint, error: RpcError, failures: int, seconds: float) -> bool:
+        """Whether an endpoint is not asked again for this question, or, given up, for any."""
+        if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
+            at = datetime.now(UTC) + timedelta(seconds=error.retry_after)
+            told = f"{error}: it asks to be left alone until {at:%H:%M} UTC on {at.date()}. Run it again then"
+            endpoint.give_up(RpcError(told, RpcErrorKind.FATAL, is_hopeless=True), error.retry_after)
+            return True
+        if error.is_hopeless:
+            endpoint.give_up(error, _HOPELESS_SECONDS)
+            return True
+        if error.kind is RpcErrorKind.FATAL:
+            return True
+        attempts = self._attempts if endpoint.has_answered else min(self._attempts, _ATTEMPTS_AT_FIRST)
+        patience = _PATIENCE_SECONDS if endpoint.has_answered else _PATIENCE_AT_FIRST
+        if error.kind is RpcErrorKind.UNKNOWN:
+            attempts = min(attempts, _ATTEMPTS_AT_FIRST)
+        is_final = failures >= attempts or (error.is_silent and seconds > patience)
+        if is_final and error.is_silent:
+            endpoint.give_up(error, _GIVEN_UP_SECONDS)
+        return is_final
 
-        return Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, RpcError) and bool(left)),
-            stop=stop_after_attempt(self._attempts * asked),
-            wait=wait,
-            sleep=self._sleep,
-            before_sleep=self._count_retry,
-            reraise=True,
-        )(once)
+    def _wait(self, endpoint: Endpoint, error: RpcError, failures: Counter[Endpoint], left: Sequence[Endpoint]) -> None:
+        # Another endpoint is asked at once. Only after each of them failed is it time to wait.
+        rounds = min(failures[each] for each in left)
+        if error.retry_after:
+            seconds = error.retry_after  # the endpoint's pacer waits, for all threads
+        elif len(left) > 1 and any(failures[each] < failures[endpoint] for each in left):
+            return
+        else:
+            seconds = _backoff(max(rounds, 1))
+        with self._lock:
+            now = time.monotonic()
+            is_news = seconds >= _SECONDS_WORTH_TELLING or error.is_silent
+            is_news = is_news and now - self._told >= _SECONDS_BETWEEN_NEWS
+            self._told = now if is_news else self._told
+        if is_news:
+            self.tell(f"waiting {seconds:.0f} s, because {error}")
+        if not error.retry_after:
+            self._sleep(seconds)
 
     def _choose(self, left: Sequence[Endpoint]) -> Endpoint:
         preferred = self.endpoints[self._current]
@@ -412,79 +329,20 @@ class RpcClient:
             if self.endpoints[self._current] is endpoint:
                 self._current = (self._current + 1) % len(self.endpoints)
 
-    def _count_retry(self, state: RetryCallState) -> None:
+    def _count_retry(self) -> None:
         with self._lock:
             self.retries += 1
-
-
-def _may_pass(answer: Any) -> bool:
-    return _is_of_kind(answer, RpcErrorKind.RATE) or _is_of_kind(answer, RpcErrorKind.TRANSIENT)
-
-
-def _is_of_kind(answer: Any, kind: RpcErrorKind) -> bool:
-    return isinstance(answer, RpcError) and answer.kind is kind
 
 
 def _backoff(failed_rounds: int) -> float:
     return min(30.0, 0.5 * 2 ** (failed_rounds - 1)) + random.uniform(0, 0.5)  # noqa: S311 - not a secret
 
 
-def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from either form of the header: seconds, or a date (RFC 9110, section 10.2.3)."""
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, OverflowError, TypeError):
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+def _number(request_id: Any) -> Any:
+    """The id of an answer as a number, though some nodes send it back as text."""
+    return int(request_id) if isinstance(request_id, str) and request_id.isdigit() else request_id
 
 
-def _secret_parts(url: str) -> list[str]:
-    split = urlsplit(url)
-    parts = {
-        url,
-        split.netloc,
-        split.hostname or "",
-        split.username or "",
-        split.password or "",
-        split.path,
-        split.query,
-    }
-    parts |= set(split.path.split("/")) | {value for _, value in parse_qsl(split.query)}
-    # Also as a server sees them, and may echo them: unquoted, and the login as the header holds it.
-    parts |= {unquote(part) for part in parts}
-    login = f"{unquote(split.username or '')}:{unquote(split.password or '')}"
-    parts.add(base64.b64encode(login.encode()).decode() if split.username else "")
-    # Longest first, so that a part does not break up the whole; a very short one would mask ordinary words.
-    return sorted((part for part in parts if len(part) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
-def _without(secrets: Sequence[str], text: str) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
-class _SecretFilter(logging.Filter):
-    """Masks parts of URLs in the records of a logger; urllib3 writes each request's path on its debug level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.secrets: list[str] = []
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = _without(self.secrets, record.getMessage()), None
-        return True
-
-
-_filter = _SecretFilter()
-
-
-def _hide_from_logs(secrets: Sequence[str]) -> None:
-    _filter.secrets = sorted({*_filter.secrets, *secrets}, key=len, reverse=True)
-    for name in ("urllib3.connectionpool", "urllib3.util.retry"):
-        logging.getLogger(name).addFilter(_filter)
+def _has_answers(body: Any) -> bool:
+    """Whether a batch was answered call by call, whatever the HTTP status."""
+    return isinstance(body, list) and len(body) > 1

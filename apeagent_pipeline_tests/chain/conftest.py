@@ -16,6 +16,7 @@ from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.collector import Collector, CollectorConfig
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
+from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
 from apeagent_pipeline_tests.servers import stopped_afterwards
 
@@ -40,7 +41,8 @@ def two_days(provider: EmbeddedChainProvider) -> pl.DataFrame:
 @pytest.fixture(scope="session")
 def day_logs(provider: EmbeddedChainProvider) -> list[Answer]:
     first, last = Collector(RpcClient([provider]), BASE_ETH_USDC).block_range(FIRST_DAY)
-    return provider.make_request("eth_getLogs", [{"fromBlock": hex(first), "toBlock": hex(last)}])["result"]
+    query = {"fromBlock": hex(first), "toBlock": hex(last), "topics": [SWAP_TOPIC]}
+    return provider.make_request("eth_getLogs", [query])["result"]
 
 
 class Node:

@@ -41,7 +41,8 @@ def test_a_day_is_the_same_whatever_was_read_before_and_in_whatever_pieces(day_l
     first, last = int(day_logs[0]["blockNumber"], 16), int(day_logs[-1]["blockNumber"], 16)
 
     def logs(start: int, end: int) -> list[Any]:
-        return fresh.make_request("eth_getLogs", [{"fromBlock": hex(start), "toBlock": hex(end)}])["result"]
+        query = {"fromBlock": hex(start), "toBlock": hex(end), "topics": [SWAP_TOPIC]}
+        return fresh.make_request("eth_getLogs", [query])["result"]
 
     logs(last + 100_000, last + 100_001)
     pieces = []

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from apeagent_pipeline.chain import rpc
-from apeagent_pipeline.chain.collector import _transaction
+from apeagent_pipeline.chain.answers import read_transaction
 from apeagent_pipeline.chain.events import LogError
 from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
@@ -147,10 +147,10 @@ def test_a_text_that_is_none_or_half_a_character_reaches_no_file(serve: Serve, t
 
 def test_an_address_that_is_none_is_not_stored_as_a_sender() -> None:
     good = {"hash": "0x" + "1" * 64, "blockHash": "0x" + "2" * 64, "from": "0x" + "A" * 40, "to": None}
-    assert _transaction(good)[2:] == ("0x" + "a" * 40, None)
+    assert read_transaction(good)[2:] == ("0x" + "a" * 40, None)
     for lie in ({"from": OBEYED}, {"to": 7}, {"to": "0x1"}, {"from": None}):
         with pytest.raises(LogError, match="transaction"):
-            _transaction({**good, **lie})
+            read_transaction({**good, **lie})
 
 
 def test_a_teachers_lies_about_tokens_and_money_spend_no_budget(serve: Serve) -> None:
