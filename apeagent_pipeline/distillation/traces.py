@@ -15,8 +15,10 @@ from typing import Any, Self
 import polars as pl
 from pydantic import Field, model_validator
 
+from apeagent_pipeline.distillation.action_line import AnswerError
 from apeagent_pipeline.distillation.answer_cache import AnswerCache, open_cache
-from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, spoken_text
+from apeagent_pipeline.distillation.answer_text import spoken_text
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer
 from apeagent_pipeline.distillation.prompts import PROMPTS_SCHEMA
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, Teacher, TeacherAnswer, TeacherError
 from apeagent_pipeline.distillation.verification import VerificationConfig, verify

@@ -12,7 +12,7 @@ import pytest
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
 from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate, token_guess
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, rules_answer
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
 from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
@@ -67,7 +67,7 @@ class PaidTeacher:
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append((row["prompt_id"], seed))
-            good = "\n".join([*rules_answer(row).drafts, "####", "HOLD"])
+            good = "portfolio seen, wait\n####\nHOLD"
             text = self.spoiled.get(row["prompt_id"], good)
             answer = TeacherAnswer(row["prompt_id"], text, "stop", 100, 20, 0.001, 0.5)
             keep(answer)
@@ -106,7 +106,7 @@ def test_an_answer_that_teaches_something_wrong_is_refused(answer: DraftAnswer, 
 
 
 def test_a_long_draft_is_accepted_within_the_tolerance() -> None:
-    answer = DraftAnswer(("one two three four five six",), "HOLD")
+    answer = DraftAnswer(("trend up strong, volatility calm too",), "HOLD")
     assert verify(answer, ROW, TracesConfig(draft_words_tolerance=1)) is None
 
 
