@@ -19,6 +19,7 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
+from apeagent_pipeline.distillation.portfolios import COST_SHARE
 from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
@@ -131,7 +132,7 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
     missing = [name for name in TRACES_SCHEMA if name not in traces.columns]
     if missing:
         raise ValueError(f"traces lack the columns {missing}; pass the frame of collect_traces")
-    accepted = traces.filter(pl.col("rejected_reason").is_null())
+    accepted = traces.filter(pl.col("rejected_reason").is_null() & _is_payable())
     _check_time_order(accepted)
     later = accepted.filter(pl.col("split") != "train")
     twins = twins_of(accepted.filter(split="train"), later)
@@ -157,6 +158,16 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         parts[split] = [examples[index] for index in order]
     card = _card(traces, chosen, controls, config, seed, len(twins))
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
+
+
+def _is_payable() -> pl.Expr:
+    """Whether a purchase can be paid with its costs.
+
+    An answer to a plain prompt may spend all USDC, because the prompt names no costs: the answer is accepted, but the
+    student must not learn to spend more than is held.
+    """
+    buys = (pl.col("side") == "BUY") & (pl.col("asset") == "ETH")
+    return ~buys | (pl.col("amount") * pl.col("price") * (1 + COST_SHARE) <= pl.col("usdc") * (1 + 1e-9))
 
 
 def twins_of(prompts: pl.DataFrame, others: pl.DataFrame) -> list[str]:

@@ -173,7 +173,7 @@ def test_every_kind_of_bad_answer_is_refused_with_its_reason_and_the_rest_is_kep
         completion("I cannot give financial advice."),
         completion("趋势上涨\n####\nBUY 1 ETH"),
         completion("a\n####\nSELL 99999 ETH"),
-        completion("<think>hm</think>a\n####\n**HOLD**"),
+        completion("<think>hm</think>portfolio seen\n####\n**HOLD**"),
     ]
     by_prompt = dict(zip(prompts["prompt"], bad, strict=False))
     server = serve(lambda n, body: (200, {}, by_prompt.get(body["messages"][1]["content"], completion()), 0))

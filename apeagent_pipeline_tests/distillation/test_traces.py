@@ -303,7 +303,7 @@ class Voter(PaidTeacher):
         for row in prompts:
             self.asked.append((row["prompt_id"], seed))
             said = self.said[(seed - 42) // 7919]
-            answer = TeacherAnswer(row["prompt_id"], f"draft of {said}\n####\n{said}", "stop", 100, 20, 0.001)
+            answer = TeacherAnswer(row["prompt_id"], f"portfolio seen\n####\n{said}", "stop", 100, 20, 0.001)
             keep(answer)
             yield answer
 
@@ -313,8 +313,8 @@ class Voter(PaidTeacher):
     [
         (("HOLD", "HOLD", "SELL 1000000 ETH"), "HOLD", None, 2),
         (("HOLD", "what", "HOLD", "HOLD"), "HOLD", None, 3),
-        (("BUY 0.02 USDC", "HOLD", "HOLD", "HOLD"), "HOLD", None, 3),
-        (("BUY 0.02 USDC", "HOLD", "what", "what"), None, "inconsistent", 4),
+        (("BUY 0.0001 ETH", "HOLD", "HOLD", "HOLD"), "HOLD", None, 3),
+        (("BUY 0.0001 ETH", "HOLD", "what", "what"), None, "inconsistent", 4),
         (("what", "what", "what", "HOLD"), None, "no_action", 4),
         (("what", "what", "what", "what"), None, "no_action", 4),
     ],
@@ -331,7 +331,7 @@ def test_an_action_counts_only_if_most_samples_say_it(
     assert (trace["side"], trace["rejected_reason"], trace["attempts"]) == (side, reason, asked)
     assert len(teacher.asked) == asked
     if side:
-        assert trace["drafts"] == [f"draft of {side}"]
+        assert trace["drafts"] == ["portfolio seen"]
 
 
 def test_more_samples_than_attempts_are_refused() -> None:
