@@ -1,11 +1,11 @@
 """What asking a teacher will cost, told before anything is asked."""
 
-import re
 from dataclasses import dataclass, replace
 
 import polars as pl
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
+from apeagent_pipeline.distillation.token_guess import token_guess
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.traces_report import total
 
@@ -80,8 +80,3 @@ def estimate(traces: pl.DataFrame, config: TracesConfig, max_tokens: int, price:
         if measured["cost_usd"].null_count() == 0:  # what was charged says more than a price table
             expected = replace(expected, cost_usd=expected.requests * total(measured, "cost_usd") / answers)
     return TeachingEstimate(is_open.height, bill(first, shortest), expected, bill(last, max_tokens))
-
-
-def token_guess(text: str) -> int:
-    """About how many tokens a text has: one for each word, digit and sign."""
-    return len(re.findall(r"[A-Za-z]+|\d|[^\sA-Za-z\d]", text))

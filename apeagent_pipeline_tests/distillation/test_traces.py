@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
-from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate, token_guess
+from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
+from apeagent_pipeline.distillation.token_guess import token_guess
 from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
     TracesConfig,
@@ -257,9 +258,23 @@ def test_failed_requests_are_not_cached_but_asked_again(prompts: pl.DataFrame, t
 
 
 def test_a_teacher_nobody_understands_ends_the_run_with_the_reasons(prompts: pl.DataFrame, tmp_path: Path) -> None:
+    few = prompts.head(10)
+    teacher = PaidTeacher(dict.fromkeys(few["prompt_id"], "I cannot help with that."))
+    with pytest.raises(TeacherError, match="no answer of paid was accepted: no_separator 10; for example: I cannot"):
+        collect_traces(few, teacher, TracesConfig(), tmp_path, 42)
+
+
+def test_a_teacher_that_cannot_follow_the_form_is_left_before_the_money_is_gone(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
     teacher = PaidTeacher(dict.fromkeys(prompts["prompt_id"], "I cannot help with that."))
-    with pytest.raises(TeacherError, match="no answer of paid was accepted: no_separator 90; for example: I cannot"):
+    with pytest.raises(TeacherError, match="last 36 answers were all refused") as caught:
         collect_traces(prompts, teacher, TracesConfig(), tmp_path, 42)
+    assert len(teacher.asked) == 36
+    assert str(caught.value).count("no_separator: 'I cannot help with that.'") == 3
+    # An answer in between shows that the model can follow the form.
+    spoiled = {key: "no idea" for place, key in enumerate(prompts["prompt_id"]) if place % 30}
+    collect_traces(prompts, PaidTeacher(spoiled), TracesConfig(attempts=1), tmp_path / "some", 42)
 
 
 def test_two_runs_at_once_do_not_pay_for_the_same_prompts(prompts: pl.DataFrame, tmp_path: Path) -> None:
