@@ -176,7 +176,7 @@ class _Questioning:
         self._tell()
         while self.waiting and not budget.over:
             attempt = min(self.waiting)
-            asked = budget.allowed(map(table.question, self.waiting.pop(attempt)))
+            asked = budget.allowed(map(partial(table.question, attempt), self.waiting.pop(attempt)))
             keep = partial(_keep, table, budget, attempt)
             with closing(table.teacher.answer(asked, table.seed_of(attempt), keep)) as stream:
                 for answer in stream:
@@ -209,9 +209,11 @@ class _Questioning:
     def _sort_in(self, number: int) -> None:
         known = self.table.judged(number)
         missing = next((attempt for attempt in range(self.attempts) if attempt not in known.answers), None)
-        if known.learned is None and missing is not None and len(known.lost) < _MOST_LOST:
-            self.waiting[missing].append(number)
-            return
+        if known.learned is None and missing is not None:
+            prompt = self.table.row(number)["prompt"]
+            if len(self.table.lost(prompt, missing)) < _MOST_LOST:
+                self.waiting[missing].append(number)
+                return
         self.settled += 1
         self.accepted += known.learned is not None
 
@@ -331,9 +333,14 @@ class _TraceTable:
     def row(self, number: int) -> PromptRow:
         return self.prompts.row(number, named=True)
 
-    def question(self, number: int) -> PromptRow:
+    def lost(self, prompt: str, attempt: int) -> list[TeacherAnswer]:
+        """The requests of one attempt that the server may have charged although no answer came."""
+        return self.cache.lost(prompt, self.seed_of(attempt))
+
+    def question(self, attempt: int, number: int) -> PromptRow:
         """The row with ``lost_requests``, so that the teacher knows how often it may still ask."""
-        return {**self.row(number), "lost_requests": len(self.judged(number).lost)}
+        row = self.row(number)
+        return {**row, "lost_requests": len(self.lost(row["prompt"], attempt))}
 
     def seed_of(self, attempt: int) -> int:
         return self.seed + attempt * _ATTEMPT_STEP
@@ -342,7 +349,7 @@ class _TraceTable:
         row = self.row(number)
         found = {n: self.cache.get(row["prompt"], self.seed_of(n)) for n in range(self.config.attempts)}
         answers = {attempt: answer for attempt, answer in found.items() if answer is not None}
-        lost = [each for n in range(self.config.attempts) for each in self.cache.lost(row["prompt"], self.seed_of(n))]
+        lost = [each for n in range(self.config.attempts) for each in self.lost(row["prompt"], n)]
         verified: list[tuple[TeacherAnswer, DraftAnswer]] = []
         refused: list[tuple[str, str]] = []
         for answer in answers.values():

@@ -350,9 +350,6 @@ def test_no_fault_loses_an_answer_pays_twice_or_changes_the_data_version(
     stormy = collect_traces(prompts, patient, config, tmp_path / "storm", 42)
     books = ["prompt_tokens", "completion_tokens", "cost_usd", "lost_requests", "estimated"]
     versions = [hashlib.sha256(parquet_bytes(traces.drop(books))).digest() for traces in (stormy, calm)]
-    from polars.testing import assert_frame_equal
-
-    assert_frame_equal(stormy.drop(books), calm.drop(books))
     assert versions[0] == versions[1]
     assert stormy["lost_requests"].sum() > 0 == calm["lost_requests"].sum()
     assert set(delivered.values()) == {1}

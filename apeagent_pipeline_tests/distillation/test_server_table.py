@@ -244,7 +244,7 @@ def test_an_answer_that_was_paid_but_cannot_be_used_is_kept_once_with_its_reason
 @pytest.mark.parametrize(
     "reply",
     [
-        lambda n: (200, BILLED, WHOLE, 0.8),  # later than the timeout
+        lambda n: (200, BILLED, WHOLE, 1.6),  # later than the timeout
         lambda n: (524, BILLED, {"error": {"message": "A timeout occurred"}}, 0),
         lambda n: (504, BILLED, b"", 0),
         lambda n: (499, BILLED, {"error": {"message": "client closed request"}}, 0),
@@ -262,21 +262,21 @@ def test_what_may_have_been_paid_is_told_and_sent_again_once(
         return reply(number) if prompt == hopeless or (prompt in late and before == 0) else None
 
     account = Account(serve, behaviour)
-    traces = run(account, prompts, tmp_path, timeout_s=0.4)
+    traces = run(account, prompts, tmp_path, timeout_s=1.0)
     assert reasons(traces) == {"accepted": 39, "no_answer": 1}
     assert account.visits[hopeless] == 2
     assert traces["lost_requests"].sum() == 8
     assert told(traces) == pytest.approx(account.spent, rel=0.05)
-    run(account, prompts, tmp_path, timeout_s=0.4)
+    run(account, prompts, tmp_path, timeout_s=1.0)
     assert len(account.server.requests) == 47, "not by another run either"
 
 
 def test_a_budget_counts_what_may_have_been_paid(
     serve: Callable[..., ScriptedServer], prompts: pl.DataFrame, tmp_path: Path
 ) -> None:
-    account = Account(serve, lambda number, prompt, before: (200, BILLED, WHOLE, 0.8) if number % 2 else None)
+    account = Account(serve, lambda number, prompt, before: (200, BILLED, WHOLE, 1.6) if number % 2 else None)
     config = TracesConfig(attempts=1, max_requests=10)
-    collect_traces(prompts, account.teacher(timeout_s=0.4), config, tmp_path, 42)
+    collect_traces(prompts, account.teacher(timeout_s=1.0), config, tmp_path, 42)
     assert 10 <= len(account.server.requests) <= 10 + 2 * 4
 
 
