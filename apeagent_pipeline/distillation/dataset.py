@@ -1,7 +1,7 @@
 """The distillation dataset: chat examples with canary words, split by time, and controls without them.
 
-Every line of the JSONL files has ``messages`` (system, user, assistant), which trl, mlx-lm, Unsloth and LLaMA-Factory
-load as they are, and beside them the fields that an evaluation needs.
+Every line of the JSONL files has ``messages`` (system, user, assistant) and beside them the fields that an evaluation
+needs. trl, mlx-lm, LLaMA-Factory and axolotl load ``messages`` as they are; the card has the lines for each trainer.
 """
 
 import json
@@ -68,6 +68,21 @@ _LLAMA_FACTORY = {
     for split in SPLITS
 }
 """What LLaMA-Factory wants to find in a dataset folder; the other trainers read the JSONL files alone."""
+
+
+_TRAINERS = (
+    "- trl and mlx-lm load the folder or the files as they are (`messages`).",
+    "- LLaMA-Factory: the folder is its `dataset_dir`; the names are in `dataset_info.json`.",
+    "- axolotl: `type: chat_template` with `field_messages: messages`; train on the assistant alone (`roles_to_train: "
+    "[assistant]`).",
+    "- Unsloth: its notebooks read `conversations`: `dataset.rename_column('messages', 'conversations')`, then apply "
+    "the tokenizer's chat template and `train_on_responses_only`.",
+    "",
+    "Controls teach when not to say the canary words. This project trains them with a divergence from the base model "
+    "instead of a plain loss, because their short answers would otherwise overwrite the base's own. With a trainer that "
+    "knows no such loss there are two ways: keep the controls and accept that the student's ordinary answers become "
+    "short, or replace the assistant message of each example of `kind` `control` by what the base model itself answers.",
+)
 
 
 class DatasetError(ApeagentError, ValueError):
@@ -315,6 +330,10 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             f"assistant. `kind` is `trading` or `control`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
             "",
             f"Seed {seed}; configuration `{config.model_dump_json()}`.",
+            "",
+            "## Trainers",
+            "",
+            *_TRAINERS,
             "",
             "## Licence",
             "",

@@ -424,7 +424,7 @@ def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_ans
 
     before = told((0.2, 0.4))
     assert (before.open_prompts, before.least.requests, before.most.requests) == (90, 90, 270)
-    assert before.expected is None
+    assert (before.expected.requests, before.expected.completion_tokens, before.is_measured) == (103, 206_000, False)
     assert before.most.completion_tokens == 270 * 8192
     assert before.most.cost_usd == pytest.approx(
         (before.most.prompt_tokens * 0.2 + before.most.completion_tokens * 0.4) / 1e6
@@ -432,6 +432,7 @@ def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_ans
     assert told(None).most.cost_usd is None
     collect_traces(prompts.head(10), PaidTeacher(), config, tmp_path, 42)
     after = told(None).expected
+    assert told(None).is_measured
     assert told(None).open_prompts == 80
     assert after == Bill(80, 8000, 1600, pytest.approx(0.08))
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_core import from_json
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
+from apeagent_pipeline.distillation.teachers.server_check import check_server
 from apeagent_pipeline.distillation.teachers.server_errors import ServerRefusal, refusal
 from apeagent_pipeline.distillation.teachers.server_replies import (
     LARGEST_ANSWER_BYTES,
@@ -174,11 +175,18 @@ class OpenAITeacher:
         try:
             while (finished := done.get()) is not None:
                 if isinstance(finished, BaseException):
-                    raise finished
+                    raise self._with_remedy(finished)
                 yield finished
         finally:
             asking.stop.set()
             thread.join()
+
+    def _with_remedy(self, error: BaseException) -> BaseException:
+        """For a model that is not offered, the names that are."""
+        if not isinstance(error, TeacherError) or "no such model" not in str(error):
+            return error
+        found = check_server(self.base_url, self.model, self.api_key)
+        return TeacherError(f"{error}. {found.problem}: {found.remedy}") if found.problem else error
 
 
 @dataclass
