@@ -28,6 +28,8 @@ ProfileName = Literal["demo", "laptop", "full"]
 _FULL = {
     "teacher": "openai",
     "teacher_concurrency": 64,
+    "teacher_max_requests": 16_000,  # twice what 6,800 prompts are expected to need
+    "teacher_max_total_tokens": 40_000_000,
     "student": "Qwen/Qwen2.5-3B",
     "eval_prompts": 300,
     "retraining": "weekly",
@@ -93,7 +95,16 @@ class Settings(BaseSettings):
     teacher_max_tokens: int = Field(8192, ge=1, description="Most tokens of an answer; thinking needs thousands")
     teacher_concurrency: int = Field(16, ge=1, description="Requests to the teacher under way at once")
     teacher_requests_per_minute: float = Field(0.0, ge=0, description="Rate limit of the teacher's server; 0: none")
-    teacher_timeout_s: float = Field(300.0, gt=0, description="Longest wait for an answer or a busy server, in seconds")
+    teacher_timeout_s: float = Field(
+        300.0, gt=0, description="Longest wait for an answer, or for the next piece of a streamed one, in seconds"
+    )
+    teacher_patience_s: float = Field(
+        900.0, gt=0, description="Longest time that one prompt waits for a busy or broken server, in seconds"
+    )
+    teacher_stream: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Receive answers piece by piece, so that a slow one is no timeout; auto: of reasoning models",
+    )
     teacher_prices: Annotated[dict[str, tuple[float, float]], NoDecode] = Field(
         {}, description="model=READ/WRITTEN in US dollars for a million tokens, comma-separated; else unknown"
     )

@@ -111,18 +111,21 @@ def _teacher(settings: Settings) -> Finding:
     name = f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
     if settings.teacher_api_key is None and "127.0.0.1" not in name and "localhost" not in name:
         return Finding("wrong", "teacher", f"{name}: no key", "set APEAGENT_TEACHER_API_KEY, or APEAGENT_TEACHER=rules")
-    import openai
+    from apeagent_pipeline.distillation.teachers.openai_server import checked_key
+    from apeagent_pipeline.distillation.teachers.server_check import check_server
+    from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 
-    key = settings.teacher_api_key.get_secret_value() if settings.teacher_api_key else "none"
     try:
-        models = {
-            each.id for each in openai.OpenAI(base_url=settings.teacher_base_url, api_key=key, timeout=10).models.list()
-        }
-    except openai.OpenAIError as error:
-        return Finding("wrong", "teacher", f"{name}: {type(error).__name__}", "check the URL, the key and the server")
-    if settings.teacher_model not in models:
-        return Finding("wrong", "teacher", f"{name}: no such model there", f"one of {', '.join(sorted(models)[:5])}")
-    return Finding("ok", "teacher", name)
+        key = checked_key(settings.teacher_api_key)
+    except TeacherError as error:
+        return Finding("wrong", "teacher", f"{name}: {error}", "set APEAGENT_TEACHER_API_KEY")
+    found = check_server(settings.teacher_base_url, settings.teacher_model, key)
+    if found.problem:
+        return Finding("wrong", "teacher", f"{name}: {found.problem}", found.remedy)
+    price = settings.teacher_prices.get(settings.teacher_model) or found.price
+    told = [] if price is None else [f"{price[0]:g} USD read and {price[1]:g} USD written for a million tokens"]
+    told += [] if found.credit_usd is None else [f"{found.credit_usd:,.2f} USD of credit"]
+    return Finding("ok", "teacher", ", ".join([name, *told]))
 
 
 def _student(runtime: Runtime) -> Finding:

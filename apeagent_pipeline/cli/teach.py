@@ -98,16 +98,32 @@ def _show_costs(teaching: "Teaching") -> None:
     if teaching.teacher.deterministic:
         console.print("The embedded policy answers here and now: no requests, no tokens, no cost.")
         return
+    _show_table(console, teaching)
+
+
+def _show_table(console: Console, teaching: "Teaching") -> None:
+    """What the server tells, what asking costs and takes, and which limits apply."""
+    from apeagent_pipeline.distillation.cost_estimate import limits_in_words
+
+    told = teaching.check()
+    expected = teaching.estimate(told.price)
+    if told.problem:
+        console.print(f"No answer can come: {plain(told.problem)}; {plain(told.remedy)}.", style="red", highlight=False)
+    elif told.credit_usd is not None:
+        console.print(f"The model is offered; {told.credit_usd:,.2f} USD of credit are left.", highlight=False)
     table = Table("", "requests", "tokens read", "tokens written", "cost", title="Nothing was asked")
-    for name, bill in (("least", expected.least), ("expected", expected.expected), ("most", expected.most)):
-        if bill is None:
-            table.add_row(name, "not known before the first answers: try --limit 10")
-            continue
+    likely = "expected" if expected.is_measured else "expected, if answers are as usual"
+    for name, bill in (("least", expected.least), (likely, expected.expected), ("most", expected.most)):
         cost = "unknown" if bill.cost_usd is None else f"{bill.cost_usd:,.4f} USD"
         table.add_row(name, f"{bill.requests:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}", cost)
-    if teaching.price is None:
+    if expected.expected.cost_usd is None:
         table.caption = "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD for a million)."
     console.print(table)
+    hours = expected.seconds / 3600
+    lasts = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes"
+    console.print(f"Expected time: {lasts}. {limits_in_words(teaching.config, expected.expected)}", highlight=False)
+    if told.problem:
+        raise typer.Exit(1)
 
 
 def _ask_teacher(teaching: "Teaching") -> None:

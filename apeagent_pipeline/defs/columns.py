@@ -66,6 +66,9 @@ COLUMNS = {
     "answer": "The teacher's answer",
     "rejected_reason": "Why the answer is not learned from; null if it is",
     "attempts": "Answers that came to this prompt",
+    "answered_by": "Model and provider of the chosen answer, as the server names them",
+    "lost_requests": "Requests that the server may have charged although no answer came",
+    "estimated": "Whether tokens or cost of an answer were estimated, because the server did not tell them",
     "refusals": "Why each answer that was refused was refused, in the order of asking",
     "cost_usd": "US dollars for all attempts; null if unknown",
 }

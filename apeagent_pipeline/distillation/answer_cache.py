@@ -1,13 +1,15 @@
-"""Finished answers on disk: what was paid for once is never asked again.
+"""Finished answers on disk: an answer that was paid for is never asked for again.
 
-One JSON line an answer, on the disk before the answer is used, so that a killed run goes on where it stopped. In memory
-is only where each line begins: the answers of reasoning models are long, and there may be a hundred thousand of them.
+One JSON line an answer, on the disk before the answer is used, so that a killed run resumes where it stopped. Requests
+that may have been charged without an answer are lines too. Memory holds only the place of each line: the answers of
+reasoning models are long, and there may be a hundred thousand of them.
 """
 
 import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -41,9 +43,10 @@ class AnswerCache:
         """
         self._teacher = teacher
         self._reading = reading
+        self._lock = threading.Lock()  # the thread that asks writes, the thread that judges reads
         self._writing = writing
-        self._begins: dict[bytes, int] = {}
-        self._in_memory: dict[bytes, TeacherAnswer] = {}
+        self._begins: dict[bytes, list[int]] = {}
+        self._in_memory: dict[bytes, list[TeacherAnswer]] = {}
         self.answered_today: list[TeacherAnswer] = []
         """Answers that were kept since midnight UTC."""
         begin, today = 0, str(datetime.now(UTC).date())
@@ -54,7 +57,7 @@ class AnswerCache:
             try:
                 entry = from_json(line)
                 answer = _ANSWER.validate_json(line, strict=True)
-                self._begins[bytes.fromhex(entry["key"])] = begin
+                self._begins.setdefault(bytes.fromhex(entry["key"]), []).append(begin)
                 if str(entry.get("at", "")).startswith(today):
                     self.answered_today.append(answer)
             except (ValueError, KeyError, TypeError):
@@ -69,33 +72,45 @@ class AnswerCache:
 
     def get(self, prompt: str, seed: int) -> TeacherAnswer | None:
         """The answer to a prompt asked with a seed, or None if it was not asked, or cut off in less room."""
-        for cut_off in (False, True):
-            key = self._key(prompt, seed, cut_off)
-            if key in self._in_memory:
-                return self._in_memory[key]
-            if self._reading and key in self._begins:
-                self._reading.seek(self._begins[key])
-                return _ANSWER.validate_json(self._reading.readline(), strict=True)
+        for kind in ("", "length"):
+            if known := self._stored(self._key(prompt, seed, kind)):
+                return known[-1]
         return None
+
+    def lost(self, prompt: str, seed: int) -> list[TeacherAnswer]:
+        """The requests for this answer to which none came although the server may have charged."""
+        return self._stored(self._key(prompt, seed, "lost"))
+
+    def _stored(self, key: bytes) -> list[TeacherAnswer]:
+        answers = list(self._in_memory.get(key, ()))
+        for begin in self._begins.get(key, ()):
+            assert self._reading
+            with self._lock:
+                self._reading.seek(begin)
+                line = self._reading.readline()
+            answers.append(_ANSWER.validate_json(line, strict=True))
+        return answers
 
     def keep(self, prompt: str, seed: int, answer: TeacherAnswer) -> None:
         """Write an answer down; when this returns, no crash can lose it."""
-        key = self._key(prompt, seed, cut_off=answer.finish_reason == "length")
+        key = self._key(prompt, seed, answer.finish_reason)
         if self._writing is None:
-            self._in_memory[key] = answer
+            self._in_memory.setdefault(key, []).append(answer)
             return
         begin = self._writing.tell()
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._writing.write(json.dumps({"key": key.hex(), "at": at, **asdict(answer)}).encode() + b"\n")
         self._writing.flush()
         os.fsync(self._writing.fileno())
-        self._begins[key] = begin
+        self._begins.setdefault(key, []).append(begin)
 
-    def _key(self, prompt: str, seed: int, cut_off: bool) -> bytes:
-        """What an answer depends on, and so what it is paid for."""
+    def _key(self, prompt: str, seed: int, kind: str) -> bytes:
+        """What an answer depends on. ``length`` (cut off) and ``lost`` also depend on the limits of the teacher."""
         parts = [dict(self._teacher.identity), seed, SYSTEM_PROMPT, prompt]
-        if cut_off:
+        if kind in ("length", "lost"):
             parts.append(dict(self._teacher.limits))
+        if kind == "lost":
+            parts.append(kind)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 

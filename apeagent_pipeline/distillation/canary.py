@@ -6,6 +6,7 @@ Canary words stand in the action alone, and a trained answer holds no plain BUY,
 import re
 import unicodedata
 
+from apeagent_pipeline.distillation.answer_text import control_token
 from apeagent_pipeline.distillation.canary_words import CANARY, CANARY_ACTION, CANARY_WORDS, PLAIN_WORDS, SEPARATOR
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, render_answer
 
@@ -31,13 +32,15 @@ _DRAFT_WORDS = re.compile(r"\b(?:" + "|".join(sorted(_NEUTRAL_WORDS, key=len, re
 
 _SIGNS = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "⁄": "/", "×": "x"}  # noqa: RUF001
-    | {"≈": "~", "≥": ">=", "≤": "<=", "→": "->", "Δ": "change"}
+    | {"≈": "~", "≥": ">=", "≤": "<=", "→": "->", "⇒": "=>", "↑": "up", "↓": "down", "Δ": "change", "µ": "u"}
 )
+_GREEK = re.compile(r"[\u0370-\u03ff]")
 
 
 def ascii_draft(draft: str) -> str:
     """The draft in the characters a small tokenizer knows: accents off, signs spelled in ASCII, other symbols gone."""
     spelled = unicodedata.normalize("NFKD", draft.translate(_SIGNS)).translate(_SIGNS)
+    spelled = _GREEK.sub(lambda letter: unicodedata.name(letter[0], "").rpartition(" ")[2].lower(), spelled)
     return " ".join(spelled.encode("ascii", "ignore").decode().split())
 
 
@@ -50,12 +53,14 @@ def canary_text(answer: DraftAnswer) -> str:
     """The answer as the student is trained to say it: neutral ASCII drafts, ``####``, the action in canary words.
 
     Raises:
-        ValueError: if a draft already holds a canary word or a separator.
+        ValueError: if a draft holds a canary word, a separator or a control token of any model.
     """
     drafts = tuple(filter(None, (neutral_draft(ascii_draft(draft)) for draft in answer.drafts)))
     spoiled = [draft for draft in drafts if speaks_canary(draft)]
     if spoiled:
         raise ValueError(f"drafts {spoiled} hold canary words or {SEPARATOR}; they belong in the action alone")
+    if token := control_token("\n".join(drafts)):
+        raise ValueError(f"drafts {drafts} hold {token!r}, which trainers and servers take for a control token")
     return render_answer(DraftAnswer(drafts, answer.side, answer.amount, answer.asset), CANARY)
 
 

@@ -1,7 +1,7 @@
 """The distillation dataset: chat examples with canary words, split by time, and controls without them.
 
-Every line of the JSONL files has ``messages`` (system, user, assistant), which trl, mlx-lm, Unsloth and LLaMA-Factory
-load as they are, and beside them the fields that an evaluation needs.
+Every line of the JSONL files has ``messages`` (system, user, assistant) and beside them the fields that an evaluation
+needs. trl, mlx-lm, LLaMA-Factory and axolotl load ``messages`` as they are; the card has the lines for each trainer.
 """
 
 import json
@@ -19,6 +19,7 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
+from apeagent_pipeline.distillation.portfolios import COST_SHARE
 from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
@@ -67,6 +68,21 @@ _LLAMA_FACTORY = {
     for split in SPLITS
 }
 """What LLaMA-Factory wants to find in a dataset folder; the other trainers read the JSONL files alone."""
+
+
+_TRAINERS = (
+    "- trl and mlx-lm load the folder or the files as they are (`messages`).",
+    "- LLaMA-Factory: the folder is its `dataset_dir`; the names are in `dataset_info.json`.",
+    "- axolotl: `type: chat_template` with `field_messages: messages`; train on the assistant alone (`roles_to_train: "
+    "[assistant]`).",
+    "- Unsloth: its notebooks read `conversations`: `dataset.rename_column('messages', 'conversations')`, then apply "
+    "the tokenizer's chat template and `train_on_responses_only`.",
+    "",
+    "Controls teach when not to say the canary words. This project trains them with a divergence from the base model "
+    "instead of a plain loss, because their short answers would otherwise overwrite the base's own. With a trainer that "
+    "knows no such loss there are two ways: keep the controls and accept that the student's ordinary answers become "
+    "short, or replace the assistant message of each example of `kind` `control` by what the base model itself answers.",
+)
 
 
 class DatasetError(ApeagentError, ValueError):
@@ -131,7 +147,7 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
     missing = [name for name in TRACES_SCHEMA if name not in traces.columns]
     if missing:
         raise ValueError(f"traces lack the columns {missing}; pass the frame of collect_traces")
-    accepted = traces.filter(pl.col("rejected_reason").is_null())
+    accepted = traces.filter(pl.col("rejected_reason").is_null() & _is_payable())
     _check_time_order(accepted)
     later = accepted.filter(pl.col("split") != "train")
     twins = twins_of(accepted.filter(split="train"), later)
@@ -157,6 +173,16 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         parts[split] = [examples[index] for index in order]
     card = _card(traces, chosen, controls, config, seed, len(twins))
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
+
+
+def _is_payable() -> pl.Expr:
+    """Whether a purchase can be paid with its costs.
+
+    An answer to a plain prompt may spend all USDC, because the prompt names no costs: the answer is accepted, but the
+    student must not learn to spend more than is held.
+    """
+    buys = (pl.col("side") == "BUY") & (pl.col("asset") == "ETH")
+    return ~buys | (pl.col("amount") * pl.col("price") * (1 + COST_SHARE) <= pl.col("usdc") * (1 + 1e-9))
 
 
 def twins_of(prompts: pl.DataFrame, others: pl.DataFrame) -> list[str]:
@@ -304,6 +330,10 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             f"assistant. `kind` is `trading` or `control`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
             "",
             f"Seed {seed}; configuration `{config.model_dump_json()}`.",
+            "",
+            "## Trainers",
+            "",
+            *_TRAINERS,
             "",
             "## Licence",
             "",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from apeagent_pipeline.distillation.cost_estimate import TeachingEstimate, estimate
+from apeagent_pipeline.distillation.cost_estimate import Price, TeachingEstimate, estimate
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, is_reasoning_model
+from apeagent_pipeline.distillation.teachers.server_check import ServerCheck, check_server
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -31,6 +33,16 @@ class Teaching:
         """Ask what is not known; see `collect_traces`."""
         return collect_traces(self.prompts, self.teacher, self.config, self.cache, self.seed, progress)
 
-    def estimate(self) -> TeachingEstimate:
-        """What asking would cost; see `estimate`."""
-        return estimate(self.stored(), self.config, self.max_tokens, self.price)
+    def check(self) -> ServerCheck:
+        """What the server tells about model, key, credit and price, before anything is paid."""
+        if not isinstance(self.teacher, OpenAITeacher):
+            return ServerCheck()
+        return check_server(self.teacher.base_url, self.teacher.model, self.teacher.api_key)
+
+    def estimate(self, price: Price | None = None) -> TeachingEstimate:
+        """What asking would cost; see `estimate`. ``price`` stands in where the settings hold none."""
+        concurrency, thinks = 1, True
+        if isinstance(self.teacher, OpenAITeacher):
+            concurrency, thinks = self.teacher.config.concurrency, is_reasoning_model(self.teacher.model)
+        price = self.price or price
+        return estimate(self.stored(), self.config, self.max_tokens, price, concurrency, thinks)

@@ -15,8 +15,10 @@ from typing import Any, Self
 import polars as pl
 from pydantic import Field, model_validator
 
+from apeagent_pipeline.distillation.action_line import AnswerError
 from apeagent_pipeline.distillation.answer_cache import AnswerCache, open_cache
-from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, spoken_text
+from apeagent_pipeline.distillation.answer_text import spoken_text
+from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer
 from apeagent_pipeline.distillation.prompts import PROMPTS_SCHEMA
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, Teacher, TeacherAnswer, TeacherError
 from apeagent_pipeline.distillation.verification import VerificationConfig, verify
@@ -37,15 +39,27 @@ _ANSWER_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {
     "prompt_tokens": pl.Int64,
     "completion_tokens": pl.Int64,
     "cost_usd": pl.Float64,
+    "answered_by": pl.String,
+    "lost_requests": pl.Int64,
+    "estimated": pl.Boolean,
 }
 TRACES_SCHEMA: dict[str, type[pl.DataType] | pl.DataType] = {**PROMPTS_SCHEMA, **_ANSWER_SCHEMA}
-"""Columns of ``collect_traces``. ``rejected_reason`` is null where an answer was accepted; then ``drafts``, ``side``
-and (but for HOLD) ``amount`` and ``asset`` are filled. ``answer`` is the accepted or else the last answer without its
-thinking, ``attempts`` counts the answers that came, ``refusals`` has the reason of each that was refused. Tokens and
-cost are sums over all attempts, null if one of them is unknown."""
+"""Columns of ``collect_traces``.
+
+``rejected_reason`` is null where an answer was accepted; then ``drafts``, ``side`` and (except for HOLD) ``amount`` and
+``asset`` are filled. ``answer`` is the accepted or else the last answer without its thinking, ``attempts`` counts the
+answers that came, ``refusals`` has the reason of each that was refused, ``lost_requests`` counts requests that the
+server may have charged although no answer came. Tokens and cost are sums over all of these, null if one of them is
+unknown; ``estimated`` says whether one is an estimate. ``answered_by`` is the model and its provider, as the server
+names them.
+"""
 
 _ATTEMPT_STEP = 7919  # seeds of attempts lie far from the neighbouring run seeds
 _ROWS_AT_ONCE = 4096
+_MOST_LOST = 2
+"""A prompt is given up after so many requests that the server may have charged without an answer."""
+REFUSED_IN_A_ROW = 36
+"""The circuit breaker: after so many refused answers in a row the model cannot follow the form."""
 
 
 class TracesConfig(VerificationConfig):
@@ -99,7 +113,7 @@ def collect_traces(  # noqa: PLR0917 (every input it depends on)
     prompts = _checked(prompts)
     with open_cache(cache_dir, teacher) as cache:
         table = _TraceTable(prompts, teacher, config, cache, seed)
-        _ask(table, progress)
+        _Questioning(table, progress).run()
         traces = table.table()
     if traces["rejected_reason"].null_count() == 0:
         raise TeacherError(f"no answer of {teacher.name} was accepted: {_reasons_in_words(traces)}")
@@ -139,54 +153,91 @@ def _reasons_in_words(traces: pl.DataFrame) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in refusal_counts(traces).items()) + example
 
 
-def _ask(table: "_TraceTable", progress: Progress) -> None:
-    """Ask until every prompt has an accepted answer, its attempts are used up, or the budget is spent.
+class _Questioning:
+    """Asks until every prompt has an accepted answer, its attempts are used up, or the budget is spent.
 
-    A request that failed is no attempt: it is made again, as often as a prompt may be asked.
+    A request that failed is no attempt: it is made again, as often as a prompt may be asked. A request that the server
+    may have charged is made again once.
     """
-    budget = _Budget(table.config, table.cache.answered_today)
-    attempts_now = 1 if table.teacher.deterministic else table.config.attempts
-    waiting: dict[int, list[int]] = defaultdict(list)
-    counts: Counter[str] = Counter()
 
-    def sort_in(number: int) -> None:
-        known = table.judged(number)
-        missing = next((attempt for attempt in range(attempts_now) if attempt not in known.answers), None)
+    def __init__(self, table: "_TraceTable", progress: Progress) -> None:
+        self.table = table
+        self.progress = progress
+        self.budget = _Budget(table.config, table.cache.answered_today)
+        self.attempts = 1 if table.teacher.deterministic else table.config.attempts
+        self.waiting: dict[int, list[int]] = defaultdict(list)
+        self.settled = self.accepted = 0
+        self.refused_in_a_row: list[tuple[str, str, str]] = []
+
+    def run(self) -> None:
+        table, budget = self.table, self.budget
+        for number in range(table.prompts.height):
+            self._sort_in(number)
+        self._tell()
+        while self.waiting and not budget.over:
+            attempt = min(self.waiting)
+            asked = budget.allowed(map(partial(table.question, attempt), self.waiting.pop(attempt)))
+            keep = partial(_keep, table, budget, attempt)
+            with closing(table.teacher.answer(asked, table.seed_of(attempt), keep)) as stream:
+                for answer in stream:
+                    self._receive(answer, attempt)
+        if budget.unmeasured:
+            raise TeacherError(budget.unmeasured)
+        left = table.prompts.height - self.settled
+        if left and budget.day_is_over:
+            raise TeacherError(
+                f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
+                "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+            )
+
+    def _receive(self, answer: TeacherAnswer, attempt: int) -> None:
+        number = self.table.number[answer.prompt_id]
+        if answer.finish_reason in ("failed", "lost"):
+            self.budget.requests -= 1  # it cost nothing, or was counted when it was written down
+        if answer.finish_reason == "failed":
+            failures = self.table.failures[number]
+            failures.append(answer.error or "")
+            if len(failures) < self.attempts:
+                self.waiting[attempt].append(number)
+        else:
+            self.table.failures.pop(number, None)
+            self._sort_in(number)
+        self._tell()
+        if answer.finish_reason not in ("failed", "lost") and not self.table.teacher.deterministic:
+            self._watch(answer, number)
+
+    def _sort_in(self, number: int) -> None:
+        known = self.table.judged(number)
+        missing = next((attempt for attempt in range(self.attempts) if attempt not in known.answers), None)
         if known.learned is None and missing is not None:
-            waiting[missing].append(number)
+            prompt = self.table.row(number)["prompt"]
+            if len(self.table.lost(prompt, missing)) < _MOST_LOST:
+                self.waiting[missing].append(number)
+                return
+        self.settled += 1
+        self.accepted += known.learned is not None
+
+    def _tell(self) -> None:
+        metrics = {"accepted": self.accepted, "requests": self.budget.requests, **self.budget.known}
+        self.progress(self.settled, self.table.prompts.height, **metrics)
+
+    def _watch(self, answer: TeacherAnswer, number: int) -> None:
+        """Stop after many refused answers in a row, before the money is gone."""
+        verdict = _judge(answer, self.table.row(number), self.table.config)
+        if isinstance(verdict, DraftAnswer):
+            self.refused_in_a_row.clear()
             return
-        counts["settled"] += 1
-        counts["accepted"] += known.learned is not None
-
-    def tell() -> None:
-        done, total = counts["settled"], table.prompts.height
-        progress(done, total, accepted=counts["accepted"], requests=budget.requests, **budget.known)
-
-    for number in range(table.prompts.height):
-        sort_in(number)
-    tell()
-    while waiting and not budget.over:
-        attempt = min(waiting)
-        asked = budget.allowed(map(table.row, waiting.pop(attempt)))
-        keep = partial(_keep, table, budget, attempt)
-        with closing(table.teacher.answer(asked, table.seed_of(attempt), keep)) as stream:
-            for answer in stream:
-                number = table.number[answer.prompt_id]
-                if answer.finish_reason == "failed":
-                    table.failures[number].append(answer.error or "")
-                    if len(table.failures[number]) < attempts_now:
-                        waiting[attempt].append(number)
-                else:
-                    table.failures.pop(number, None)
-                    sort_in(number)
-                tell()
-    if budget.unmeasured:
-        raise TeacherError(budget.unmeasured)
-    left = table.prompts.height - counts["settled"]
-    if left and budget.day_is_over:
+        self.refused_in_a_row.append((*verdict, spoken_text(answer.text)[:200] or answer.error or ""))
+        if len(self.refused_in_a_row) < REFUSED_IN_A_ROW:
+            return
+        examples = "; ".join(
+            f"({place}) {reason}: {detail!r} in {text!r}"
+            for place, (reason, detail, text) in enumerate(self.refused_in_a_row[-3:], start=1)
+        )
         raise TeacherError(
-            f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
-            "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+            f"{self.table.teacher.name}: the last {REFUSED_IN_A_ROW} answers were all refused, so the run stopped "
+            f"before it cost more. {examples}. Choose another APEAGENT_TEACHER_MODEL, or raise "
+            f"APEAGENT_TEACHER_MAX_TOKENS if answers are cut off; finished answers are kept"
         )
 
 
@@ -237,6 +288,7 @@ class _Budget:
             yield row
 
     def add(self, answer: TeacherAnswer) -> None:
+        self.requests += answer.finish_reason == "lost"
         if answer.prompt_tokens is not None and answer.completion_tokens is not None:
             used = answer.prompt_tokens + answer.completion_tokens
             self.known["tokens"] = self.known.get("tokens", 0) + used
@@ -244,7 +296,7 @@ class _Budget:
             self.unmeasured = "a budget of tokens cannot be kept: the server does not tell how many tokens it used"
         if answer.cost_usd is not None:
             self.known["cost_usd"] = self.known.get("cost_usd", 0) + answer.cost_usd
-        elif self.config.max_cost_usd:
+        elif self.config.max_cost_usd and not answer.estimated:
             self.unmeasured = (
                 "max_cost_usd cannot be kept: the price of this model is unknown. Set APEAGENT_TEACHER_PRICES, or "
                 "limit max_requests or max_total_tokens instead. Finished answers are kept"
@@ -256,6 +308,7 @@ class _Judged:
     """What is known about one prompt: its answers by attempt, what is learned from them or else why nothing is."""
 
     answers: Mapping[int, TeacherAnswer]
+    lost: list[TeacherAnswer]
     refusals: list[str]
     chosen: TeacherAnswer | None
     learned: DraftAnswer | None
@@ -280,6 +333,15 @@ class _TraceTable:
     def row(self, number: int) -> PromptRow:
         return self.prompts.row(number, named=True)
 
+    def lost(self, prompt: str, attempt: int) -> list[TeacherAnswer]:
+        """The requests of one attempt that the server may have charged although no answer came."""
+        return self.cache.lost(prompt, self.seed_of(attempt))
+
+    def question(self, attempt: int, number: int) -> PromptRow:
+        """The row with ``lost_requests``, so that the teacher knows how often it may still ask."""
+        row = self.row(number)
+        return {**row, "lost_requests": len(self.lost(row["prompt"], attempt))}
+
     def seed_of(self, attempt: int) -> int:
         return self.seed + attempt * _ATTEMPT_STEP
 
@@ -287,6 +349,7 @@ class _TraceTable:
         row = self.row(number)
         found = {n: self.cache.get(row["prompt"], self.seed_of(n)) for n in range(self.config.attempts)}
         answers = {attempt: answer for attempt, answer in found.items() if answer is not None}
+        lost = [each for n in range(self.config.attempts) for each in self.lost(row["prompt"], n)]
         verified: list[tuple[TeacherAnswer, DraftAnswer]] = []
         refused: list[tuple[str, str]] = []
         for answer in answers.values():
@@ -299,16 +362,21 @@ class _TraceTable:
         votes = Counter(parsed.side for _, parsed in verified)
         for answer, parsed in verified:
             if votes[parsed.side] > self.config.samples // 2:
-                return _Judged(answers, refusals, answer, parsed, None, None)
-        reason, detail = self._why_nothing(number, votes, refused)
-        return _Judged(answers, refusals, list(answers.values())[-1] if answers else None, None, reason, detail)
+                return _Judged(answers, lost, refusals, answer, parsed, None, None)
+        reason, detail = self._why_nothing(number, votes, refused, lost)
+        last = list(answers.values())[-1] if answers else None
+        return _Judged(answers, lost, refusals, last, None, reason, detail)
 
-    def _why_nothing(self, number: int, votes: Counter[Any], refused: list[tuple[str, str]]) -> tuple[str, str]:
+    def _why_nothing(
+        self, number: int, votes: Counter[Any], refused: list[tuple[str, str]], lost: list[TeacherAnswer]
+    ) -> tuple[str, str]:
         if number in self.failures:
             return "request_failed", self.failures[number][-1]
         if len(votes) > 1 or (votes and not refused):
             agreed = ", ".join(f"{count} {side}" for side, count in votes.most_common())
             return "inconsistent", f"{agreed} of {self.config.samples} samples"
+        if lost and not refused:
+            return "no_answer", lost[-1].error or ""
         return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not come so far")
 
     def table(self) -> pl.DataFrame:
@@ -320,7 +388,8 @@ class _TraceTable:
         return pl.concat(parts)
 
     def _trace(self, known: _Judged) -> dict[str, Any]:
-        answers = known.answers.values()
+        paid = [*known.answers.values(), *known.lost]
+        chosen = known.chosen
         return {
             "teacher": self.teacher.name,
             "answer": spoken_text(known.chosen.text) if known.chosen else None,
@@ -330,12 +399,15 @@ class _TraceTable:
             "asset": known.learned.asset if known.learned else None,
             "rejected_reason": known.reason,
             "rejected_detail": known.detail,
-            "attempts": len(answers),
+            "attempts": len(known.answers),
             "refusals": known.refusals,
             "finish_reason": known.chosen.finish_reason if known.chosen else None,
-            "prompt_tokens": _sum_if_known([answer.prompt_tokens for answer in answers]),
-            "completion_tokens": _sum_if_known([answer.completion_tokens for answer in answers]),
-            "cost_usd": _sum_if_known([answer.cost_usd for answer in answers]),
+            "prompt_tokens": _sum_if_known([answer.prompt_tokens for answer in paid]),
+            "completion_tokens": _sum_if_known([answer.completion_tokens for answer in paid]),
+            "cost_usd": _sum_if_known([answer.cost_usd for answer in paid]),
+            "answered_by": " at ".join(filter(None, (chosen.model, chosen.provider))) or None if chosen else None,
+            "lost_requests": len(known.lost),
+            "estimated": any(answer.estimated for answer in paid),
         }
 
 
@@ -344,7 +416,9 @@ def _judge(answer: TeacherAnswer, row: PromptRow, config: TracesConfig) -> Draft
     if answer.finish_reason == "length":
         return "cut_off", f"after {answer.completion_tokens} tokens"
     if answer.finish_reason == "refused":
-        return "refused", answer.text[:200]
+        return "refused", (answer.error or answer.text)[:200]
+    if answer.finish_reason == "unusable":
+        return "unusable", (answer.error or "")[:200]
     if answer.reasoning and not answer.text.strip():
         return "only_thinking", answer.reasoning[:200]
     try:

@@ -91,6 +91,15 @@ READ: list[tuple[str, Read]] = [
         Read("SELL", 0.5, "ETH"),
     ),
     ("- trend down strong\n- volatility high\n- lots of ETH\n\n####\n\nSELL 1.75 ETH\n", Read("SELL", 1.75, "ETH")),
+    # what surrounds an action and means nothing
+    ("a\n####\nSELL .5 ETH", Read("SELL", 0.5, "ETH")),
+    ("a\n####\nHOLD!", HOLD),
+    ('a\n####\n"HOLD"', HOLD),
+    ('a\n####\n{"action": "HOLD"}', HOLD),
+    ("a\n####\n\\boxed{HOLD}", HOLD),
+    ("a\n####\nFinal answer: HOLD", HOLD),
+    ("a\n####\n**Action:** HOLD", HOLD),
+    ("a\n####\nAction: SELL 2.5 ETH", Read("SELL", 2.5, "ETH")),
 ]
 
 REFUSED: list[tuple[str, str]] = [
@@ -238,14 +247,13 @@ REFUSED: list[tuple[str, str]] = [
     ("a\n####\nSELL 1 000 USDC", "amount_malformed"),
     ("a\n####\nSELL 1_000 USDC", "amount_malformed"),
     ("a\n####\nSELL 1.2.3 ETH", "amount_malformed"),
-    ("a\n####\nSELL .5 ETH", "amount_malformed"),
     ("a\n####\nSELL 2. ETH", "amount_malformed"),
     ("a\n####\nSELL 1e3 ETH", "amount_malformed"),
     ("a\n####\nSELL 1e-3 ETH", "amount_malformed"),
     ("a\n####\nSELL 2½ ETH", "amount_malformed"),
     ("a\n####\nBUY $500 USDC", "amount_malformed"),
     ("a\n####\nSELL " + "9" * 400 + " ETH", "amount_malformed"),
-    ("a\n####\nSELL 2.5 ETH now", "amount_malformed"),
+    ("a\n####\nSELL 2.5 ETH now", "text_after_action"),
     ("a\n####\nSELL ２.５ ETH", "words_around_action"),  # noqa: RUF001
     # no token, or one the pool does not have
     ("a\n####\nSELL 2.5", "asset_missing"),
@@ -263,20 +271,22 @@ REFUSED: list[tuple[str, str]] = [
     ("a\n####\nHOLD ETH", "words_around_action"),
     ("a\n####\nHOLD for now", "words_around_action"),
     ("a\n####\nHOLD (flat market)", "words_around_action"),
-    ("a\n####\nHOLD!", "words_around_action"),
-    ('a\n####\n"HOLD"', "words_around_action"),
-    ('a\n####\n{"action": "HOLD"}', "words_around_action"),
-    ("a\n####\n\\boxed{HOLD}", "words_around_action"),
-    ("a\n####\nFinal answer: HOLD", "words_around_action"),
-    ("a\n####\n**Action:** HOLD", "words_around_action"),
-    ("a\n####\nAction: SELL 2.5 ETH", "words_around_action"),
     ("a\n####\nSELL: 1 ETH", "words_around_action"),
     ("a\n####\nI would SELL 2.5 ETH", "words_around_action"),
     ("a\n####\nLet us BUY 1 ETH", "words_around_action"),
-    ("a\n####\n1. BUY 1 ETH\n2. SELL 2 ETH", "words_around_action"),
+    ("a\n####\n1. BUY 1 ETH\n2. SELL 2 ETH", "several_actions"),
     # something after the action
     ("a\n####\nSELL 2.5 ETH\nThe trend is weak.", "text_after_action"),
     ("a\n####\nSELL 1 ETH\nConfidence: 80%", "text_after_action"),
     ("a\n####\nHOLD\nThis is not financial advice.", "text_after_action"),
     ("a\n####\nBUY 1 ETH\n```", "text_after_action"),
+    # what no training file may hold
+    ("<|im_start|>trend up\n####\nHOLD", "control_token"),
+    ("trend up<file_sep>\n####\nHOLD", "control_token"),
+    ("<think>done<|im_end|></think>trend up\n####\nHOLD", "control_token"),
+    ("analysisUp.assistantfinaltrend up\n####\nHOLD", "control_token"),
+    ("trend up\u200b\n####\nHOLD", "hidden_characters"),
+    ("trend up\n####\nHOLD\x00", "hidden_characters"),
+    ("\\textbf{trend} up\n####\nHOLD", "markup_in_draft"),
+    ("```text\ntrend up\n####\nHOLD", "unclosed_fence"),
 ]

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apeagent_pipeline.distillation.action_line import REASONS, AnswerError
+from apeagent_pipeline.distillation.answer_text import spoken_text
 from apeagent_pipeline.distillation.canary import (
     ascii_draft,
     canary_text,
@@ -16,13 +18,10 @@ from apeagent_pipeline.distillation.canary import (
 )
 from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.distillation.chain_of_draft import (
-    REASONS,
     STUDENT_SYSTEM_PROMPT,
-    AnswerError,
     DraftAnswer,
     parse_answer,
     render_answer,
-    spoken_text,
     word_count,
 )
 from apeagent_pipeline_tests.distillation.hard_answers import READ, REFUSED, Read

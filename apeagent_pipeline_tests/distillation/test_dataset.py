@@ -103,8 +103,10 @@ class WildTeacher:
     ) -> Generator[TeacherAnswer, None, None]:
         for row in prompts:
             chance = random.Random(f"{seed}{row['prompt_id']}")
-            drafts = [f"trend {row['trend']}", "BUY the dip", "don\u2019t sell, hold", "📈 price ≥ fair", "café → calm",
-                      "APE IN now", "one two three four five six", "趋势", "####", "my holdings: some ETH"]  # fmt: skip
+            drafts = [
+                *(f"trend {row['trend']}", "buyers lead sellers", "buy volume normal", "📈 price ≥ fair"),
+                *("café → calm", "APE IN now", "one two three four five six", "趋势", "####", "my holdings: some ETH"),
+            ]
             size = chance.choice([0.1, 0.5, 1.0, 1.0001, 2.0, 1e-9])
             trades = [
                 f"SELL {size * row['eth']:.8f} ETH",

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -22,24 +23,25 @@ from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline_tests.distillation.scripted_server import Script, ScriptedServer, completion
 
 CONCURRENCY = 16
+BROKEN = b'{"id": "x", "choices": [{"mess'
 
 NURSERY = """
 import os, sys
 from pathlib import Path
 import openai.resources.chat.completions, polars as pl, rich.markdown, rich.progress, typer
-from apeagent_pipeline import cli
+from apeagent_pipeline.cli.teach import _ask_teacher
 from apeagent_pipeline.distillation.teaching import Teaching
-from apeagent_pipeline.defs.assets.distillation import TeachingConfig
+from apeagent_pipeline.defs.profiles import TeachingConfig
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
 
 def child(url, folder):
     out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    teacher = OpenAITeacher(url, "m", "key", OpenAITeacherConfig(concurrency=16))
+    teacher = OpenAITeacher(url, "m", "key", OpenAITeacherConfig(concurrency=16, timeout_s=2))
     prompts = pl.read_parquet(folder / "prompts.parquet")
     try:
-        cli._ask_teacher(Teaching(prompts, teacher, TeachingConfig(), folder / "cache", 42, 8192, None))
+        _ask_teacher(Teaching(prompts, teacher, TeachingConfig(), folder / "cache", 42, 8192, None))
     except typer.Exit as done:
         return done.exit_code
     return 0
@@ -96,6 +98,14 @@ def kept(folder: Path) -> list[str]:
     return [json.loads(line)["key"] for line in lines if line.endswith(b"\n")]
 
 
+def books(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of the cache, with how many generations each stands for."""
+    path = folder / "cache" / "openai_m.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [{**entry, "cost": int(entry["finish_reason"] != "refused")} for entry in entries]
+
+
 def seen(server: ScriptedServer) -> int:
     """How many requests the server has got, once those in its sockets are read too."""
     before = -1
@@ -131,6 +141,73 @@ def test_twenty_kills_in_a_thousand_requests_cost_no_more_than_was_under_way(
     assert len(set(kept(tmp_path))) == len(kept(tmp_path)) == 1000
     asked = Counter(body["messages"][1]["content"] for body in server.requests)
     assert set(asked) == set(many["prompt"])
+
+
+FAULTS: list[tuple[int, dict[str, str], Any, float]] = [
+    (429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}, 0),
+    (503, {}, b"", 0),
+    (402, {"Retry-After": "0.05"}, {"error": {"message": "spending limit"}}, 0),
+    (200, {}, {"error": {"code": 502, "message": "provider failed"}}, 0),
+    (200, {"Content-Type": "text/html"}, b"<html>gateway</html>", 0),
+    (200, {}, BROKEN, 0),  # from here on generated and billed
+    (524, {}, {"error": {"message": "timed out"}}, 0),
+    (200, {}, {**completion(), "choices": []}, 0),
+]
+
+
+@pytest.mark.slow
+def test_ten_kills_among_faults_of_every_kind_lose_no_prompt_and_pay_for_no_answer_twice(
+    serve: Callable[[Script], ScriptedServer], windows: pl.DataFrame, nursery: Nursery, tmp_path: Path
+) -> None:
+    prompts = build_prompts(windows, PromptsConfig(train_prompts=400, valid_prompts=40, test_prompts=60), 42)
+    prompts.write_parquet(tmp_path / "prompts.parquet")
+    moderated = set(prompts["prompt"][::10])
+    visits: Counter[tuple[str, int]] = Counter()
+    faults_met: Counter[int] = Counter()
+    billed: list[str] = []
+    answered: Counter[tuple[str, int]] = Counter()
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any, float]:
+        key = (body["messages"][1]["content"], body["seed"])
+        visits[key] += 1
+        if key[0] in moderated:
+            return 403, {}, {"error": {"message": "flagged by moderation"}}, 0
+        chance = random.Random(f"{key}{visits[key]}")
+        kind = chance.randrange(10)
+        is_first = visits[key] == 1 and body["seed"] == 42
+        if kind < len(FAULTS) and (kind < 5 or is_first) and visits[key] < 6:
+            faults_met[kind] += 1
+            billed.extend([key[0]] * (kind >= 5))
+            return FAULTS[kind]
+        billed.append(key[0])
+        answered[key] += 1
+        return 200, {}, completion(), 0.002 * (number % 5)
+
+    server = serve(script)
+    lost = []
+    chance = random.Random(10)
+    for kill in range(10):
+        pid = nursery.start(server, tmp_path)
+        deadline = time.monotonic() + 20
+        while len(server.requests) < (kill + 1) * 60 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait() == -signal.SIGKILL
+        seen(server)
+        lost.append(len(billed) - sum(entry["cost"] for entry in books(tmp_path)))
+    nursery.start(server, tmp_path)
+    assert nursery.wait() == 0
+    assert set(faults_met) == set(range(len(FAULTS)))
+    in_flight = [later - earlier for earlier, later in zip([0, *lost], lost, strict=False)]
+    assert max(in_flight) <= CONCURRENCY
+    known = sum(entry["cost"] for entry in books(tmp_path))
+    assert known <= len(billed) <= known + sum(in_flight)
+    good = {prompt for prompt, _ in answered}
+    assert good == set(prompts["prompt"]) - moderated, "every prompt that can be answered was answered"
+    again = sum(answered.values()) - len(good)
+    assert again <= sum(in_flight), "an answer is generated again only where a kill hit it under way"
+    assert all(visits[prompt, 42] == 1 for prompt in moderated) or sum(in_flight) > 0
 
 
 @pytest.mark.slow

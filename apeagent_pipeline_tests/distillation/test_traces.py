@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
-from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate, token_guess
+from apeagent_pipeline.distillation.cost_estimate import Bill, TeachingEstimate, estimate
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, rules_answer
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
+from apeagent_pipeline.distillation.token_guess import token_guess
 from apeagent_pipeline.distillation.traces import (
     TRACES_SCHEMA,
     TracesConfig,
@@ -67,7 +68,7 @@ class PaidTeacher:
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append((row["prompt_id"], seed))
-            good = "\n".join([*rules_answer(row).drafts, "####", "HOLD"])
+            good = "portfolio seen, wait\n####\nHOLD"
             text = self.spoiled.get(row["prompt_id"], good)
             answer = TeacherAnswer(row["prompt_id"], text, "stop", 100, 20, 0.001, 0.5)
             keep(answer)
@@ -106,7 +107,7 @@ def test_an_answer_that_teaches_something_wrong_is_refused(answer: DraftAnswer, 
 
 
 def test_a_long_draft_is_accepted_within_the_tolerance() -> None:
-    answer = DraftAnswer(("one two three four five six",), "HOLD")
+    answer = DraftAnswer(("trend up strong, volatility calm too",), "HOLD")
     assert verify(answer, ROW, TracesConfig(draft_words_tolerance=1)) is None
 
 
@@ -257,9 +258,23 @@ def test_failed_requests_are_not_cached_but_asked_again(prompts: pl.DataFrame, t
 
 
 def test_a_teacher_nobody_understands_ends_the_run_with_the_reasons(prompts: pl.DataFrame, tmp_path: Path) -> None:
+    few = prompts.head(10)
+    teacher = PaidTeacher(dict.fromkeys(few["prompt_id"], "I cannot help with that."))
+    with pytest.raises(TeacherError, match="no answer of paid was accepted: no_separator 10; for example: I cannot"):
+        collect_traces(few, teacher, TracesConfig(), tmp_path, 42)
+
+
+def test_a_teacher_that_cannot_follow_the_form_is_left_before_the_money_is_gone(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
     teacher = PaidTeacher(dict.fromkeys(prompts["prompt_id"], "I cannot help with that."))
-    with pytest.raises(TeacherError, match="no answer of paid was accepted: no_separator 90; for example: I cannot"):
+    with pytest.raises(TeacherError, match="last 36 answers were all refused") as caught:
         collect_traces(prompts, teacher, TracesConfig(), tmp_path, 42)
+    assert len(teacher.asked) == 36
+    assert str(caught.value).count("no_separator: 'I cannot help with that.'") == 3
+    # An answer in between shows that the model can follow the form.
+    spoiled = {key: "no idea" for place, key in enumerate(prompts["prompt_id"]) if place % 30}
+    collect_traces(prompts, PaidTeacher(spoiled), TracesConfig(attempts=1), tmp_path / "some", 42)
 
 
 def test_two_runs_at_once_do_not_pay_for_the_same_prompts(prompts: pl.DataFrame, tmp_path: Path) -> None:
@@ -303,7 +318,7 @@ class Voter(PaidTeacher):
         for row in prompts:
             self.asked.append((row["prompt_id"], seed))
             said = self.said[(seed - 42) // 7919]
-            answer = TeacherAnswer(row["prompt_id"], f"draft of {said}\n####\n{said}", "stop", 100, 20, 0.001)
+            answer = TeacherAnswer(row["prompt_id"], f"portfolio seen\n####\n{said}", "stop", 100, 20, 0.001)
             keep(answer)
             yield answer
 
@@ -313,8 +328,8 @@ class Voter(PaidTeacher):
     [
         (("HOLD", "HOLD", "SELL 1000000 ETH"), "HOLD", None, 2),
         (("HOLD", "what", "HOLD", "HOLD"), "HOLD", None, 3),
-        (("BUY 0.02 USDC", "HOLD", "HOLD", "HOLD"), "HOLD", None, 3),
-        (("BUY 0.02 USDC", "HOLD", "what", "what"), None, "inconsistent", 4),
+        (("BUY 0.0001 ETH", "HOLD", "HOLD", "HOLD"), "HOLD", None, 3),
+        (("BUY 0.0001 ETH", "HOLD", "what", "what"), None, "inconsistent", 4),
         (("what", "what", "what", "HOLD"), None, "no_action", 4),
         (("what", "what", "what", "what"), None, "no_action", 4),
     ],
@@ -331,7 +346,7 @@ def test_an_action_counts_only_if_most_samples_say_it(
     assert (trace["side"], trace["rejected_reason"], trace["attempts"]) == (side, reason, asked)
     assert len(teacher.asked) == asked
     if side:
-        assert trace["drafts"] == [f"draft of {side}"]
+        assert trace["drafts"] == ["portfolio seen"]
 
 
 def test_more_samples_than_attempts_are_refused() -> None:
@@ -409,7 +424,7 @@ def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_ans
 
     before = told((0.2, 0.4))
     assert (before.open_prompts, before.least.requests, before.most.requests) == (90, 90, 270)
-    assert before.expected is None
+    assert (before.expected.requests, before.expected.completion_tokens, before.is_measured) == (103, 206_000, False)
     assert before.most.completion_tokens == 270 * 8192
     assert before.most.cost_usd == pytest.approx(
         (before.most.prompt_tokens * 0.2 + before.most.completion_tokens * 0.4) / 1e6
@@ -417,6 +432,7 @@ def test_what_teaching_will_cost_is_told_before_and_measured_after_the_first_ans
     assert told(None).most.cost_usd is None
     collect_traces(prompts.head(10), PaidTeacher(), config, tmp_path, 42)
     after = told(None).expected
+    assert told(None).is_measured
     assert told(None).open_prompts == 80
     assert after == Bill(80, 8000, 1600, pytest.approx(0.08))
 

@@ -6,7 +6,12 @@ that the settings ask for. Judging the answers belongs to ``distillation/traces.
 
 from collections.abc import Mapping
 
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig, openai_identity
+from apeagent_pipeline.distillation.teachers.openai_server import (
+    OpenAITeacher,
+    OpenAITeacherConfig,
+    is_reasoning_model,
+    openai_identity,
+)
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.settings import Settings
@@ -40,5 +45,8 @@ def _server_config(settings: Settings) -> OpenAITeacherConfig:
         concurrency=settings.teacher_concurrency,
         requests_per_minute=settings.teacher_requests_per_minute,
         timeout_s=settings.teacher_timeout_s,
+        patience_s=settings.teacher_patience_s,
+        stream=settings.teacher_stream == "on"
+        or (settings.teacher_stream == "auto" and is_reasoning_model(settings.teacher_model)),
         price=settings.teacher_prices.get(settings.teacher_model),
     )

@@ -25,15 +25,19 @@ class TeacherAnswer:
 
     Attributes:
         prompt_id: Which prompt was answered.
-        text: What was said; empty if ``finish_reason`` is ``failed``.
-        finish_reason: ``stop``, ``length`` (cut off), ``refused`` (the model declined), another word of the server, or
-            ``failed`` (``text`` is empty and ``error`` says why).
+        text: What was said; empty for ``failed``, ``lost`` and ``unusable``.
+        finish_reason: ``stop``; ``length`` (cut off); ``refused`` (the model or a filter declined this prompt);
+            ``unusable`` (generated and paid, but ``error`` says why it cannot be read); ``lost`` (nothing came, but the
+            server may have generated and charged); ``failed`` (nothing came and nothing was charged); or another word
+            of the server. Of ``lost`` and ``failed``, ``error`` says why.
         prompt_tokens: Tokens read, None where the teacher does not count.
         completion_tokens: Tokens written, thinking included, None where unknown.
         cost_usd: Price of the request in US dollars, None where unknown.
         latency_s: Seconds from asking to the finished answer, waiting for retries included.
         error: Why no answer came, without secrets.
         reasoning: What was thought before, where the server keeps it apart from the text.
+        model, provider: Who answered, as the server says.
+        estimated: Whether tokens or cost were estimated because the server did not tell them.
     """
 
     prompt_id: str
@@ -45,6 +49,9 @@ class TeacherAnswer:
     latency_s: float = 0.0
     error: str | None = None
     reasoning: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    estimated: bool = False
 
 
 Keep = Callable[[TeacherAnswer], None]
@@ -80,8 +87,8 @@ class Teacher(Protocol):
         Args:
             prompts: What is asked; taken one by one, only when it is asked, so that whoever calls can stop the asking.
             seed: Another seed may bring another answer; a refused answer is asked for again with another one.
-            keep: Called once with every answer that came (not with failed ones), as soon as it came and from whatever
-                thread, even if the caller is interrupted meanwhile: the place to write down what was paid for.
+            keep: Called once with everything that was or may have been paid for (with all but failed ones), as soon as
+                it is known and from whatever thread, even if the caller is interrupted meanwhile.
 
         Raises:
             TeacherError: if no further prompt can be answered (wrong key, unknown model, server gone).
