@@ -1,6 +1,7 @@
 """Where the student's base weights come from: the embedded SmolLM2, a folder, or the Hugging Face hub."""
 
 import hashlib
+import json
 import shutil
 import tempfile
 import warnings
@@ -11,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.device import SMOLLM2_SHAPE, chosen_device, number_format
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.settings import SMOLLM2
@@ -93,11 +95,13 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
 
     Args:
         folder: safetensors, config.json and tokenizer files.
-        dtype: ``bfloat16``, ``float32``, or ``auto``: whichever is faster on this hardware.
+        dtype: ``bfloat16``, ``float32``, or ``auto``: the one that is faster on this machine, as measured by
+            ``device.number_format``.
         quantized: Load the linear layers in 4 bits (NF4, scales quantized too), as QLoRA trains on them.
 
     Returns:
-        ``(model, tokenizer)``: the model in evaluation mode, on the GPU if there is one; the tokenizer pads left.
+        ``(model, tokenizer)``: the model in evaluation mode, on ``device.chosen_device``; the tokenizer
+        pads left.
 
     Raises:
         BaseModelError: the folder is no model, its weights are broken, it wants code of its own to be run, or
@@ -108,8 +112,9 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _checked_folder(folder)
+    device = chosen_device()
     if dtype == "auto":
-        dtype = "bfloat16" if _bfloat16_is_faster() else "float32"
+        dtype = number_format(device, _shape(folder)).chosen
     safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     options = {"quantization_config": _four_bits(dtype)} if quantized else {}
     try:
@@ -128,7 +133,14 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
         raise BaseModelError(f"{folder}: the model cannot be loaded ({reason})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to(device).eval(), tokenizer
+
+
+def _shape(folder: Path) -> tuple[int, int]:
+    """Width and inner width of the model's blocks."""
+    config = json.loads((folder / "config.json").read_text())
+    width = config.get("hidden_size", SMOLLM2_SHAPE[0])
+    return width, config.get("intermediate_size", 4 * width)
 
 
 def _four_bits(compute_dtype: str) -> Any:
@@ -160,15 +172,6 @@ def quiet() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         enable_progress_bars()
-
-
-def _bfloat16_is_faster() -> bool:
-    """On a CPU without AMX tiles a matrix product takes longer in bfloat16 than in float32 (torch 2.13: 1.6 times)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -229,7 +229,6 @@ def make_trainer(
             eval_strategy="steps",
             eval_steps=config.valid_every,
             metric_for_best_model="loss",
-            use_cpu=workers.count > 1 and workers.device.type == "cpu",
             ddp_find_unused_parameters=False,
         )
         trainer = AnswerTrainer(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apeagent_pipeline.device import chosen_device
 from apeagent_pipeline.reporting.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: s
     """
     import torch
 
+    device = chosen_device().type
     trackers = [each for each, variable in _TRACKERS.items() if find_spec(each) and os.environ.get(variable)]
     if "wandb" in trackers:
         # Else it writes into whatever folder the command was called in.
@@ -106,7 +108,8 @@ def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: s
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": config.warmup_steps,
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda" and torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
         # Saving is asked for by the callback, by the clock; the trainer's own rule must never fire.
         "save_strategy": "steps",
@@ -117,7 +120,7 @@ def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: s
         "report_to": trackers,
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": device == "cuda",
     }
 
 
@@ -165,8 +168,17 @@ def run_callbacks(
     return [Checkpoints(), Tell(), *logs]
 
 
+def computed_in(model: Any) -> dict[str, str]:
+    """``number_format`` and ``device`` of a model's base weights: properties of the machine, not of the options."""
+    weight = model.get_input_embeddings().weight
+    return {"number_format": str(weight.dtype).removeprefix("torch."), "device": weight.device.type}
+
+
 def write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) -> None:
-    """Write the adapter called ``default`` in peft's layout, and its training curve, each file whole or not at all."""
+    """Write the adapter called ``default`` in peft's layout, and its training curve, each file whole or not at all.
+
+    ``training.json`` also says in which ``number_format`` the base was kept, and on which ``device`` was trained.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -184,7 +196,7 @@ def write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) 
     document = json.loads((scratch / "adapter_config.json").read_text())
     document["target_modules"] = sorted(document["target_modules"])
     (scratch / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    (scratch / "training.json").write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
+    (scratch / "training.json").write_text(json.dumps({**curve, **computed_in(model)}, indent=2, sort_keys=True) + "\n")
     for path in sorted(scratch.iterdir()):
         path.replace(out / path.name)
     scratch.rmdir()
