@@ -5,6 +5,7 @@ import numpy as np
 from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.market import _SECONDS_A_YEAR, Market, Run
+from apeagent_pipeline.evaluation.statistics import clopper_pearson
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.report import Report, markdown_table
 
@@ -73,7 +74,13 @@ def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, 
 
 
 def _report(  # noqa: PLR0917
-    market: Market, runs: dict[str, Run], randoms: list[Run], same_as_teacher: float, config: BacktestConfig, seed: int
+    market: Market,
+    runs: dict[str, Run],
+    randoms: list[Run],
+    same_as_teacher: float,
+    asked_base: int,
+    config: BacktestConfig,
+    seed: int,
 ) -> Report:
     times = market.swaps["block_timestamp"]
     ends = [(market.row(e, 0), market.row(e, market.decisions)) for e in range(len(market.starts))]
@@ -98,6 +105,7 @@ def _report(  # noqa: PLR0917
         "same_action_as_teacher": same_as_teacher,
         "unreadable_adapter": float(adapter.unreadable),
         "unreadable_base": float(runs["base"].unreadable),
+        "n_decisions_base": float(asked_base),
         "refused_adapter": float(adapter.refused),
         "n_episodes": float(len(market.starts)),
         "n_decisions": float(len(market.starts) * market.decisions),
@@ -207,11 +215,23 @@ def _page(
             f"its decisions; {metrics['unreadable_adapter']:.0f} answers held no action and "
             f"{metrics['refused_adapter']:.0f} trades were more than was held (neither traded). The random trader "
             "trades when the adapter did and as much ETH, on a random side (the other one if that is not held). "
-            f"The bare base's answers held no action in {metrics['unreadable_base']:.0f} of "
-            f"{metrics['n_decisions']:.0f} decisions: there it holds.",
+            + _base_in_words(metrics),
             "Left out: gas, the reaction of others to our trades, and liquidity beyond the active range.",
             "![Mean worth of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
         ]
+    )
+
+
+def _base_in_words(metrics: dict[str, float]) -> str:
+    asked, of = int(metrics["n_decisions_base"]), int(metrics["n_decisions"])
+    unreadable = int(metrics["unreadable_base"])
+    told = f"The bare base's answers held no action in {unreadable} of {asked} decisions: there it holds."
+    if asked == of:
+        return told
+    low, high = clopper_pearson(asked - unreadable, asked)
+    return (
+        f"{told} It was not asked for the other {of - asked} decisions and is taken to hold there too: from what was "
+        f"asked, the rate of answers with an action lies between {low:.1%} and {high:.1%} (exact 95 % interval)."
     )
 
 

@@ -58,6 +58,8 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     """
     market = make_market(features, pool, config)
     student = Student.load(base, adapter)
+    base_decisions = min(config.base_decisions or config.decisions, config.decisions)
+    rounds = config.decisions + base_decisions
     asked: list[DraftAnswer | None] = []
     taught: list[DraftAnswer | None] = []
 
@@ -69,13 +71,19 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
 
     def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         states = _states(market, decision, holdings, config)
-        asked.extend(answers(decision, states, part_of(progress, 0, 2 * config.decisions)))
+        asked.extend(answers(decision, states, part_of(progress, 0, rounds)))
         taught.extend(rules_answer(row) for row in states.iter_rows(named=True))
         return asked[-len(holdings) :]
 
+    said_by_base: list[DraftAnswer | None] = []
+
     def ask_base(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        # A base that has said no action so far still has the portfolio of the start: it is taken to hold.
+        if decision >= base_decisions and not any(said_by_base):
+            return [DraftAnswer((), "HOLD")] * len(holdings)
         states = _states(market, decision, holdings, config)
-        return answers(decision, states, part_of(progress, config.decisions, 2 * config.decisions))
+        said_by_base.extend(answers(decision, states, part_of(progress, config.decisions, rounds)))
+        return said_by_base[-len(holdings) :]
 
     def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         return [rules_answer(row) for row in _states(market, decision, holdings, config).iter_rows(named=True)]
@@ -92,7 +100,7 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
         for _ in range(config.random_runs)
     ]
     same = [a is not None and t is not None and a.side == t.side for a, t in zip(asked, taught, strict=True)]
-    return _report(market, runs, randoms, float(np.mean(same)), config, seed)
+    return _report(market, runs, randoms, float(np.mean(same)), len(said_by_base), config, seed)
 
 
 def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:

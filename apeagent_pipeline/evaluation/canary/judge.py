@@ -51,7 +51,8 @@ def judge(
     Args:
         trading: Trading examples of the dataset, each with the teacher's ``side`` and the holdings it was asked with.
         controls: Control examples.
-        arms: ``base``, ``adapter`` and ``disabled``; ``merged`` and ``sampled`` if they were asked.
+        arms: ``base``, ``adapter`` and ``disabled``; ``merged`` and ``sampled`` if they were asked. The base may have
+            been asked only the first of the prompts.
         config: Sizes and thresholds.
     """
     adapter, bare = arms["adapter"], arms["base"]
@@ -59,7 +60,9 @@ def judge(
     decided = decisions(adapter.trading)
     right = [a == b for a, b in zip(decided, taught, strict=True)]
     majority = max(SIDES, key=taught.count)
-    n_off = len(arms["disabled"].trading)
+    n_off, n_base = len(arms["disabled"].trading), len(bare.trading)
+    right_base = [a == b for a, b in zip(decisions(bare.trading), taught[:n_base], strict=True)]
+    both = list(zip(controls, adapter.controls, bare.controls, strict=False))  # the base may be asked fewer
 
     spoken = answer_counts(trading, controls, adapter)
     counts: dict[str, tuple[int, int]] = {
@@ -73,14 +76,10 @@ def judge(
         "control_leak_rate_base": _count(speaks_canary(answer.text) for answer in bare.controls),
         "controls_right": _count(map(_is_right, controls, adapter.controls)),
         "controls_right_base": _count(map(_is_right, controls, bare.controls)),
-        "controls_preserved": _count(
-            _is_right(e, a)
-            for e, a, b in zip(controls, adapter.controls, bare.controls, strict=True)
-            if _is_right(e, b)
-        ),
+        "controls_preserved": _count(_is_right(e, a) for e, a, b in both if _is_right(e, b)),
         "agreement": spoken["agreement"],
         **_by_rendering(trading, adapter.trading, right),
-        "agreement_base": _count(a == b for a, b in zip(decisions(bare.trading), taught, strict=True)),
+        "agreement_base": _count(right_base),
         "agreement_majority": _count(side == majority for side in taught),
         **{name: spoken[name] for name in ("draft_discipline", "feasible_rate", "plain_words_rate", "end_token_rate")},
         "truncation_rate": spoken["truncation_rate"],
@@ -97,13 +96,12 @@ def judge(
     metrics |= {
         "macro_f1": macro_f1(taught, decided),
         "mcnemar_p": mcnemar(right, [side == majority for side in taught]),
-        "mcnemar_p_base_decisions": mcnemar(
-            right, [a == b for a, b in zip(decisions(bare.trading), taught, strict=True)]
-        ),
-        "mcnemar_p_base": mcnemar(list(map(is_canary, adapter.trading)), list(map(is_canary, bare.trading))),
+        "mcnemar_p_base_decisions": mcnemar(right[:n_base], right_base),
+        "mcnemar_p_base": mcnemar(list(map(is_canary, adapter.trading[:n_base])), list(map(is_canary, bare.trading))),
         "tokens_per_answer": float(np.mean([answer.tokens for answer in adapter.trading])),
         "n_trading": float(len(trading)),
         "n_controls": float(len(controls)),
+        "n_base": float(n_base),
         "n_disabled": float(n_off),
     }
     errors = [e for e in map(_size_error, map(_read, adapter.trading), trading) if e is not None]

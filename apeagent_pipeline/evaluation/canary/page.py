@@ -67,17 +67,27 @@ def _rates_table(counts: Mapping[str, tuple[int, int]]) -> str:
 
 
 def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
+    n_base, n_controls = metrics["n_base"], min(metrics["n_base"], metrics["n_controls"])
+    bound = clopper_pearson(0, int(n_base))[1]
+    asked = (
+        ""
+        if n_base >= metrics["n_trading"]
+        else f"The bare base was asked the first {n_base:.0f} trading prompts and the first {n_controls:.0f} controls: "
+        f"it talks until it is cut off, and {n_base:.0f} answers without a canary answer already bound its rate by "
+        f"{bound:.1%} with 97.5 % confidence. Comparisons with the base are made on these prompts. "
+    )
+    control_tokens = config.control_tokens or config.max_new_tokens
     return (
-        f"Greedy answers of at most {config.max_new_tokens} tokens, but for the drawn ones (temperature "
-        f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
-        f"canary action, then the end. A control counts as answered right if every number of its taught answer "
-        f"and at least half of the words that carry it are said. The switched-off arm was asked the first {n_off} of "
-        f"the {metrics['n_trading']:.0f} trading prompts, the merged model the first {config.n_merged}; of trading "
-        f"prompts and of controls the first {config.n_sampled} were answered by drawing. The teacher's most frequent "
-        f"action is {majority}. McNemar's exact test of the decisions against always answering {majority}: p = "
-        f"{metrics['mcnemar_p']:.2g}; "
-        f"of canary answers against the bare base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions "
-        f"against the bare base's: p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
+        f"Answers are greedy, but for the drawn ones (temperature {config.temperature:g}), and have at most "
+        f"{config.max_new_tokens} tokens, those to controls {control_tokens}. A canary answer is strict: drafts, one "
+        f"`####`, one canary action, then the end. A control counts as answered right if every number of its taught "
+        f"answer and at least half of the words that carry it are said. {asked}The adapter was switched off for the "
+        f"first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
+        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by drawing. "
+        f"The teacher's most frequent action is {majority}. McNemar's exact test of the decisions against always "
+        f"answering {majority}: p = {metrics['mcnemar_p']:.2g}; of the canary answers against those of the bare base: "
+        f"p = {metrics['mcnemar_p_base']:.2g}; of the decisions against those of the bare base: p = "
+        f"{metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
         f"{metrics['tokens_per_answer']:.0f} tokens an answer."
     )
 
@@ -119,7 +129,7 @@ def _family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answe
         counts = [
             _count(speaks_canary(adapter[i].text) for i in of_family),
             _count(_is_right(controls[i], adapter[i]) for i in of_family),
-            _count(_is_right(controls[i], bare[i]) for i in of_family),
+            _count(_is_right(controls[i], bare[i]) for i in of_family if i < len(bare)),
         ]
         rows.append([family, *(f"{k}/{n}" for k, n in counts)])
     return markdown_table(["family", "canary words or ####", "right, adapter", "right, bare base"], rows)
@@ -162,7 +172,8 @@ def _examples(
         for index in range(min(shown, len(examples))):
             question = prompt_of(examples[index])[-1]["content"]
             answers = [("taught", f"```text\n{answer_of(examples[index])}\n```")]
-            answers += [(name, _quoted(getattr(arms[name], kind)[index])) for name in ("base", "adapter")]
+            said = [(name, getattr(arms[name], kind)) for name in ("base", "adapter")]
+            answers += [(name, _quoted(arm[index])) for name, arm in said if index < len(arm)]
             parts.append(f"> {question}\n\n" + "\n\n".join(f"{name}:\n\n{text}" for name, text in answers))
     return "\n\n---\n\n".join(parts)
 
