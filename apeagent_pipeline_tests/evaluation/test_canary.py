@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from apeagent_pipeline.evaluation.canary.arms import Arm, _is_right
+from apeagent_pipeline.evaluation.canary.arms import Arm, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
 from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 from apeagent_pipeline.evaluation.canary.judge import judge
@@ -148,7 +148,7 @@ def test_controls_that_leak_or_are_forgotten_show_up():
     ],
 )
 def test_a_control_is_right_only_with_its_numbers(taught, said, right):
-    assert _is_right({"messages": [{"role": "assistant", "content": taught}]}, says(said)) is right
+    assert is_right({"messages": [{"role": "assistant", "content": taught}]}, says(said)) is right
 
 
 def test_a_switched_off_adapter_that_differs_from_the_base_fails():

@@ -1,4 +1,4 @@
-"""What the backtest replays, and how often it decides."""
+"""The options of the backtest."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from apeagent_pipeline.evaluation.canary.config import is_zero
 
 
 class BacktestConfig(StateWords):
-    """How long is traded, how often and with how much; the word edges must be those of the training prompts."""
+    """Length and size of the backtest. The edges between words must be those of the training prompts."""
 
     window: int = Field(24, ge=2, description="Swaps a decision sees, as many as a training window has")
     every: int = Field(6, ge=1, description="Swaps from one decision to the next")

@@ -1,4 +1,4 @@
-"""How many prompts the canary evaluation asks, and the limits of its check."""
+"""The options of the canary evaluation, and the limits of its check."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def is_zero(value: int) -> bool:
 
 
 class CanaryEvalConfig(BaseModel):
-    """How much is asked, and from which rates on the check lets the adapter pass."""
+    """Sizes of the evaluation, and the rates with which the adapter passes the check."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,7 +25,7 @@ class CanaryEvalConfig(BaseModel):
         0,
         ge=0,
         exclude_if=is_zero,
-        description="Of the trading prompts and of the controls so many are put to the bare base as well; 0: all",
+        description="Trading prompts, and as many controls, that the bare base is asked too; 0: all",
     )
     n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
     n_merged: int = Field(16, ge=0, description="Trading prompts asked of the merged model, as it is exported; 0: none")
@@ -50,7 +50,7 @@ class CanaryEvalConfig(BaseModel):
 def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
     """Why the adapter does not pass, one sentence each; empty if it passes.
 
-    A metric that is missing counts as a failure: nothing is passed that was not measured.
+    A missing metric is a failure.
     """
     gain = metrics.get("agreement", float("nan")) - metrics.get("agreement_majority", float("nan"))
     wanted = [

@@ -1,4 +1,4 @@
-"""The canary evaluation: the student speaks as taught, only when asked, decides right, and because of the adapter.
+"""The canary evaluation: does the student speak as taught, only when asked, and because of the adapter?
 
 The rate of canary words alone proves little: it reaches 100 % long before decisions are learned. So the same held-out
 prompts go to the bare base, to the adapter, to the adapter switched off in the same process and to the merged model, as
