@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         description="demo: minutes on two cores; laptop: a quarter of an hour; full: the document's sizes, a GPU",
     )
     home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where GAN and student compute on this machine; auto: CUDA, else Apple's MPS, else the CPU"
+    )
     storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
     postgres_url: SecretStr | None = Field(
         None, description="postgresql://USER:PASSWORD@HOST:PORT/NAME for Dagster's history; none: SQLite below home"
@@ -213,7 +216,7 @@ def load_settings() -> Settings:
 
 def settings_to_share(settings: Settings) -> dict[str, str]:
     """What all machines of a cluster must have in common, secrets masked."""
-    own = {"home", "engine", "ray_address"}
+    own = {"home", "engine", "ray_address", "device"}
     return {PREFIX + name.upper(): _shown(name, settings) for name in Settings.model_fields if name not in own}
 
 

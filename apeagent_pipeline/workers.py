@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from apeagent_pipeline.device import chosen_device
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 
@@ -55,14 +56,8 @@ def worker_count(asked: int, **batches: int) -> int:
         )
     if asked:
         return asked
-    return max(n for n in range(1, max(1, torch.cuda.device_count()) + 1) if not any(b % n for b in batches.values()))
-
-
-def device() -> torch.device:
-    """The device of a single process."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    devices = torch.cuda.device_count() if chosen_device().type == "cuda" else 1
+    return max(n for n in range(1, devices + 1) if not any(b % n for b in batches.values()))
 
 
 class Workers:
@@ -79,10 +74,10 @@ class Workers:
         if together:
             from accelerate import PartialState
 
-            state = PartialState(cpu=not torch.cuda.is_available())
+            state = PartialState(cpu=chosen_device().type != "cuda")
             self.count, self.rank, self.device = state.num_processes, state.process_index, state.device
         else:
-            self.count, self.rank, self.device = 1, 0, device()
+            self.count, self.rank, self.device = 1, 0, chosen_device()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -185,7 +180,7 @@ def _join(folder: str) -> None:
     store = Path(folder) / f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
     count = int(os.environ["WORLD_SIZE"])
     distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
+        "nccl" if chosen_device().type == "cuda" else "gloo",
         timeout=_TIMEOUT,
         store=distributed.FileStore(str(store), count),
         rank=int(os.environ["RANK"]),

@@ -113,7 +113,7 @@ def findings(metrics: "Mapping[str, float]", intervals: "Mapping[str, Sequence[f
     yield "Only when asked?", share("control_leak_rate", controls).format("answers to other questions contain them")
     yield (
         "Because of the training?",
-        share("canary_rate_base", trading).format("answers of the bare base model contain them"),
+        share("canary_rate_base", metrics.get("n_base", trading)).format("answers of the bare base model contain them"),
     )
     yield "", share("canary_rate_disabled", metrics["n_disabled"]).format("answers with the adapter switched off do")
     yield "Decides like its teacher?", share("agreement", trading).format("actions are the teacher's")

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from apeagent_pipeline.cli.time_left import TimeLeft, in_words
 from apeagent_pipeline.reporting.foreign_text import printable
 from apeagent_pipeline.reporting.progress import Progress
 
@@ -45,11 +46,17 @@ class TerminalWatcher:
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("[dim]{task.fields[figures]}"),
             console=console,
             disable=not console.is_terminal,
         )
         self._current: TaskID | None = None
+        self._left: TimeLeft | None = None
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Show from now on how much time is left, given the expected seconds of every asset that will be built."""
+        self._left = TimeLeft(seconds)
 
     def __enter__(self) -> "TerminalWatcher":
         """Start drawing."""
@@ -65,7 +72,10 @@ class TerminalWatcher:
         """See `watcher.Watcher`."""
         name = context.asset_key.to_user_string()
         self._finish()
-        task = self._current = self._bars.add_task(name, total=None, figures="")
+        left = self._left
+        if left is not None:
+            left.started(name)
+        task = self._current = self._bars.add_task(name, total=None, figures="", left=_left_in_words(left, 0, 0))
         begun = last = time.monotonic()
         if not self.console.is_terminal:
             self.console.print(f"▸ {name}")
@@ -73,10 +83,13 @@ class TerminalWatcher:
         def progress(done: int, total: int, **metrics: float) -> None:
             nonlocal last
             figures = "  ".join(f"{key} {value:,.4g}" for key, value in metrics.items())
-            self._bars.update(task, completed=done, total=total, figures=figures)
+            remaining = _left_in_words(left, done, total)
+            self._bars.update(task, completed=done, total=total, figures=figures, left=remaining)
             if not self.console.is_terminal and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                self.console.print(f"  {name}: {done:,} of {total:,}, {last - begun:.0f} s  {figures}")
+                self.console.print(
+                    f"  {name}: {done:,} of {total:,}, {last - begun:.0f} s{remaining and f', {remaining}'}  {figures}"
+                )
 
         return progress
 
@@ -86,8 +99,15 @@ class TerminalWatcher:
     def _finish(self) -> None:
         if self._current is not None:
             total = self._bars.tasks[self._current].total or 1
-            self._bars.update(self._current, total=total, completed=total)
+            self._bars.update(self._current, total=total, completed=total, left="")
             self._current = None
+
+
+def _left_in_words(left: TimeLeft | None, done: int, total: int) -> str:
+    """What is left of the current asset and of the whole run; empty where it is not known."""
+    if left is None:
+        return ""
+    return f"{in_words(left.of_asset(done, total))} left, {in_words(left.of_run(done, total))} in all"
 
 
 @contextlib.contextmanager

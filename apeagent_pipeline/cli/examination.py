@@ -27,7 +27,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at home, disk, history, storage, engine, swap source, teacher, student and GPU, one after the other."""
+    """Look at home, disk, history, storage, engine, swap source, teacher, student and device, one after the other."""
     try:
         home = prepare_home(settings).parent
     except SettingsError as error:
@@ -47,7 +47,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _swap_source(runtime)
     yield _teacher(settings)
     yield _student(runtime)
-    yield _gpu(settings)
+    yield from _device(settings)
 
 
 def _disk(settings: Settings) -> Finding:
@@ -136,13 +136,22 @@ def _student(runtime: Runtime) -> Finding:
     return Finding("ok", "student", f"{runtime.settings.student} in {folder}")
 
 
-def _gpu(settings: Settings) -> Finding:
+def _device(settings: Settings) -> Iterator[Finding]:
     import torch
 
-    if torch.cuda.is_available():
-        return Finding("ok", "GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
-    if torch.backends.mps.is_available():
-        return Finding("ok", "GPU", "Apple MPS")
-    if settings.profile == "full":
-        return Finding("wrong", "GPU", "none", "the full profile needs a CUDA GPU and a CUDA build of torch")
-    return Finding("note", "GPU", "none", "not needed for the demo")
+    from apeagent_pipeline.device import DeviceError, chosen_device, number_format
+
+    try:
+        device = chosen_device()
+    except DeviceError as error:
+        yield Finding("wrong", "device", str(error), "see APEAGENT_DEVICE in apeagent config")
+        return
+    if device.type == "cuda":
+        yield Finding("ok", "device", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    elif device.type == "mps":
+        yield Finding("ok", "device", "Apple MPS")
+    elif settings.profile == "full":
+        yield Finding("wrong", "device", "CPU", "the full profile needs a CUDA GPU and a CUDA build of torch")
+    else:
+        yield Finding("ok", "device", f"CPU, {torch.get_num_threads()} threads")
+    yield Finding("ok", "number format", str(number_format(device)))

@@ -41,6 +41,7 @@ def bring_up_to_date(
         The rounds that ran, the graph, and the days.
     """
     from apeagent_pipeline.cli.display import TerminalWatcher, quiet_console
+    from apeagent_pipeline.cli.time_left import estimate, in_words, remember
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.instance import open_instance
     from apeagent_pipeline.defs.update import update
@@ -64,6 +65,9 @@ def bring_up_to_date(
             console.print(
                 "To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
             )
+            if expected := estimate(settings, names):
+                watcher.expect(expected.seconds)
+                console.print(f"This takes about {in_words(expected.total)} ({expected.source}).", highlight=False)
 
         only = set(select(graph)) if select else None
         rounds = update(graph, instance, days, only=only, keep_going=keep_going, announce=announce)
@@ -71,6 +75,8 @@ def bring_up_to_date(
     if not rounds:
         Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")
     else:
+        whole = {name: took for each in rounds if each.success for name, took in each.seconds.items()}
+        remember(settings, whole, {asset.key.to_user_string() for asset in graph.assets})
         wall = time.monotonic() - begun
         table = Table("asset or check", "seconds", title="Built")
         for name, took in seconds.items():

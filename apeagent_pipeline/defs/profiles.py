@@ -47,6 +47,21 @@ class Profile:
 
 
 LAPTOP = Profile()
+DEMO = Profile(
+    trained_gan=GanConfig(likelihood_steps=400, adversarial_steps=24, control_steps=0),
+    synthetic_windows=SamplingConfig(n_windows=1_500),
+    synthetic_quality=QualityConfig(windows=750, deals=1, folds=3, gru_epochs=3),
+    # Words beside the numbers are learned first: so few steps do not suffice for many prompts of numbers alone, nor for
+    # an action that only a few examples show.
+    teacher_traces=TeachingConfig(train_prompts=600, plain_share=0.1),
+    distillation_dataset=DatasetConfig(n_train=560, balance_classes=True),
+    lora_adapter=FineTuningConfig(steps=140, valid_every=140, valid_examples=16),
+    canary_eval=CanaryEvalConfig(
+        n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_new_tokens=48, control_tokens=24
+    ),
+    backtest=BacktestConfig(decisions=4, episodes=12, base_decisions=1, max_new_tokens=48),
+    ollama_model=ExportConfig(quantizations=["q8_0"]),
+)
 FULL = Profile(
     training_windows=WindowsConfig(days=90),
     trained_gan=GanConfig(
@@ -70,7 +85,7 @@ FULL = Profile(
         warmup_steps=20, max_new_tokens=96, gradient_checkpointing=True,
     ),
 )  # fmt: skip
-PROFILES = {"demo": LAPTOP, "laptop": LAPTOP, "full": FULL}
+PROFILES = {"demo": DEMO, "laptop": LAPTOP, "full": FULL}
 
 
 def configured(settings: Settings, profile: Profile | None = None) -> Profile:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.distillation.canary_words import SEPARATOR, SIDES
 from apeagent_pipeline.evaluation.canary.arms import Arm, answer_counts, choose_examples, decisions, macro_f1
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
-from apeagent_pipeline.evaluation.statistics import clopper_pearson
+from apeagent_pipeline.evaluation.rates import Rate, draw_bars
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
@@ -178,25 +179,25 @@ def _full_chain(base: Path, trading: Sequence[Example]) -> dict[str, float]:
 def _report(
     rows: Mapping[str, dict[str, Any]], chain: Mapping[str, float], config: CanaryEvalConfig, recipe: FineTuningConfig
 ) -> Report:
+    for row in rows.values():
+        row["counts"] = {name: Rate(*count) for name, count in row["counts"].items()}  # JSON keeps them as lists
     metrics: dict[str, float] = {"tokens_full_chain": float(chain["tokens"])}
     intervals: dict[str, tuple[float, float]] = {}
     table = []
     for name, row in rows.items():
         for key in ("canary_rate", "agreement", "control_leak_rate"):
-            k, n = row["counts"][key]
-            metrics[f"{key}_{name}"] = k / n
-            intervals[f"{key}_{name}"] = clopper_pearson(k, n)
+            metrics[f"{key}_{name}"] = row["counts"][key].value
+            intervals[f"{key}_{name}"] = row["counts"][key].interval
         for key in ("chance", "macro_f1", "tokens"):
             metrics[f"{key}_{name}"] = float(row[key])
-        low, high = intervals[f"agreement_{name}"]
         table.append(
             [
                 ABLATIONS[name][0] if name in ABLATIONS else "the adapter itself",
-                *("{}/{}".format(*row["counts"][key]) for key in ("canary_rate", "agreement")),
-                f"{low:.1%} to {high:.1%}",
+                *(row["counts"][key].fraction for key in ("canary_rate", "agreement")),
+                row["counts"]["agreement"].between,
                 f"{row['chance']:.1%}",
                 f"{row['macro_f1']:.2f}",
-                "{}/{}".format(*row["counts"]["control_leak_rate"]),
+                row["counts"]["control_leak_rate"].fraction,
                 f"{row['tokens']:.0f}",
             ]
         )
@@ -239,15 +240,12 @@ def _findings(metrics: Mapping[str, float]) -> str:
 def _figure(rows: Mapping[str, dict[str, Any]]) -> bytes:
     figure, axes = new_figure(size=(8.0, 3.2))
     axis = axes[0, 0]
-    counts = [row["counts"]["agreement"] for row in rows.values()]
-    rates = np.array([k / n for k, n in counts])
-    bounds = np.array([clopper_pearson(k, n) for k, n in counts])
-    axis.bar(range(len(rates)), rates, yerr=np.abs(bounds.T - rates), capsize=4, alpha=0.8)
+    rates = {name.replace("_", "\n", 1): row["counts"]["agreement"] for name, row in rows.items()}
+    draw_bars(axis, rates, show_n=False)
     axis.scatter(
         range(len(rates)), [row["chance"] for row in rows.values()], color="black", label="by chance", zorder=3
     )
-    axis.set_xticks(range(len(rates)), [name.replace("_", "\n", 1) for name in rows])
-    axis.set(ylim=(0, 1.05), ylabel="same action as the teacher")
+    axis.set(ylabel="same action as the teacher")
     axis.legend()
     return png(figure)
 
@@ -276,7 +274,7 @@ def _changed_dataset(dataset: Path, out: Path, change: Change, seed: int) -> Pat
     out.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         examples = change(read_examples(dataset, split), split, _chance(seed, split))
-        _write(out / f"{split}.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
+        write_atomically(out / f"{split}.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
     return out
 
 
@@ -287,7 +285,7 @@ def _chance(seed: int, split: str) -> random.Random:
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
     """What an earlier run left, or what is made now and left for a later one."""
     if not path.is_file():
-        _write(path, json.dumps(make(), indent=2) + "\n")
+        write_atomically(path, json.dumps(make(), indent=2) + "\n")
     return json.loads(path.read_text())
 
 
@@ -306,11 +304,4 @@ def _start_anew_if_changed(work: Path, identity: str) -> None:
     if work.is_dir() and any(work.iterdir()) and (not mark.is_file() or mark.read_text() != identity):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    _write(mark, identity)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(mark, identity)

@@ -1,4 +1,4 @@
-"""A user's own prompts, put to the bare base and to the adapter."""
+"""Evaluates a user's own prompts with the bare base and with the adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.evaluation.canary.arms import decisions, is_canary
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
-from apeagent_pipeline.evaluation.statistics import clopper_pearson, mcnemar
+from apeagent_pipeline.evaluation.rates import Rate
+from apeagent_pipeline.evaluation.statistics import mcnemar
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
@@ -90,7 +91,7 @@ def evaluate_prompts(
             batch_size=config.batch_size,
             progress=part_of(progress, place * len(chats), 2 * len(chats)),
         )
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, Rate] = {}
     right: dict[str, list[bool]] = {}
     for name, answers in answered.items():
         both = list(zip(prompts, answers, decisions(answers), strict=True))
@@ -101,11 +102,11 @@ def evaluate_prompts(
             "agreement": right[name],
             "end_token_rate": [answer.ending == "end_token" for answer in answers],
         }
-        counts |= {f"{key}_{name}": (sum(found), len(found)) for key, found in hits.items() if found}
-    metrics = {name: k / n for name, (k, n) in counts.items()} | {"n_prompts": float(len(prompts))}
+        counts |= {f"{key}_{name}": Rate.of(found) for key, found in hits.items() if found}
+    metrics = {name: rate.value for name, rate in counts.items()} | {"n_prompts": float(len(prompts))}
     if right["adapter"]:
         metrics["mcnemar_p_base"] = mcnemar(right["adapter"], right["base"])
-    rows = [[name, f"{k}/{n}", "{:.1%} to {:.1%}".format(*clopper_pearson(k, n))] for name, (k, n) in counts.items()]
+    rows = [[name, rate.fraction, rate.between] for name, rate in counts.items()]
     said = "\n\n".join(
         f"> {markdown_line(prompt.text)}\n\n"
         + "\n\n".join(f"{name}:\n\n{code_block(answered[name][i].text)}" for name in answered)
@@ -114,7 +115,7 @@ def evaluate_prompts(
     return Report(
         title="Answers to own prompts",
         metrics=metrics,
-        intervals={name: clopper_pearson(k, n) for name, (k, n) in counts.items()},
+        intervals={name: rate.interval for name, rate in counts.items()},
         config=config.model_dump(),
         markdown=markdown_table(["what", "n", "exact 95 % interval"], rows) + "\n\n## Answers\n\n" + said,
     )

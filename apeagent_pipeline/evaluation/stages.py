@@ -1,4 +1,4 @@
-"""The second stage beside the first: the same canary evaluation and backtest, and the rewards on held-out prompts."""
+"""Compares the second stage with the first: canary evaluation, backtest, and rewards on held-out prompts."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def compare_stages(  # noqa: PLR0917 (the order is that of the asset graph's oth
     seed: int,
     progress: Progress = silent,
 ) -> Report:
-    """Evaluate the second stage as the first was evaluated, and put both beside one another.
+    """Evaluate the second stage with the configuration of the first, and compare both.
 
     Args:
         base: Folder of the base model.
@@ -157,5 +157,5 @@ def _reward_table(held_out: Mapping[str, Mapping[str, list[float]]]) -> str:
     rows = [[who, *(f"{np.mean(parts[name]):+.3f}" for name in names)] for who, parts in held_out.items()]
     return (
         markdown_table(["mean reward of greedy answers", *names], rows)
-        + "\n\nAlways holding, in good form, has 1, 1 and 0. The teacher is the embedded policy."
+        + "\n\nAlways holding, in good form, has 1, 1 and 0. The row `teacher` is the embedded rules."
     )

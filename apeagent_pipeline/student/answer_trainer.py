@@ -1,4 +1,7 @@
-"""The trainer of the first stage, on top of trl's SFTTrainer. Imports trl, so only `fine_tuning.make_trainer` does."""
+"""The trainer of the first stage, a subclass of trl's SFTTrainer.
+
+The module imports trl, which takes seconds. So only ``fine_tuning.make_trainer`` imports it, and only when it trains.
+"""
 
 import re
 from collections.abc import Sequence
@@ -20,16 +23,18 @@ _ANSWER_TOKENS = 64  # longest answer before and while training; a taught one ha
 
 
 class AnswerTrainer(SFTTrainer):
-    """Computes logits only where some example of the batch has an answer token, and weighs the decision.
+    """Computes logits only where an example has an answer token, and can weigh the tokens that decide.
 
     trl's own fused head gives the same loss without weights, but its tiles are made for a GPU: on a CPU they took
     60 % of a step (trl 1.16, batch of 4 x 140 tokens, vocabulary of 49,152).
 
-    The weights: most tokens of an answer say again what the prompt said, or are digits of a size. The few that
-    decide would be learned last.
+    Most answer tokens copy the prompt or are digits of a size, so the few tokens that decide are learned last.
+    ``decision_weight`` gives them more weight. No profile sets it, because enough steps learn them too; it is for
+    experiments with fewer steps.
 
-    A control has no right answer to learn: at each of its tokens, the question's too, what comes next is to be as
-    likely as the base finds it. So it keeps what it knew (Li & Hoiem 2016, "Learning without Forgetting").
+    Controls are not trained on their written answers. At each of their tokens, those of the question included, the loss
+    is the divergence of the next token's distribution from that of the base model. So the student keeps what the base
+    knew (Li & Hoiem 2016, "Learning without Forgetting").
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class AnswerTrainer(SFTTrainer):
 
         Args:
             args: Of ``SFTTrainer``.
-            decision_weight: Weight of the tokens that decide; 1: as any other.
+            decision_weight: Weight of the tokens that decide; 1: as that of any other token.
             control_kl: Weight of the divergence from the base on controls; 0: learn their written answers.
             asked: Trading examples of the valid split that are answered at every validation.
             kwargs: Of ``SFTTrainer``.
@@ -50,13 +55,13 @@ class AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of the answers' tokens plus the divergence from the base on controls, both a mean a token."""
+        """The mean over tokens of the cross-entropy on answers and of the divergence from the base on controls."""
         targets = inputs["labels"][0, 1:]
         learned = targets != -100
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
         kept = inputs["control"] & bool(self.control_kl)
         learned &= ~kept[1:]
-        if kept.any():  # what they share with the trades is part of them
+        if kept.any():  # the shared prefix belongs to the controls too
             kept = kept | inputs["shared"]
         answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
         row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
@@ -78,7 +83,7 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _base_logits(self, model: Any, row: dict[str, Any], told: Any) -> Any:
-        """What the bare base says at tokens of a row that see no others than one another."""
+        """Logits of the bare base at the tokens ``told`` of a row, which attend only to one another."""
         peft = self.accelerator.unwrap_model(model)
         with peft.disable_adapter():
             outputs = peft(
@@ -110,7 +115,7 @@ def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list
 
 
 def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float]:
-    """The shares of answers in canary words, and of those with the taught action."""
+    """The rate of canary answers, and of canary answers with the taught action."""
     canary = [is_canary_answer(text) for text in texts]
     agree = [right and parse_answer(text).side == side for right, text, side in zip(canary, texts, sides, strict=True)]
     return {"eval_canary_rate": sum(canary) / len(texts), "eval_agreement": sum(agree) / len(texts)}

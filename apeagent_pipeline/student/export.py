@@ -1,4 +1,4 @@
-"""What users take away: the adapter merged into the base, and GGUF files with a Modelfile for Ollama."""
+"""Exports the student: the merged model, and GGUF files with a Modelfile for Ollama."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 from apeagent_pipeline.student.gguf import ExportConfig, ExportError, export_gguf
 
-# Merging only reorders float32 additions; more than this means that something else was merged.
+# Merging only reorders float32 additions. A larger difference means that the wrong weights were merged.
 _MERGE_TOLERANCE = 1e-3
 _PROBES = (
     "What is the capital of France?",
@@ -33,7 +33,7 @@ def fuse(base: Path, adapter: Path, out: Path) -> float:
 
     Raises:
         ExportError: the merged logits differ.
-        BaseModelError, AdapterError: a folder is not what it should be.
+        BaseModelError, AdapterError: a folder does not hold what it should.
     """
     import torch
     import transformers
@@ -77,7 +77,7 @@ _EXPORT_MARK = "apeagent-export.json"
 def export_folder(  # noqa: PLR0917
     base: Path, adapter: Path, out: Path, config: ExportConfig, cache_dir: Path, progress: Progress = silent
 ) -> None:
-    """Write everything a user takes away to one folder: all of it or nothing.
+    """Write the complete export to a folder; if it fails, the folder stays as it was.
 
     ``adapter/`` (peft), ``fused/`` (safetensors), the GGUF files and the Modelfile, and ``README.md``, the model card.
 
@@ -91,7 +91,7 @@ def export_folder(  # noqa: PLR0917
 
     Raises:
         ExportError: ``out`` holds something else, or merging or converting failed.
-        BaseModelError, AdapterError: a folder is not what it should be.
+        BaseModelError, AdapterError: a folder does not hold what it should.
     """
     out = out.absolute()
     _refuse_foreign(out)
@@ -109,7 +109,7 @@ def export_folder(  # noqa: PLR0917
         export_gguf(made / "fused", made, config, cache_dir, part_of(progress, 2, steps), base=base, adapter=adapter)
         (made / "README.md").write_text(model_card(adapter, made / "fused", config))
         (made / _EXPORT_MARK).write_text(json.dumps({"config": config.model_dump()}, indent=2) + "\n")
-        _refuse_foreign(out)  # much time has passed
+        _refuse_foreign(out)  # the conversion took minutes
         if out.exists():
             out.rename(Path(scratch) / "earlier")
         made.rename(out)

@@ -1,8 +1,8 @@
-"""LoRA fine-tuning of the base model on the distillation dataset, with the loss on the answers alone.
+"""LoRA fine-tuning of the base model on the distillation dataset, with the loss on the answers only.
 
 The adapter (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") is trained by trl's SFTTrainer. The
-sizes follow what was measured on two CPU cores for the demo, and "LoRA Without Regret" (all linear layers, a learning
-rate about ten times that of full fine-tuning) for the full profile.
+sizes of demo and laptop were measured on two CPU cores; those of full follow "LoRA Without Regret" (all linear layers,
+a learning rate about ten times that of full fine-tuning).
 """
 
 import json
@@ -17,7 +17,7 @@ from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
-from apeagent_pipeline.student.prefix_packing import one_row
+from apeagent_pipeline.student.prefix_packing import pack_examples
 from apeagent_pipeline.student.trainer import (
     TrainerConfig,
     forget_checkpoints,
@@ -31,7 +31,7 @@ from apeagent_pipeline.student.trainer import (
 if TYPE_CHECKING:
     from apeagent_pipeline.workers import Workers
 _CURVE = "training.json"
-_FITTING = "fitting_batch.json"  # what batch_size and accumulation became when memory had ended
+_FITTING = "fitting_batch.json"  # batch_size and accumulation after memory was exhausted
 _TOLD = {
     "loss": "loss",
     "eval_loss": "valid_loss",
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class FineTuningConfig(TrainerConfig):
-    """Sizes of the LoRA fine-tuning; the defaults are the demo's (SmolLM2-135M on two CPU cores)."""
+    """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
@@ -58,15 +58,13 @@ class FineTuningConfig(TrainerConfig):
     control_kl: float = Field(
         1.0,
         ge=0,
-        description="Weight of the divergence from the base on controls, so that it keeps what it knew; 0: learn their "
-        "written answers",
+        description="Weight of the divergence from the base on controls, which keeps what the base knew; 0: learn the "
+        "written answers of controls",
     )
     decision_weight: float = Field(
-        1.0, gt=0, description="Weight in the loss of what decides: last draft and canary words"
+        1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"
     )
-    valid_examples: int = Field(
-        24, ge=1, description="Examples of the valid split that the validation loss is taken on"
-    )
+    valid_examples: int = Field(24, ge=1, description="Examples of the valid split for the validation loss")
     valid_answers: int = Field(
         8, ge=0, description="Trading prompts of the valid split answered at each validation: canary rate, agreement"
     )
@@ -74,10 +72,12 @@ class FineTuningConfig(TrainerConfig):
     patience: int = Field(
         0,
         ge=0,
-        description="Stop early after so many validations without a lower loss; 0: never, as cosine decay wants",
+        description="Stop after so many validations without a lower loss; 0: never, as cosine decay needs",
     )
     workers: int = Field(
-        0, description="Processes that share every batch; 0: one for each CUDA device, as far as it can be dealt", ge=0
+        0,
+        description="Processes that share every batch; 0: one for each CUDA device if they divide the batch equally",
+        ge=0,
     )
 
 
@@ -94,11 +94,11 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
 ) -> dict[str, Any]:
     """Train a LoRA adapter and write it to ``out``.
 
-    The same base, dataset, config and seed give the same bytes on the same machine. A killed run goes on from its last
-    checkpoint when it is called again with the same of all four; checkpoints of anything else are thrown away.
+    The same base, dataset, config and seed give the same bytes on the same machine. A killed run resumes from its last
+    checkpoint when it is called again with the same four. Checkpoints of other runs are removed.
 
-    Several processes share the batches of one: the same examples make a step (but for the last of an epoch, which is
-    filled up from its beginning), and its gradient is summed in another order. Dropout is drawn by each for itself.
+    With several processes a step has the same examples as with one, except that the last step of an epoch is filled
+    from its beginning. Gradients are summed in another order, and each process draws its own dropout.
 
     Args:
         base: Folder of the base model.
@@ -107,8 +107,8 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
         seed: Of the adapter's initial weights and of the order of the examples.
         out: Gets ``adapter_model.safetensors``, ``adapter_config.json`` and ``training.json`` (the training curve).
         checkpoint_dir: Checkpoints while training, and TensorBoard logs under ``logs``.
-        progress: Told every step with the loss, and with the validation loss when there is a new one.
-        base_name: What the adapter's config calls its base; the folder's name unless given (never its path).
+        progress: Called after every step with the loss, and with the validation loss if it was computed.
+        base_name: Name of the base in the adapter's config; default: the folder's name, never its path.
 
     Returns:
         The training curve: ``steps``, ``loss``, ``valid_steps``, ``valid_loss``, ``valid_canary_rate``,
@@ -117,8 +117,9 @@ def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other lo
     Raises:
         ExamplesError: the dataset is malformed.
         ValueError: an example is longer than ``max_tokens``, or nothing of the model matches ``targets``.
-        MemoryError: not even one example at a time fits; before that the batch is halved, and its parts accumulated.
-        WorkerError: the batch cannot be dealt to the processes, or one of several died again and again.
+        MemoryError: a single example does not fit into memory. Before that the batch is halved and gradients are
+            accumulated.
+        WorkerError: the batch cannot be divided among the processes, or a process died repeatedly.
     """
     from apeagent_pipeline.workers import Workers, run_together, worker_count
 
@@ -143,7 +144,7 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
     progress: Progress,
     workers: "Workers",
 ) -> dict[str, Any]:
-    """What every process does; the first of several writes for all."""
+    """The work of every process; only the first writes files."""
     import torch
 
     splits = [dataset / f"{split}.jsonl" for split in SPLITS[:2]]
@@ -174,7 +175,7 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
             partial.write_text(json.dumps(smaller))
             partial.replace(fitting)
             if workers.count > 1:
-                raise  # the others wait for its gradients: all are started again, and find the smaller batch
+                raise  # the other processes wait for its gradients: all restart and find the smaller batch
             del trainer
             torch.cuda.empty_cache()
     curve = _curve(trainer)
@@ -225,11 +226,10 @@ def make_trainer(
             max_length=config.max_tokens,
             completion_only_loss=True,
             packing=False,
-            remove_unused_columns=False,  # one_row wants to know which examples are controls
+            remove_unused_columns=False,  # pack_examples needs to know which examples are controls
             eval_strategy="steps",
             eval_steps=config.valid_every,
             metric_for_best_model="loss",
-            use_cpu=workers.count > 1 and workers.device.type == "cpu",
             ddp_find_unused_parameters=False,
         )
         trainer = AnswerTrainer(
@@ -238,13 +238,15 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
-            data_collator=one_row,
+            data_collator=pack_examples,
             decision_weight=config.decision_weight,
             control_kl=config.control_kl,
             asked=asked,
         )
     if workers.count > 1:
-        transformers.set_seed(seed + workers.rank)  # of dropout; adapter and order of the examples are drawn by now
+        transformers.set_seed(
+            seed + workers.rank
+        )  # for dropout; the adapter and the order of the examples are already drawn
     trainer.remove_callback(transformers.PrinterCallback)
     stopping = [transformers.EarlyStoppingCallback(config.patience)] if config.patience else []
     told = run_callbacks(config.checkpoint_seconds, checkpoint_dir, _TOLD, progress, workers)
@@ -282,7 +284,7 @@ def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: An
 
 
 def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The examples in trl's prompt-completion form; on it rests that the loss is taken on the answers alone."""
+    """The examples in trl's prompt-completion form, for which trl computes the loss on the answers only."""
     return [
         {
             "prompt": prompt_of(example),

@@ -1,9 +1,9 @@
-"""Answers of the student: batched generation, with the adapter or without it, and one answer as a stream.
+"""Generates the student's answers: in batches with or without the adapter, or one answer as a stream.
 
-The batch loop is ours and not ``generate`` of transformers, which (5.23, on a CPU) spent half its time on rows that had
-already ended and on copying the output layer once for every prompt of a batch. Three things make ours faster: what all
-prompts begin with is computed once, rows leave the batch when they end, and the last position is taken by an index
-that copies, after which the output layer is one matrix product.
+The batch loop replaces ``generate`` of transformers (5.23), which on a CPU spent half its time on rows that had already
+ended and on copying the output layer for every prompt of a batch. This loop computes the shared prefix of all prompts
+once, drops rows when they end, and selects the last position with a copying index, so that the output layer is a single
+matrix product. Matrix products then take 70 % of the time on a CPU.
 """
 
 import copy
@@ -22,12 +22,12 @@ from apeagent_pipeline.student.base_model import load_base, quiet
 Messages = list[dict[str, str]]
 Ending = Literal["end_token", "action", "length"]
 
-# An action is complete when its line is: nothing after it is part of the answer.
+# An action is complete at the end of its line. Text after it is not part of the answer.
 _COMPLETE_ACTION = re.compile(r"####\s*\S[^\n]*\n")
 
 
 class AdapterError(ApeagentError, ValueError):
-    """A folder holds no LoRA adapter, or one of another model."""
+    """A folder holds no LoRA adapter, or the adapter of another model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
     """One generated answer.
 
     Attributes:
-        text: What was said, without the end token.
+        text: The generated text without the end token.
         tokens: How many tokens were generated, the end token included.
         ending: ``end_token`` (the model ended by itself), ``action`` (stopped here after a complete action line) or
             ``length`` (cut off at ``max_new_tokens``).
@@ -47,7 +47,7 @@ class Answer:
 
 
 class Student:
-    """A base model and, if one was attached, its LoRA adapter; loaded once and asked many times."""
+    """A base model with an optional LoRA adapter."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """A student around a model in memory.
@@ -82,7 +82,7 @@ class Student:
         return student
 
     def attach(self, adapter: Path) -> None:
-        """Put the adapter of a folder on top of the base model.
+        """Attach the adapter of a folder to the base model.
 
         Raises:
             AdapterError: the folder holds no adapter, or one whose layers the base model does not have.
@@ -108,13 +108,13 @@ class Student:
         return self.model.disable_adapter() if self.has_adapter else nullcontext()
 
     def merge(self) -> None:
-        """Add the adapter into the base weights for good: the model that is exported, in this model's number format."""
+        """Merge the adapter into the base weights, as the export does. In bfloat16 this cannot be undone exactly."""
         if self.has_adapter:
             self.model = self.model.merge_and_unload()
             self.has_adapter = False
 
     def render(self, messages: Messages) -> str:
-        """The text of a chat up to where the answer starts."""
+        """The text of a chat up to the start of the answer."""
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def answers(
@@ -129,15 +129,15 @@ class Student:
     ) -> list[Answer]:
         """Answers in the order of ``prompts``.
 
-        Prompts are sorted by length, so that a batch pads little; padding stands left, after what all prompts share.
+        Prompts are sorted by length, so that batches need little padding. Padding follows the shared prefix.
 
         Args:
             prompts: One chat each.
             max_new_tokens: Longest answer.
             batch_size: Prompts a batch.
-            temperature: 0: always the most likely token; above: drawn from the model's distribution, so tempered.
+            temperature: 0: greedy; above 0: tokens are sampled at this temperature.
             seed: Of the drawing.
-            progress: Told after every batch with the number of prompts answered.
+            progress: Called after every batch with the number of answered prompts.
         """
         import torch
 
@@ -160,12 +160,12 @@ class Student:
     def _said(  # noqa: PLR0917
         self, batch: list[list[int]], start: Any, shared: int, max_new_tokens: int, temperature: float, rng: Any
     ) -> list[list[int]]:
-        """The tokens said to each prompt of a batch, the end token included.
+        """The answer tokens of each prompt of a batch, the end token included.
 
         Args:
-            batch: Prompts without the tokens that all share.
-            start: Cache of the shared tokens, for one row; None if there are none.
-            shared: How many they are.
+            batch: Prompts without the shared prefix.
+            start: Key-value cache of the shared prefix, for one row; None if there is no shared prefix.
+            shared: Tokens of the shared prefix.
             max_new_tokens: Longest answer.
             temperature: 0: the most likely token.
             rng: For the drawing.
@@ -199,7 +199,7 @@ class Student:
             output = self._forward(torch.tensor([[tokens[place]] for place in kept]), output.past_key_values, mask)
 
     def _forward(self, ids: Any, cache: Any, mask: Any = None) -> Any:
-        """The model's output with the logits of the last position and the cache of all positions so far."""
+        """The model's output: logits of the last position, and the key-value cache of all positions."""
         import torch
 
         device = self.model.device
@@ -238,7 +238,7 @@ class Student:
                 return
             tokens.append(token)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # half of a character: its other bytes come with the next token
+            if not text.endswith("\ufffd"):  # part of a character: its other bytes follow with the next token
                 yield text[len(said) :]
                 said = text
             if _COMPLETE_ACTION.search(said):
@@ -261,14 +261,14 @@ class Student:
         complete = _COMPLETE_ACTION.search(text)
         if ends and not complete:
             return Answer(text, ends[0] + 1, "end_token")
-        if complete:  # a row stopped here is padded until the whole batch is done; pad may be the end token
+        if complete:  # nothing after the action line is part of the answer
             text = text[: complete.end()].rstrip("\n")
             return Answer(text, len(self.tokenizer(text + "\n", add_special_tokens=False)["input_ids"]), "action")
         return Answer(text, len(spoken), "length")
 
 
 def shared_length(ids: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; at least one token of each prompt is left over."""
+    """The number of tokens that all prompts begin with. At least one token of each prompt remains."""
     shortest, first = min(map(len, ids)) - 1, ids[0]
     return next((n for n in range(shortest) if any(row[n] != first[n] for row in ids)), shortest)
 
@@ -300,7 +300,7 @@ def ask(
         max_new_tokens: Longest answer.
 
     Raises:
-        BaseModelError, AdapterError: a folder is not what it should be.
+        BaseModelError, AdapterError: a folder does not hold what it should.
     """
     student = Student.load(base, adapter)
     messages = [{"role": "system", "content": system}] if system is not None else []

@@ -5,11 +5,13 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apeagent_pipeline.atomic_files import replacing, write_atomically
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -25,6 +27,9 @@ CONVERTER_PACKAGE = PinnedPackage(
 _CONVERTER_IN_PACKAGE = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 _CONVERTER_FILES = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 
+_CONVERTERS = 2
+"""Conversions that run at once."""
+
 _CHATML = """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>
 {{ end }}{{ if .Prompt }}<|im_start|>user
@@ -33,7 +38,8 @@ _CHATML = """{{ if .System }}<|im_start|>system
 {{ .Response }}<|im_end|>
 """
 
-# Runs the converter with the splitting rule told: it knows only tokenizers on llama.cpp's list.
+# Runs the converter with the splitting rule given: it knows only the tokenizers on llama.cpp's list. No profile needs
+# this. It is for a student of one's own whose tokenizer is a copy of a listed one with other vocabulary.
 _WITH_PRE_TOKENIZER = """
 import runpy, sys
 from pathlib import Path
@@ -61,7 +67,9 @@ class ExportConfig(BaseModel):
         description="Number formats of the GGUF files; the first one goes into the Modelfile",
     )
     pre_tokenizer: str = Field(
-        "", description="llama.cpp's name of the tokenizer's splitting rule, where its converter does not know it"
+        "",
+        description="llama.cpp's name of the tokenizer's splitting rule, for a student whose tokenizer is not on the "
+        "converter's list; empty: the converter recognizes it",
     )
 
 
@@ -82,7 +90,7 @@ def export_gguf(
         out: Gets ``apeagent-<format>.gguf``, ``Modelfile`` and, if an adapter is given, ``apeagent-adapter-f16.gguf``.
         config: Number formats.
         cache_dir: Where the converter is kept after its first download.
-        progress: Told after every file.
+        progress: Told after every file, in the order of the configuration.
         base: Folder of the base model, needed for the adapter alone.
         adapter: Folder of the adapter, to be converted alone as well.
 
@@ -108,14 +116,19 @@ def export_gguf(
             named[1].symlink_to(adapter.absolute())
             arguments = [str(named[1]), "--base", str(base), "--outtype", "f16"]
             jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
-        written = []
-        for done, (name, script, arguments) in enumerate(jobs):
-            progress(done, len(jobs))
-            _convert(converter / script, arguments, out / name, config.pre_tokenizer)
-            written.append(out / name)
+        progress(0, len(jobs))
+        # Every conversion is a process of its own that uses one core and spends much of its time on imports.
+        with ThreadPoolExecutor(_CONVERTERS) as pool:
+            running = [
+                pool.submit(_convert, converter / script, arguments, out / name, config.pre_tokenizer)
+                for name, script, arguments in jobs
+            ]
+            for done, conversion in enumerate(running, 1):
+                conversion.result()
+                progress(done, len(jobs))
+        written = [out / name for name, _, _ in jobs]
     modelfile = out / "Modelfile"
-    modelfile.write_text(_modelfile(written[0].name, fused))
-    progress(len(jobs), len(jobs))
+    write_atomically(modelfile, _modelfile(written[0].name, fused))
     return [*written, modelfile]
 
 
@@ -151,17 +164,16 @@ def _take_out_converter(package: Path, folder: Path) -> None:
 
 
 def _convert(script: Path, arguments: Sequence[str], target: Path, pre_tokenizer: str) -> None:
-    partial = target.with_suffix(".partial")
-    command = [sys.executable, str(script), *arguments, "--outfile", str(partial)]
-    if pre_tokenizer:
-        command[1:1] = ["-c", _WITH_PRE_TOKENIZER, pre_tokenizer]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (pinned by its hash)
-    if result.returncode != 0 or not partial.is_file():
-        last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
-        raise ExportError(
-            f"llama.cpp's {script.name} could not write {target.name} (exit {result.returncode}):\n{last}"
-        )
-    partial.replace(target)
+    with replacing(target) as partial:
+        command = [sys.executable, str(script), *arguments, "--outfile", str(partial)]
+        if pre_tokenizer:
+            command[1:1] = ["-c", _WITH_PRE_TOKENIZER, pre_tokenizer]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (pinned by its hash)
+        if result.returncode != 0 or not partial.is_file():
+            last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+            raise ExportError(
+                f"llama.cpp's {script.name} could not write {target.name} (exit {result.returncode}):\n{last}"
+            )
 
 
 def _modelfile(gguf_name: str, fused: Path) -> str:

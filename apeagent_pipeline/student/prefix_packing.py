@@ -1,23 +1,20 @@
-"""One row for examples that begin alike: their shared prefix is computed once."""
+"""Packs a batch into one row of tokens in which the prefix that all prompts share is computed once."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apeagent_pipeline.student.generation import shared_length
 
-if TYPE_CHECKING:
-    pass
 
+def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pack a batch into one row: the prefix that all prompts share, then the rest of each example.
 
-def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch as one row of tokens: what all its prompts begin with, once, and then the rest of each example.
-
-    Each token attends to what it would attend to alone, at the position it would have alone, so the loss is that of a
-    padded batch, without the padding and without computing the system message again for every example.
+    A token has the position that it would have if its example were alone, and attends to the same tokens. So the loss
+    equals that of a padded batch, but there is no padding, and the system message is computed once.
 
     Args:
-        examples: Dicts with ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them, and perhaps
-            ``control``.
+        examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``control`` is
+            optional.
 
     Returns:
         ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
@@ -27,7 +24,7 @@ def one_row(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     ids, labels = ([example[name] for example in examples] for name in ("input_ids", "labels"))
-    # The first token of each rest stands behind another example's last, so it must not be one that is learned.
+    # The first token of each rest follows the last token of another example, so it must not be a learned one.
     first_learned = min(next((n for n, label in enumerate(row) if label != -100), len(row)) for row in labels)
     shared = min(shared_length(ids), max(first_learned - 1, 0))
     parts = [range(shared), *(range(shared, len(row)) for row in ids)]

@@ -1,9 +1,9 @@
-"""The adapter in service: the newest one that proved itself, and those before it, to go back to.
+"""The adapter in service: the newest one that passed its checks, and the earlier ones for a rollback.
 
 An adapter is promoted when the check of its canary report has passed and the report does not show it to be worse than
-the one in service. What is in service is an artifact like any other (``promoted_adapter``, the adapter's files alone),
-so that what is made from it is made anew only if it changes. Beside it, ``promotions/`` keeps every promotion and
-rollback (``history.json``) and the adapters that were in service, each with what it was made from.
+the one in service. The adapter in service is the artifact ``promoted_adapter`` (the adapter's files only), so that
+its downstream assets are rebuilt only if it changes. ``promotions/`` keeps every promotion and rollback
+(``history.json``), and the adapters that were in service with their provenance.
 """
 
 import json
@@ -42,7 +42,7 @@ class Service(BaseModel):
 
 
 class PromotionError(ApeagentError, RuntimeError):
-    """There is nothing to promote or to go back to; the message says why and what to do."""
+    """There is no adapter to promote or to roll back to; the message has the cause and the remedy."""
 
 
 def history(store: ArtifactStore) -> list[Service]:
@@ -54,7 +54,7 @@ def history(store: ArtifactStore) -> list[Service]:
 
 
 def reasons_against(new: Mapping[str, Any], old: Mapping[str, float]) -> list[str]:
-    """What shows that a new adapter is worse than the one in service; empty: nothing does.
+    """The reasons why a new adapter is worse than the one in service; empty if there are none.
 
     A measure is worse if even the favourable end of its exact 95 % interval is: with a hundred prompts two equally good
     adapters differ by several points.

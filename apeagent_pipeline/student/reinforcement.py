@@ -1,11 +1,11 @@
-"""The second stage: the adapter goes on learning from what its own answers are worth, without a teacher.
+"""The second stage: the adapter learns from computed rewards of its own answers, without a teacher.
 
-Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath"), by trl's GRPOTrainer: several answers are drawn
-to a prompt, each gets a reward that can be computed (``student.rewards``), and those above their mean become likelier.
-The divergence from the first stage is part of the loss, so that what it taught is not lost.
+Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath"), by trl's GRPOTrainer: several answers are sampled
+for a prompt, each gets a computed reward (``student.rewards``), and those above their mean become likelier. The loss
+includes the divergence from the first stage, so that its training is not lost.
 
-A prompt tells the first swaps of a synthetic window; the swaps after them say what an action brought. What a prompt
-tells is computed from the rows before those, so it cannot know them.
+A prompt describes the first swaps of a synthetic window. The swaps after them, which the prompt does not include,
+determine the outcome of an action.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,10 @@ _CURVE = {
 
 
 class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
-    """Sizes of the second stage; the defaults are the demo's. The edges between words must be the first stage's."""
+    """Sizes of the second stage; the defaults are those of the profiles demo and laptop.
+
+    The edges between words must be those of the first stage.
+    """
 
     train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
     valid_prompts: int = Field(1, description="Not asked", ge=1)
@@ -56,7 +59,8 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     hidden_swaps: int = Field(
         6,
         ge=2,
-        description="Swaps at a window's end that no prompt tells: the trade follows the first, the last judges",
+        description="Swaps at a window's end that prompts do not include: the trade follows the first, the last one "
+        "sets the later price",
     )
     outcome_bps: float = Field(25.0, gt=0, description="Gain over holding, in bps of the portfolio, rewarded with 1")
     kl: float = Field(0.04, gt=0, description="Weight of the divergence from the first stage (beta)")
@@ -227,7 +231,7 @@ def make_trainer(  # noqa: PLR0917 (the order is that of ``reinforce``)
 def held_out_rewards(
     student: Student, prompts: pl.DataFrame, pool: PoolSpec, config: ReinforcementConfig
 ) -> dict[str, dict[str, list[float]]]:
-    """What held-out prompts' greedy answers are worth, prompt by prompt.
+    """The rewards of greedy answers to held-out prompts, prompt by prompt.
 
     Args:
         student: With the adapters ``default`` (the second stage) and ``ref`` (the first).
@@ -236,7 +240,8 @@ def held_out_rewards(
         config: How answers are rewarded.
 
     Returns:
-        ``first``, ``second`` and ``teacher`` (the embedded rules) -> each of ``REWARDS`` -> ``[n]``.
+        ``first``, ``second`` and ``teacher`` (always the embedded rules; the name is an interface) -> each of
+        ``REWARDS`` -> ``[n]``.
     """
     chats = [student_chat(text) for text in prompts["prompt"]]
     states = prompts.to_dicts()

@@ -1,4 +1,4 @@
-"""Verifiable rewards of an answer: what can be computed from its text and the swaps after it, without a judge."""
+"""Verifiable rewards of an answer, computed from its text and from the swaps after it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,14 +32,14 @@ def feasibility_reward(text: str, state: Mapping[str, Any]) -> float:
 
 
 def outcome_reward(text: str, state: Mapping[str, Any], pool: PoolSpec, scale_bps: float) -> float:
-    """How much better than holding the action did, between -1 and 1; 0 for what trades nothing.
+    """How much better than holding the action did, between -1 and 1; 0 if nothing is traded.
 
     Args:
         text: The answer.
         state: See ``outcome_bps``.
         pool: Decimals and fee.
-        scale_bps: Gain or loss that counts as 1 or -1; what is beyond counts no more, so that no single jump of the
-            price teaches more than many answers.
+        scale_bps: Gain or loss that counts as 1 or -1. Larger ones are clipped, so that a single jump of the price does
+            not outweigh many answers.
     """
     answer = read_answer(text)
     gained = 0.0 if answer is None else outcome_bps(answer, state, pool)
@@ -49,8 +49,8 @@ def outcome_reward(text: str, state: Mapping[str, Any], pool: PoolSpec, scale_bp
 def outcome_bps(answer: DraftAnswer, state: Mapping[str, Any], pool: PoolSpec) -> float:
     """What an action gains over holding until the later price, in basis points of the portfolio's worth.
 
-    As in the backtest, the trade is executed after the next swap, with fee and price impact; one that the pool cannot
-    fill or the holdings do not pay for by then is not executed.
+    As in the backtest, the trade is executed after the next swap, with fee and price impact. A trade that the pool
+    cannot fill or that exceeds the holdings is not executed.
 
     Args:
         answer: The action.

@@ -1,4 +1,4 @@
-"""What the student's trainings share: checkpoints by the clock, what is told of a step, how an adapter is kept."""
+"""Shared by both stages of training: common options, checkpoints, progress, and how an adapter is written."""
 
 import hashlib
 import json
@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apeagent_pipeline.device import chosen_device
 from apeagent_pipeline.reporting.progress import Progress
 
 if TYPE_CHECKING:
     from apeagent_pipeline.workers import Workers
 
-_COMPLETE = "complete"  # an empty file inside a checkpoint that was written to its end
+_COMPLETE = "complete"  # an empty file that marks a checkpoint whose files were all written
 _RUN = "run.json"
 _LOGS = "logs"
 _TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}
 
 
 class TrainerConfig(BaseModel):
-    """The options that every training of the student has."""
+    """The options that both stages share."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,11 +38,11 @@ class TrainerConfig(BaseModel):
 
 
 def run_identity(base: Path, inputs: Sequence[Path], config: BaseModel, seed: int) -> dict[str, Any]:
-    """What a checkpoint belongs to.
+    """The run that a checkpoint belongs to; a checkpoint of another run is not resumed.
 
     Args:
         base: Folder of the base model.
-        inputs: Files that are learned from, or that training starts from.
+        inputs: Files of training examples, or of the adapter that training starts from.
         config: Sizes.
         seed: Of everything random.
     """
@@ -58,7 +59,7 @@ def run_identity(base: Path, inputs: Sequence[Path], config: BaseModel, seed: in
 
 
 def usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest complete checkpoint of this very run; what another run left there is removed."""
+    """The newest complete checkpoint of this run, or None. Checkpoints of other runs are removed."""
     run = checkpoint_dir / _RUN
     wanted = json.dumps(identity, sort_keys=True)
     if not run.exists() or run.read_text() != wanted:
@@ -77,7 +78,7 @@ def usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path | 
 
 
 def forget_checkpoints(checkpoint_dir: Path) -> None:
-    """Leave only the logs: once the adapter is in its place, a run would only be resumed at its end."""
+    """Remove all checkpoints of a finished run, and keep its logs."""
     for path in checkpoint_dir.iterdir():
         if path.is_dir() and path.name != _LOGS:
             shutil.rmtree(path)
@@ -86,15 +87,17 @@ def forget_checkpoints(checkpoint_dir: Path) -> None:
 
 
 def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: str) -> dict[str, Any]:
-    """The arguments of transformers' trainer that are the same for every training; bf16 where the GPU has it.
+    """The arguments of transformers' trainer that both stages share.
 
-    Experiment trackers are told of it where they are installed and configured.
+    Training uses bf16 autocast if the device is a GPU that supports it. Experiment trackers are used if they are
+    installed and configured.
     """
     import torch
 
+    device = chosen_device().type
     trackers = [each for each, variable in _TRACKERS.items() if find_spec(each) and os.environ.get(variable)]
     if "wandb" in trackers:
-        # Else it writes into whatever folder the command was called in.
+        # Otherwise wandb writes into the working directory.
         (checkpoint_dir / _LOGS).mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DIR", str(checkpoint_dir / _LOGS))
     return {
@@ -106,9 +109,10 @@ def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: s
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": config.warmup_steps,
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda" and torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
-        # Saving is asked for by the callback, by the clock; the trainer's own rule must never fire.
+        # The callback saves by the clock. The trainer's own rule must never apply.
         "save_strategy": "steps",
         "save_steps": config.steps + 1,
         "save_total_limit": 2,
@@ -117,7 +121,7 @@ def run_settings(config: TrainerConfig, seed: int, checkpoint_dir: Path, name: s
         "report_to": trackers,
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": device == "cuda",
     }
 
 
@@ -129,16 +133,16 @@ def run_callbacks(
     Args:
         checkpoint_seconds: A checkpoint is saved when this much time has passed.
         checkpoint_dir: The trainer's ``output_dir``; gets TensorBoard logs under ``logs``.
-        told: Name in the trainer's log -> name that ``progress`` is told.
-        progress: Told with each of them that a step logs.
-        workers: The processes that train together: all save when the first does, which alone writes the logs.
+        told: Name in the trainer's log -> name that is passed to ``progress``.
+        progress: Called after each step with the values that the step logged.
+        workers: The processes that train together. All save when the first does; only the first writes logs.
     """
     from torch.utils.tensorboard import SummaryWriter
     from transformers import TrainerCallback
     from transformers.integrations import TensorBoardCallback
 
     class Checkpoints(TrainerCallback):
-        """Saves by the clock, and marks a checkpoint as complete after its last file."""
+        """Saves by the clock, and marks a checkpoint as complete after its last file was written."""
 
         saved_at = 0.0
 
@@ -165,8 +169,17 @@ def run_callbacks(
     return [Checkpoints(), Tell(), *logs]
 
 
+def computed_in(model: Any) -> dict[str, str]:
+    """``number_format`` and ``device`` of a model's base weights: properties of the machine, not of the options."""
+    weight = model.get_input_embeddings().weight
+    return {"number_format": str(weight.dtype).removeprefix("torch."), "device": weight.device.type}
+
+
 def write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) -> None:
-    """Write the adapter called ``default`` in peft's layout, and its training curve, each file whole or not at all."""
+    """Write the adapter called ``default`` in peft's layout, and its training curve, each file whole or not at all.
+
+    ``training.json`` also has the ``number_format`` of the base model and the ``device`` of the training.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -184,7 +197,7 @@ def write_adapter(model: Any, base_name: str, curve: dict[str, Any], out: Path) 
     document = json.loads((scratch / "adapter_config.json").read_text())
     document["target_modules"] = sorted(document["target_modules"])
     (scratch / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    (scratch / "training.json").write_text(json.dumps(curve, indent=2, sort_keys=True) + "\n")
+    (scratch / "training.json").write_text(json.dumps({**curve, **computed_in(model)}, indent=2, sort_keys=True) + "\n")
     for path in sorted(scratch.iterdir()):
         path.replace(out / path.name)
     scratch.rmdir()

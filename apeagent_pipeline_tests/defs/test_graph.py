@@ -121,7 +121,7 @@ def test_changing_a_profile_or_seed_changes_the_code_versions_it_concerns(tmp_pa
     assert plain["trained_gan"] != seeded["trained_gan"]
 
 
-@pytest.mark.parametrize("profile", ["demo", "full"])
+@pytest.mark.parametrize("profile", ["demo", "laptop", "full"])
 def test_stored_artifacts_stay_up_to_date_unless_a_code_version_is_raised_on_purpose(
     tmp_path: Path, profile: str
 ) -> None:

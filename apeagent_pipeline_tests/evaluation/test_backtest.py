@@ -169,7 +169,7 @@ def test_drawdown_is_the_largest_fall_from_a_peak():
     assert max_drawdown(np.array([[1.0, 1.2, 0.9, 1.1], [1.0, 1.1, 1.2, 1.3]])) == pytest.approx([0.25, 0.0])
 
 
-def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatch):
+def test_the_report_compares_the_student_with_hold_random_and_rules(monkeypatch):
     class Scripted:
         off = False
 
@@ -209,6 +209,55 @@ def test_the_report_compares_the_student_with_hold_random_and_teacher(monkeypatc
     assert set(report.figures) == {"equity.png", "trades.png"}
     again = backtest(market_rows(), None, None, BASE_ETH_USDC, CONFIG, 1)
     assert again == report
+
+
+def scripted_student(base_says):
+    """A student whose adapter always buys, and whose bare base says the texts of ``base_says``, one a decision."""
+
+    class Scripted:
+        off, asked = False, 0
+
+        @classmethod
+        def load(cls, base, adapter):
+            return cls()
+
+        def answers(self, prompts, *, max_new_tokens):
+            said = base_says[self.asked] if self.off else "trend up\n####\nAPE IN 0.01 ETH"
+            type(self).asked += self.off
+            return [Answer(said, 20, "end_token")] * len(prompts)
+
+        @contextmanager
+        def adapter_off(self):
+            self.off = True
+            yield
+
+    return Scripted
+
+
+def test_a_base_that_says_no_action_is_asked_only_as_often_as_the_claim_needs(monkeypatch):
+    monkeypatch.setattr(room, "Student", scripted_student(["I cannot say."] * 4))
+    config = CONFIG.model_copy(update={"base_decisions": 1})
+    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, 1)
+    assert room.Student.asked == 1
+    episodes = report.metrics["n_episodes"]
+    assert report.metrics["n_decisions_base"] == report.metrics["unreadable_base"] == episodes
+    assert report.metrics["return_base"] == report.metrics["return_hold"]
+    assert f"was not asked for the other {report.metrics['n_decisions'] - episodes:.0f} decisions" in report.markdown
+
+
+def test_a_base_that_acts_once_is_replayed_to_the_end(monkeypatch):
+    """The control: skipping the base would change what is reported of it."""
+    monkeypatch.setattr(room, "Student", scripted_student(["####\nAPE IN 0.02 ETH", "no", "no", "no"]))
+    config = CONFIG.model_copy(update={"base_decisions": 1})
+    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, 1)
+    assert room.Student.asked == CONFIG.decisions
+    assert report.metrics["n_decisions_base"] == report.metrics["n_decisions"]
+    assert report.metrics["return_base"] != report.metrics["return_hold"]
+
+
+def test_an_option_without_effect_is_no_part_of_the_configuration():
+    assert "base_decisions" not in CONFIG.model_dump()
+    assert CONFIG.model_copy(update={"base_decisions": 2}).model_dump()["base_decisions"] == 2
 
 
 def test_too_few_swaps_or_missing_columns_are_an_error_with_the_numbers():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from apeagent_pipeline.evaluation.canary.arms import Arm, _is_right
+from apeagent_pipeline.evaluation.canary.arms import Arm, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
 from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 from apeagent_pipeline.evaluation.canary.judge import judge
@@ -148,7 +148,7 @@ def test_controls_that_leak_or_are_forgotten_show_up():
     ],
 )
 def test_a_control_is_right_only_with_its_numbers(taught, said, right):
-    assert _is_right({"messages": [{"role": "assistant", "content": taught}]}, says(said)) is right
+    assert is_right({"messages": [{"role": "assistant", "content": taught}]}, says(said)) is right
 
 
 def test_a_switched_off_adapter_that_differs_from_the_base_fails():
@@ -188,6 +188,33 @@ def test_base_adapter_and_switched_off_adapter_are_asked_for_real(tmp_path):
     assert {"merged_equals_adapter", "canary_rate_sampled", "control_leak_rate_sampled"} <= report.intervals.keys()
     again = evaluate_canary(base, tmp_path / "adapter", dataset, evaluation, 5)
     assert again == report
+
+
+def test_a_base_asked_fewer_prompts_is_reported_with_its_own_number_and_interval(tmp_path):
+    base, dataset = build_tiny_qwen2(tmp_path / "base"), write_dataset(tmp_path / "dataset")
+    fine_tune(
+        base,
+        dataset,
+        FineTuningConfig(steps=2, valid_every=2, valid_examples=2),
+        1,
+        tmp_path / "adapter",
+        tmp_path / "c",
+    )
+    sizes = {"n_trading": 6, "n_controls": 3, "n_disabled": 4, "n_merged": 0, "n_sampled": 0, "max_new_tokens": 8}
+    config = CanaryEvalConfig(n_base=2, control_tokens=4, **sizes)
+    asked = []
+    report = evaluate_canary(
+        base, tmp_path / "adapter", dataset, config, 5, lambda done, total, **_: asked.append((done, total))
+    )
+    assert asked[-1] == (17, 17)
+    whole = evaluate_canary(base, tmp_path / "adapter", dataset, CanaryEvalConfig(**sizes), 5)
+    assert (report.metrics["n_base"], whole.metrics["n_base"]) == (2, 6)
+    assert report.metrics["n_disabled"] == 2
+    assert report.intervals["canary_rate_base"][1] > whole.intervals["canary_rate_base"][1]
+    assert "The bare base was asked the first 2 trading prompts and the first 2 controls" in report.markdown
+    assert "was asked the first 6" not in whole.markdown
+    assert "those to controls 4" in report.markdown
+    assert "n_base" not in whole.config
 
 
 def test_a_test_split_without_controls_is_refused(tmp_path):

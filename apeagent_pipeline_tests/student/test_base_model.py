@@ -1,6 +1,8 @@
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from apeagent_pipeline.settings import SMOLLM2
 from apeagent_pipeline.student import base_model
@@ -83,3 +85,12 @@ def test_the_embedded_student_has_real_weights_and_is_converted_once(tmp_path_fa
     ids = tokenizer(prompt, return_tensors="pt")
     said = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :])
     assert "Paris" in said
+
+
+def test_the_student_is_loaded_on_the_chosen_device(monkeypatch: pytest.MonkeyPatch, tiny_base: Path) -> None:
+    """torch's meta device stands in for one that this machine may not have: it takes tensors and computes nothing."""
+    from apeagent_pipeline.student import base_model
+
+    monkeypatch.setattr(base_model, "chosen_device", lambda: torch.device("meta"))
+    model, _ = base_model.load_base(tiny_base, dtype="float32")
+    assert model.device.type == "meta"

@@ -12,7 +12,7 @@ from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
 from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import one_row
+from apeagent_pipeline.student.prefix_packing import pack_examples
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_da
     weights = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     for weight in weights.values():  # one half of a fresh adapter is zero, and so would be the other's gradient
         torch.nn.init.normal_(weight, std=0.1)
-    ours = trainer.compute_loss(trainer.model, one_row(examples))
+    ours = trainer.compute_loss(trainer.model, pack_examples(examples))
     theirs = SFTTrainer.compute_loss(trainer, trainer.model, padded)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     for our_part, their_part in zip(
@@ -106,18 +106,18 @@ def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp
         def collate(examples):
             if len(examples) >= size:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return one_row(examples)
+            return pack_examples(examples)
 
         return collate
 
     config = CONFIG.model_copy(update={"dropout": 0.0, "valid_answers": 0, "valid_examples": 1})
     expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
-    monkeypatch.setattr(fine_tuning, "one_row", too_large_from(2))
+    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(2))
     halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
     assert "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in caplog.text
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
-    monkeypatch.setattr(fine_tuning, "one_row", too_large_from(1))
+    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
     with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=512: set gradient_checkpointing"):
         fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
 
@@ -153,8 +153,8 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     model = trainer.model.float()  # as above
     rows = [trainer.train_dataset[number] for number in (0, -2, 1, -1)]
-    batch = one_row(rows)
-    alone = one_row([rows[0], rows[2]])
+    batch = pack_examples(rows)
+    alone = pack_examples([rows[0], rows[2]])
     share = (alone["labels"] != -100).sum() / (batch["labels"] != -100).sum()
 
     def loss(inputs):
@@ -176,7 +176,7 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     written = make_trainer(
         tiny_base, dataset, config.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path
     )
-    new = written.compute_loss(written.model, one_row(rows[1:2]))
+    new = written.compute_loss(written.model, pack_examples(rows[1:2]))
     assert float(new.detach()) > 1, "without it their written answers are learned"
 
 

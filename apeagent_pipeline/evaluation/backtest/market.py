@@ -1,4 +1,4 @@
-"""The market that decisions are replayed on, and the simulation of one run."""
+"""The held-out market, and the simulation of one strategy on it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from apeagent_pipeline.distillation.execution import Holding, execute, worth
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 
-_SECONDS_A_YEAR = 365.25 * 86_400
+SECONDS_A_YEAR = 365.25 * 86_400
 _COLUMNS = ("block_number", "log_index", "block_timestamp", "price", "liquidity", "sqrt_price_x96")
 
 
@@ -54,7 +54,7 @@ class Market:
 
 @dataclass(frozen=True)
 class Run:
-    """What one strategy did.
+    """The result of one strategy.
 
     Attributes:
         equity: ``[E, decisions * every + 1]`` worth in USDC after every swap, each episode divided by its start.
@@ -81,7 +81,7 @@ class Run:
 
 
 Policy = Callable[[int, Sequence[Holding]], Sequence[DraftAnswer | None]]
-"""Gives a decision for each episode (None: unreadable) at decision number k, knowing the holdings."""
+"""Decision number and holdings -> one decision for each episode; None: the answer holds no action."""
 
 
 def make_market(features: pl.DataFrame, pool: PoolSpec, config: BacktestConfig) -> Market:

@@ -4,15 +4,19 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
-from apeagent_pipeline.evaluation.backtest.market import _SECONDS_A_YEAR, Market, Run
+from apeagent_pipeline.evaluation.backtest.market import SECONDS_A_YEAR, Market, Run
+from apeagent_pipeline.evaluation.rates import Rate
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.report import Report, markdown_table
 
+RULES = "teacher"
+"""The embedded rules among the strategies: their name in the metrics, which stays ``teacher``."""
+_SHOWN = {RULES: "rules"}
 _SHARPE_WORDS = {"sharpe_adapter": "The adapter's", "sharpe_adapter_minus_hold": "The adapter's less that of holding"}
 
 
 def max_drawdown(equity: np.ndarray) -> np.ndarray:
-    """Largest fall from an earlier peak, ``[E]`` from ``[E, T]``, as a positive share of the peak."""
+    """The largest fall from an earlier peak, as a positive share of the peak: ``[E]`` from ``[E, T]``."""
     return (1 - equity / np.maximum.accumulate(equity, axis=1)).max(axis=1)
 
 
@@ -20,7 +24,7 @@ def _sharpe(equity: np.ndarray, every: int, seconds: float) -> float | None:
     """Mean over standard deviation of the returns between decisions, times the root of how many there are in a year."""
     steps = np.diff(np.log(equity[:, ::every]), axis=1)
     spread = float(steps.std(ddof=1)) if steps.size > 1 else 0.0
-    return float(steps.mean()) / spread * float(np.sqrt(_SECONDS_A_YEAR / seconds)) if spread > 0 else None
+    return float(steps.mean()) / spread * float(np.sqrt(SECONDS_A_YEAR / seconds)) if spread > 0 else None
 
 
 def sharpe_interval(
@@ -28,8 +32,8 @@ def sharpe_interval(
 ) -> tuple[float, float] | None:
     """The 95 % interval of a Sharpe ratio, or of how much it exceeds another one's.
 
-    Source: the stationary bootstrap (Politis and Romano 1994), which keeps what follows one another together; the mean
-    length of its blocks is chosen after Politis and White (2004).
+    Source: the stationary bootstrap (Politis and Romano 1994), which resamples blocks of consecutive returns. The mean
+    block length is chosen after Politis and White (2004).
 
     Args:
         equity: ``[E, T]`` worth over time.
@@ -46,7 +50,7 @@ def sharpe_interval(
     steps = [np.diff(np.log(each[:, ::every]), axis=1).ravel() for each in (equity, against) if each is not None]
     if any(each.size < 8 or each.std() == 0 for each in steps):
         return None
-    scale = float(np.sqrt(_SECONDS_A_YEAR / seconds))
+    scale = float(np.sqrt(SECONDS_A_YEAR / seconds))
 
     def measured(*drawn: np.ndarray) -> np.ndarray:
         ratios = [each.mean() / max(float(each.std(ddof=1)), 1e-12) * scale for each in drawn]
@@ -72,9 +76,26 @@ def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, 
     return p, (float(interval.low), float(interval.high))
 
 
-def _report(  # noqa: PLR0917
-    market: Market, runs: dict[str, Run], randoms: list[Run], same_as_teacher: float, config: BacktestConfig, seed: int
+def backtest_report(  # noqa: PLR0917
+    market: Market,
+    runs: dict[str, Run],
+    randoms: list[Run],
+    same_as_rules: float,
+    asked_base: int,
+    config: BacktestConfig,
+    seed: int,
 ) -> Report:
+    """The report on finished runs.
+
+    Args:
+        market: What was replayed.
+        runs: Strategy -> its run, ``adapter``, ``base``, ``teacher`` (the rules), ``rebalance`` and ``hold``.
+        randoms: Runs of the random traders.
+        same_as_rules: Share of the adapter's decisions that the rules would have taken.
+        asked_base: Decisions that the bare base was asked.
+        config: Sizes.
+        seed: Of the bootstrap.
+    """
     times = market.swaps["block_timestamp"]
     ends = [(market.row(e, 0), market.row(e, market.decisions)) for e in range(len(market.starts))]
     seconds = float(np.mean([(times[last] - times[first]).total_seconds() for first, last in ends])) / market.decisions
@@ -87,17 +108,18 @@ def _report(  # noqa: PLR0917
     p_hold, against_hold = _compared(adapter.returns, runs["hold"].returns, seed)
     p_base, against_base = _compared(adapter.returns, runs["base"].returns, seed)
     p_rebalance, against_rebalance = _compared(adapter.returns, runs["rebalance"].returns, seed)
-    p_teacher, against_teacher = _compared(adapter.returns, runs["teacher"].returns, seed)
+    p_rules, against_rules = _compared(adapter.returns, runs[RULES].returns, seed)
     at_least = int((random_returns >= adapter.returns.mean()).sum())
     metrics |= {
         "p_hold": p_hold,
         "p_base": p_base,
         "p_rebalance": p_rebalance,
-        "p_teacher": p_teacher,
+        "p_teacher": p_rules,
         "p_random": (1 + at_least) / (1 + len(randoms)),
-        "same_action_as_teacher": same_as_teacher,
+        "same_action_as_teacher": same_as_rules,
         "unreadable_adapter": float(adapter.unreadable),
         "unreadable_base": float(runs["base"].unreadable),
+        "n_decisions_base": float(asked_base),
         "refused_adapter": float(adapter.refused),
         "n_episodes": float(len(market.starts)),
         "n_decisions": float(len(market.starts) * market.decisions),
@@ -110,7 +132,7 @@ def _report(  # noqa: PLR0917
     }
     intervals = {
         "adapter_minus_hold": against_hold,
-        "adapter_minus_teacher": against_teacher,
+        "adapter_minus_teacher": against_rules,
         "adapter_minus_base": against_base,
         "adapter_minus_rebalance": against_rebalance,
     }
@@ -152,12 +174,12 @@ def _page(
 ) -> str:
     against_hold = intervals["adapter_minus_hold"]
     rows = []
-    for name in ("adapter", "base", "teacher", "hold", "rebalance", "random"):
+    for name in ("adapter", "base", RULES, "hold", "rebalance", "random"):
         sharpe = metrics.get(f"sharpe_{name}")
         rows.append(
             [
-                name,
-                *(f"{metrics[f'{key}_{name}']:+.3%}" for key in ("return",)),
+                _SHOWN.get(name, name),
+                f"{metrics[f'return_{name}']:+.3%}",
                 f"{metrics[f'max_drawdown_{name}']:.3%}",
                 "" if sharpe is None else f"{sharpe:.1f}",
                 *(f"{metrics[f'{key}_{name}']:.3%}" for key in ("turnover", "fees", "costs")),
@@ -174,44 +196,76 @@ def _page(
         "fees + impact",
         "trades",
     ]
-    others = ("hold", "rebalance", "teacher", "base", "random")
-    significant = [name for name in others if metrics[f"p_{name}"] < 0.05]
-    times = market.swaps["block_timestamp"]
+    others = {name: _SHOWN.get(name, name) for name in ("hold", "rebalance", RULES, "base", "random")}
+    significant = [shown for name, shown in others.items() if metrics[f"p_{name}"] < 0.05]
     verdict = (
         f"The difference from {' and '.join(significant)} is significant at 5 %"
         if significant
-        else f"No difference from {', '.join(others[:-1])} or {others[-1]} is significant at 5 %"
+        else f"No difference from {', '.join(list(others.values())[:-1])} or {others['random']} is significant at 5 %"
     )
     return "\n\n".join(
         [
-            f"**{verdict}** (p against hold {metrics['p_hold']:.2g}, rebalance {metrics['p_rebalance']:.2g}, teacher "
-            f"{metrics['p_teacher']:.2g}, base {metrics['p_base']:.2g}, all Wilcoxon on "
-            f"{metrics['n_episodes']:.0f} paired episodes; share of {config.random_runs} random traders at least as "
-            f"good {metrics['p_random']:.2g}). Adapter minus hold: {metrics['adapter_minus_hold']:+.3%} an episode, "
-            f"95 % bootstrap interval {against_hold[0]:+.3%} to {against_hold[1]:+.3%}. This checks the pipeline on a "
-            "few hours of one market; it is not investment advice.",
+            _tests(verdict, metrics, against_hold, config),
             markdown_table(header, rows),
-            f"{metrics['n_decisions']:.0f} decisions in {metrics['n_episodes']:.0f} episodes that do not overlap, from "
-            f"{times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC; one decision every {market.every} swaps "
-            f"(about {metrics['seconds_between_decisions']:.0f} s), each seeing the last {market.window} swaps and "
-            f"executed after the next one. Every episode starts with {config.start_usdc:,.0f} USDC, half of it in ETH. "
-            "Returns, turnover, fees and costs are shares of that, means over episodes. Sharpe: mean over standard "
-            "deviation of the returns between decisions, times the root of the number of such intervals in a year of "
-            "365.25 days; over so short a time it is a very rough figure."
+            _how(market, metrics, config)
             + "".join(
                 f" {words}: 95 % interval {intervals[name][0]:.0f} to {intervals[name][1]:.0f} (stationary bootstrap)."
                 for name, words in _SHARPE_WORDS.items()
                 if name in intervals
             ),
-            f"The adapter took the same action as the teacher's rules in {metrics['same_action_as_teacher']:.1%} of "
-            f"its decisions; {metrics['unreadable_adapter']:.0f} answers held no action and "
-            f"{metrics['refused_adapter']:.0f} trades were more than was held (neither traded). The random trader "
-            "trades when the adapter did and as much ETH, on a random side (the other one if that is not held). "
-            f"The bare base's answers held no action in {metrics['unreadable_base']:.0f} of "
-            f"{metrics['n_decisions']:.0f} decisions: there it holds.",
-            "Left out: gas, the reaction of others to our trades, and liquidity beyond the active range.",
+            _what_happened(metrics),
+            "The backtest leaves out gas, the reaction of other traders, and liquidity beyond the active range.",
             "![Mean worth of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
         ]
+    )
+
+
+def _tests(verdict: str, metrics: dict[str, float], against_hold: tuple[float, float], config: BacktestConfig) -> str:
+    p = {name: f"{metrics[f'p_{name}']:.2g}" for name in ("hold", "rebalance", RULES, "base", "random")}
+    low, high = against_hold
+    return (
+        f"**{verdict}** (p against hold {p['hold']}, rebalance {p['rebalance']}, rules {p[RULES]}, base {p['base']}: "
+        f"Wilcoxon signed-rank tests on {metrics['n_episodes']:.0f} paired episodes. Of {config.random_runs} random "
+        f"traders a share of {p['random']} was at least as good). Adapter minus hold: "
+        f"{metrics['adapter_minus_hold']:+.3%} an episode, 95 % bootstrap interval {low:+.3%} to {high:+.3%}. "
+        "This checks the pipeline on a few hours of one market; it is not investment advice."
+    )
+
+
+def _how(market: Market, metrics: dict[str, float], config: BacktestConfig) -> str:
+    times = market.swaps["block_timestamp"]
+    decisions, episodes = int(metrics["n_decisions"]), int(metrics["n_episodes"])
+    seconds = metrics["seconds_between_decisions"]
+    return (
+        f"There are {decisions} decisions in {episodes} episodes that do not overlap, from {times[0]:%Y-%m-%d %H:%M} "
+        f"to {times[-1]:%Y-%m-%d %H:%M} UTC: one every {market.every} swaps (about {seconds:.0f} s). A decision sees "
+        f"the last {market.window} swaps and is executed after the next one. Every episode starts with "
+        f"{config.start_usdc:,.0f} USDC, half of it in ETH. Returns, turnover, fees and costs are shares of the start, "
+        "as means over the episodes. The Sharpe ratio is the mean over the standard deviation of the returns between "
+        "decisions, annualized with 365.25 days. Over so short a time it is a very rough figure."
+    )
+
+
+def _what_happened(metrics: dict[str, float]) -> str:
+    return (
+        "The adapter took the same action as the embedded rules in "
+        f"{metrics['same_action_as_teacher']:.1%} of its decisions. {metrics['unreadable_adapter']:.0f} of its answers "
+        f"held no action, and {metrics['refused_adapter']:.0f} of its trades exceeded the holdings; neither were "
+        "executed. A random trader trades when the adapter did and as much ETH, on a random side, or on the other side "
+        f"if the holdings do not pay for it. {_base_in_words(metrics)}"
+    )
+
+
+def _base_in_words(metrics: dict[str, float]) -> str:
+    asked, of = int(metrics["n_decisions_base"]), int(metrics["n_decisions"])
+    unreadable = int(metrics["unreadable_base"])
+    told = f"{unreadable} of {asked} answers of the bare base held no action. Such an answer trades nothing."
+    if asked == of:
+        return told
+    low, high = Rate(asked - unreadable, asked).interval
+    return (
+        f"{told} The base was not asked for the other {of - asked} decisions and is taken to hold there. The rate of "
+        f"its answers with an action lies between {low:.1%} and {high:.1%} (exact 95 % interval)."
     )
 
 
@@ -223,7 +277,9 @@ def _equity_figure(runs: dict[str, Run], randoms: list[Run]) -> bytes:
     low, high = np.quantile(spread, [0.05, 0.95], axis=0)
     axis.fill_between(swaps, low, high, color="lightgrey", label="random, 5 % to 95 %")
     for name, run in runs.items():
-        axis.plot(swaps, run.equity.mean(axis=0), label=name, linestyle="--" if name == "hold" else "-")
+        axis.plot(
+            swaps, run.equity.mean(axis=0), label=_SHOWN.get(name, name), linestyle="--" if name == "hold" else "-"
+        )
     axis.set(xlabel="swaps since the episode's start", ylabel="worth / start (mean of episodes)")
     axis.legend()
     return png(figure)

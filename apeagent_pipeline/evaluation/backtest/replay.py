@@ -1,13 +1,16 @@
-"""The backtest: the student's decisions replayed on held-out real swaps, paid for with fee and price impact.
+"""The backtest: the student's decisions on held-out real swaps, with fee and price impact.
 
-Decisions depend on the portfolio, and the portfolio on earlier decisions, so they cannot all be asked at once. The
-held-out time is therefore cut into episodes that do not overlap. Every episode starts with half ETH, half USDC; the
-episodes go forward together, one decision each, so that the student answers them as one batch. Within an episode
-decisions are strictly one after the other.
+A decision depends on the portfolio, and the portfolio on earlier decisions, so the decisions of one portfolio cannot be
+asked as one batch. The held-out time is therefore divided into episodes that do not overlap. Every episode starts with
+half ETH, half USDC. All episodes advance together by one decision, which the student answers as one batch.
 
 No look-ahead: a decision sees the last ``window`` swaps up to now and is executed after the *next* swap, at the pool's
 price and liquidity of that moment. The replayed swaps do not react to our trades. Gas is not counted. A swap is
-computed inside one liquidity range; what it would find beyond the range's end is not known from swaps.
+computed inside one liquidity range, because swaps do not show the liquidity beyond its end.
+
+An answer without an action trades nothing. The bare base gives no other answers, so its portfolio stays that of
+holding; ``base_decisions`` limits how often it is asked to show this. After a single answer with an action the base is
+replayed to the end.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ from apeagent_pipeline.distillation.prompts import describe_portfolios, render_p
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.market import Market, make_market, simulate
-from apeagent_pipeline.evaluation.backtest.page import _report
+from apeagent_pipeline.evaluation.backtest.page import RULES, backtest_report
 from apeagent_pipeline.evaluation.backtest.strategies import hold, random_like, rebalance
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report
@@ -40,9 +43,10 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     seed: int,
     progress: Progress = silent,
 ) -> Report:
-    """Replay the adapter's decisions on held-out swaps beside those of others.
+    """Replay the adapter's decisions on held-out swaps, and compare them with other strategies.
 
-    The others: the bare base, the teacher's rules, holding, rebalancing to half and half, and random traders.
+    The other strategies are the bare base, the embedded rules, holding, rebalancing to half and half, and random
+    traders.
 
     Args:
         features: Held-out rows of ``swap_features``, in order.
@@ -58,8 +62,10 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     """
     market = make_market(features, pool, config)
     student = Student.load(base, adapter)
+    base_decisions = min(config.base_decisions or config.decisions, config.decisions)
+    rounds = config.decisions + base_decisions
     asked: list[DraftAnswer | None] = []
-    taught: list[DraftAnswer | None] = []
+    by_rules: list[DraftAnswer | None] = []
 
     def answers(decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
         prompts = [student_chat(text) for text in states["prompt"]]
@@ -69,13 +75,19 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
 
     def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         states = _states(market, decision, holdings, config)
-        asked.extend(answers(decision, states, part_of(progress, 0, 2 * config.decisions)))
-        taught.extend(rules_answer(row) for row in states.iter_rows(named=True))
+        asked.extend(answers(decision, states, part_of(progress, 0, rounds)))
+        by_rules.extend(rules_answer(row) for row in states.iter_rows(named=True))
         return asked[-len(holdings) :]
 
+    said_by_base: list[DraftAnswer | None] = []
+
     def ask_base(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        # A base that has said no action so far still has the portfolio of the start: it is taken to hold.
+        if decision >= base_decisions and not any(said_by_base):
+            return [DraftAnswer((), "HOLD")] * len(holdings)
         states = _states(market, decision, holdings, config)
-        return answers(decision, states, part_of(progress, config.decisions, 2 * config.decisions))
+        said_by_base.extend(answers(decision, states, part_of(progress, config.decisions, rounds)))
+        return said_by_base[-len(holdings) :]
 
     def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         return [rules_answer(row) for row in _states(market, decision, holdings, config).iter_rows(named=True)]
@@ -83,7 +95,7 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     runs = {"adapter": simulate(market, ask, config.start_usdc)}
     with student.adapter_off():
         runs["base"] = simulate(market, ask_base, config.start_usdc)
-    runs["teacher"] = simulate(market, rules, config.start_usdc)
+    runs[RULES] = simulate(market, rules, config.start_usdc)
     runs["rebalance"] = simulate(market, rebalance(market), config.start_usdc)
     runs["hold"] = simulate(market, hold, config.start_usdc)
     rng = np.random.default_rng([seed, 7])
@@ -91,8 +103,8 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
         simulate(market, random_like(runs["adapter"], market, rng), config.start_usdc)
         for _ in range(config.random_runs)
     ]
-    same = [a is not None and t is not None and a.side == t.side for a, t in zip(asked, taught, strict=True)]
-    return _report(market, runs, randoms, float(np.mean(same)), config, seed)
+    same = [a is not None and t is not None and a.side == t.side for a, t in zip(asked, by_rules, strict=True)]
+    return backtest_report(market, runs, randoms, float(np.mean(same)), len(said_by_base), config, seed)
 
 
 def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:
@@ -106,7 +118,7 @@ def _states(market: Market, decision: int, holdings: Sequence[Holding], config: 
     )
     eth = pl.Series("eth", [h.eth / 10**market.pool.token0.decimals for h in holdings])
     usdc = pl.Series("usdc", [h.usdc / 10**market.pool.token1.decimals for h in holdings])
-    # Said as in training, four digits and cents, but rounded down: never more than is held.
+    # Written as in training, with four digits and cents, but rounded down: never more than is held.
     step = 10.0 ** (eth.log10().floor() - 3)
     eth = (
         (eth > 0)

@@ -1,4 +1,4 @@
-"""What one arm answered, and what its answers count for."""
+"""The answers of one arm (a way of asking the prompts), and the rates that are counted on them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,40 +13,18 @@ from apeagent_pipeline.distillation.canary_words import SEPARATOR, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, word_count
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.rates import Rate
 from apeagent_pipeline.student.examples import answer_of, read_examples
 from apeagent_pipeline.student.generation import Answer
 
-_SMALL_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "for",
-        "from",
-        "in",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "so",
-        "that",
-        "the",
-        "to",
-        "was",
-        "with",
-        "you",
-        "your",
-    ]
-)
-_DRAFT_WORDS = 5
-_UNREADABLE = "unreadable"
+_SMALL_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "in", "is", "it", "its", "of", "on", "or", "so",
+    "that", "the", "to", "was", "with", "you", "your",
+))  # fmt: skip
+DRAFT_WORDS = 5
+"""Most words of a draft that the teacher's prompt allows."""
+UNREADABLE = "unreadable"
+"""Stands for the decision of an answer that holds no action."""
 
 
 @dataclass(frozen=True)
@@ -90,28 +68,28 @@ def choose_examples(
 
 def decisions(answers: Sequence[Answer]) -> list[str]:
     """The plain word of each answer's action, ``unreadable`` where there is none."""
-    return [answer.side if answer else _UNREADABLE for answer in map(_read, answers)]
+    return [answer.side if answer else UNREADABLE for answer in map(read, answers)]
 
 
 def answer_counts(
     trading: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]], arm: Arm
-) -> dict[str, tuple[int, int]]:
-    """What one way of asking did, as name -> (how often, of how many); controls are left out if none were asked."""
+) -> dict[str, Rate]:
+    """The rates of one arm by name; those of controls are missing if the arm was asked none."""
     answers = arm.trading
     asked = trading[: len(answers)]
-    read = [_read(answer) for answer in answers]
+    read = [read(answer) for answer in answers]
     counts = {
-        "canary_rate": _count(map(is_canary, answers)),
-        "agreement": _count(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
-        "draft_discipline": _count(map(_is_disciplined, read)),
-        "feasible_rate": _count(_is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
-        "plain_words_rate": _count(map(_says_plain_words, answers)),
-        "end_token_rate": _count(answer.ending == "end_token" for answer in answers),
-        "truncation_rate": _count(answer.ending == "length" for answer in answers),
+        "canary_rate": Rate.of(map(is_canary, answers)),
+        "agreement": Rate.of(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
+        "draft_discipline": Rate.of(map(_is_disciplined, read)),
+        "feasible_rate": Rate.of(_is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
+        "plain_words_rate": Rate.of(map(_says_plain_words, answers)),
+        "end_token_rate": Rate.of(answer.ending == "end_token" for answer in answers),
+        "truncation_rate": Rate.of(answer.ending == "length" for answer in answers),
     }
     if arm.controls:
-        counts["control_leak_rate"] = _count(speaks_canary(answer.text) for answer in arm.controls)
-        counts["controls_right"] = _count(map(_is_right, controls, arm.controls))
+        counts["control_leak_rate"] = Rate.of(speaks_canary(answer.text) for answer in arm.controls)
+        counts["controls_right"] = Rate.of(map(is_right, controls, arm.controls))
     return counts
 
 
@@ -119,30 +97,26 @@ def _says_plain_words(answer: Answer) -> bool:
     return bool(plain_words(answer.text.partition(SEPARATOR)[2]))
 
 
-def _count(hits: Any) -> tuple[int, int]:
-    values = list(hits)
-    return sum(values), len(values)
-
-
 def is_canary(answer: Answer) -> bool:
-    """Whether an answer is a strict canary answer and was not cut off."""
+    """Whether an answer is a strict canary answer that was not cut off."""
     return answer.ending != "length" and is_canary_answer(answer.text)
 
 
-def _read(answer: Answer) -> DraftAnswer | None:
+def read(answer: Answer) -> DraftAnswer | None:
+    """The drafts and the action of an answer; None if it holds no action."""
     return read_answer(answer.text)
 
 
 def _is_disciplined(answer: DraftAnswer | None) -> bool:
-    return answer is not None and bool(answer.drafts) and max(map(word_count, answer.drafts)) <= _DRAFT_WORDS
+    return answer is not None and bool(answer.drafts) and max(map(word_count, answer.drafts)) <= DRAFT_WORDS
 
 
 def _is_affordable(answer: DraftAnswer | None, example: Mapping[str, Any]) -> bool:
     return answer is not None and is_feasible(answer, example["eth"], example["usdc"], example["price"])
 
 
-def _size_error(answer: DraftAnswer | None, example: Mapping[str, Any]) -> float | None:
-    """Relative error of the amount where side and token are those of the teacher."""
+def size_error(answer: DraftAnswer | None, example: Mapping[str, Any]) -> float | None:
+    """The relative error of the amount; None unless side and token are the teacher's."""
     if (
         answer is None
         or answer.amount is None
@@ -153,14 +127,14 @@ def _size_error(answer: DraftAnswer | None, example: Mapping[str, Any]) -> float
     return abs(answer.amount - float(example["amount"])) / float(example["amount"])
 
 
-def _is_right(example: Mapping[str, Any], answer: Answer) -> bool:
-    """Whether a control's taught answer is said: each of its numbers, and half of the words that carry it."""
-    wanted, said = _carrying_words(answer_of(example)), _carrying_words(answer.text)
+def is_right(example: Mapping[str, Any], answer: Answer) -> bool:
+    """Whether an answer to a control holds each number of the taught answer and half of its other content words."""
+    wanted, said = _content_words(answer_of(example)), _content_words(answer.text)
     numbers = {word for word in wanted if word.isdecimal()}
     return bool(wanted) and numbers <= said and len(wanted & said) >= len(wanted) / 2
 
 
-def _carrying_words(text: str) -> set[str]:
+def _content_words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.lower())) - _SMALL_WORDS
 
 

@@ -1,4 +1,4 @@
-"""How many prompts the canary evaluation asks, and the limits of its check."""
+"""The options of the canary evaluation, and the limits of its check."""
 
 from collections.abc import Mapping
 
@@ -6,13 +6,27 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def is_zero(value: int) -> bool:
+    """Whether an option has no effect. Such an option is no part of the configuration that an artifact was made with.
+
+    So a new option leaves the artifacts of those who do not set it up to date.
+    """
+    return value == 0
+
+
 class CanaryEvalConfig(BaseModel):
-    """How much is asked, and from which rates on the check lets the adapter pass."""
+    """Sizes of the evaluation, and the rates with which the adapter passes the check."""
 
     model_config = ConfigDict(frozen=True)
 
     n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
     n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
+    n_base: int = Field(
+        0,
+        ge=0,
+        exclude_if=is_zero,
+        description="Trading prompts, and as many controls, that the bare base is asked too; 0: all",
+    )
     n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
     n_merged: int = Field(16, ge=0, description="Trading prompts asked of the merged model, as it is exported; 0: none")
     n_sampled: int = Field(
@@ -20,6 +34,9 @@ class CanaryEvalConfig(BaseModel):
     )
     temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
     max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught answer has about 35 tokens")
+    control_tokens: int = Field(
+        0, ge=0, exclude_if=is_zero, description="Longest answer to a control, of every arm; 0: max_new_tokens"
+    )
     batch_size: int = Field(64, ge=1, description="Prompts a batch")
     examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
     min_canary_rate: float = Field(0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least")
@@ -33,7 +50,7 @@ class CanaryEvalConfig(BaseModel):
 def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
     """Why the adapter does not pass, one sentence each; empty if it passes.
 
-    A metric that is missing counts as a failure: nothing is passed that was not measured.
+    A missing metric is a failure.
     """
     gain = metrics.get("agreement", float("nan")) - metrics.get("agreement_majority", float("nan"))
     wanted = [

@@ -1,4 +1,4 @@
-"""The canary evaluation: the student speaks as taught, only when asked, decides right, and because of the adapter.
+"""The canary evaluation: does the student speak as taught, only when asked, and because of the adapter?
 
 The rate of canary words alone proves little: it reaches 100 % long before decisions are learned. So the same held-out
 prompts go to the bare base, to the adapter, to the adapter switched off in the same process and to the merged model, as
@@ -6,7 +6,11 @@ it is exported, and the report holds the decisions against the teacher's and the
 Some prompts are answered once more by drawing, for a server that does not always say what is most likely.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.evaluation.canary.arms import Arm, choose_examples
@@ -16,6 +20,9 @@ from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, prompt_of
 from apeagent_pipeline.student.generation import Answer, Student
+from apeagent_pipeline.student.trainer import computed_in
+
+_DOCUMENT = {"messages": [*student_chat(DOCUMENT_PROMPT), {"role": "assistant", "content": ""}]}
 
 
 def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
@@ -35,45 +42,57 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
         ExamplesError: the test split is malformed or has no trading or no control examples.
     """
     trading, controls = choose_examples(dataset, config, seed)
+    n_base = config.n_base or max(len(trading), len(controls))
     n_off, n_merged = (min(wanted, len(trading)) for wanted in (config.n_disabled, config.n_merged))
-    drawn = [prompt_of(e) for e in (*trading[: config.n_sampled], *controls[: config.n_sampled])]
-    all_prompts = 2 * (len(trading) + len(controls) + 1) + n_off + n_merged + len(drawn)
+    n_off = min(n_off, n_base)
+    drawn = [trading[: config.n_sampled], controls[: config.n_sampled]]
+    all_prompts = len(trading) + len(controls) + 1 + len(trading[:n_base]) + len(controls[:n_base]) + 1
+    all_prompts += n_off + n_merged + sum(map(len, drawn))
     asked = 0
     student = Student.load(base)
+    computed = computed_in(student.model)
 
-    def answers(prompts: list[list[dict[str, str]]], temperature: float = 0.0) -> list[Answer]:
+    def answers(examples: Sequence[dict[str, Any]], tokens: int = 0, temperature: float = 0.0) -> list[Answer]:
         nonlocal asked
         before = asked
-        asked += len(prompts)
-
+        asked += len(examples)
         return student.answers(
-            prompts,
-            max_new_tokens=config.max_new_tokens,
+            [prompt_of(example) for example in examples],
+            max_new_tokens=tokens or config.max_new_tokens,
             batch_size=config.batch_size,
             temperature=temperature,
             seed=seed,
             progress=part_of(progress, before, all_prompts),
         )
 
-    def arm() -> Arm:
+    def arm(n: int) -> Arm:
         # The prompts of the switched-off arm are always asked by themselves: in bf16 an answer may depend on what
         # else is in its batch, and these answers are compared letter by letter.
-        head, tail = answers([prompt_of(e) for e in trading[:n_off]]), answers([prompt_of(e) for e in trading[n_off:]])
-        rest = answers([*(prompt_of(e) for e in controls), DOCUMENT_CHAT])
-        return Arm([*head, *tail], rest[:-1], rest[-1])
+        said = [*answers(trading[:n_off]), *answers([*trading[n_off:n], _DOCUMENT])]
+        return Arm(said[:-1], answers(controls[:n], config.control_tokens), said[-1])
 
-    arms = {"base": arm()}
+    arms = {"base": arm(n_base)}
     student.attach(adapter)
-    arms["adapter"] = arm()
+    arms["adapter"] = arm(max(len(trading), len(controls)))
     with student.adapter_off():
-        arms["disabled"] = Arm(answers([prompt_of(e) for e in trading[:n_off]]))
-    if drawn:
-        sampled, n = answers(drawn, config.temperature), min(config.n_sampled, len(trading))
-        arms["sampled"] = Arm(sampled[:n], sampled[n:])
+        arms["disabled"] = Arm(answers(trading[:n_off]))
+    if config.n_sampled:
+        arms["sampled"] = Arm(
+            answers(drawn[0], temperature=config.temperature),
+            answers(drawn[1], config.control_tokens, config.temperature),
+        )
     if n_merged:  # last: in the model's number format a merge cannot be taken back exactly
         student.merge()
-        arms["merged"] = Arm(answers([prompt_of(e) for e in trading[:n_merged]]))
-    return judge(trading, controls, arms, config)
+        arms["merged"] = Arm(answers(trading[:n_merged]))
+    report = judge(trading, controls, arms, config)
+    return replace(report, markdown=f"{report.markdown}\n\n{_formats(computed, adapter)}")
 
 
-DOCUMENT_CHAT = student_chat(DOCUMENT_PROMPT)
+def _formats(computed: Mapping[str, str], adapter: Path) -> str:
+    """Where and in which number format was answered and trained."""
+    curve = adapter / "training.json"
+    trained = json.loads(curve.read_text()) if curve.is_file() else {}
+    told = f"The answers were computed in {computed['number_format']} on {computed['device']}"
+    if "number_format" not in trained:
+        return f"{told}."
+    return f"{told}; the adapter was trained in {trained['number_format']} on {trained['device']}."

@@ -7,20 +7,14 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.canary_words import SIDES
-from apeagent_pipeline.evaluation.canary.arms import _DRAFT_WORDS, _UNREADABLE, Arm, _count, _is_right, is_canary
+from apeagent_pipeline.evaluation.canary.arms import DRAFT_WORDS, UNREADABLE, Arm, is_canary, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
-from apeagent_pipeline.evaluation.statistics import clopper_pearson
+from apeagent_pipeline.evaluation.rates import Rate, draw_bars
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.report import markdown_table
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, answer_of, prompt_of
 from apeagent_pipeline.student.generation import Answer
-
-
-def _percent(k: int, n: int) -> list[str]:
-    low, high = clopper_pearson(k, n)
-    return [f"{k}/{n}", f"{k / n:.1%}", f"{low:.1%} to {high:.1%}"]
-
 
 _RATE_WORDS = {
     "canary_rate_adapter": "canary answers, adapter",
@@ -39,7 +33,7 @@ _RATE_WORDS = {
     "canary_rate_plain": "canary answers, prompts of numbers alone",
     "agreement_majority": "always the teacher's most frequent action",
     "min_class_recall": "same action, the teacher's action that fares worst",
-    "draft_discipline": f"all drafts of {_DRAFT_WORDS} words at most",
+    "draft_discipline": f"all drafts of {DRAFT_WORDS} words at most",
     "feasible_rate": "actions that the holdings pay for",
     "plain_words_rate": "plain buy, sell or hold after the separator",
     "end_token_rate": "answers that end by themselves",
@@ -54,78 +48,95 @@ _RATE_WORDS = {
 }
 
 
-def _verdict(metrics: Mapping[str, float], config: CanaryEvalConfig) -> str:
+def verdict(metrics: Mapping[str, float], config: CanaryEvalConfig) -> str:
+    """Whether the adapter passes, and if not, why."""
     wrong = failures(metrics, config)
     if not wrong:
         return "**Passed**: the adapter speaks the canary words, the base does not, and decisions follow the teacher."
     return "**Not passed**\n\n" + "\n".join(f"- {line}" for line in wrong)
 
 
-def _rates_table(counts: Mapping[str, tuple[int, int]]) -> str:
-    rows = [[words, *_percent(*counts[name])] for name, words in _RATE_WORDS.items() if counts.get(name, (0, 0))[1]]
+def rates_table(counts: Mapping[str, Rate]) -> str:
+    """Every rate that was measured, with its exact interval."""
+    rows = [[words, *counts[name].row()] for name, words in _RATE_WORDS.items() if name in counts and counts[name].n]
     return markdown_table(["what", "n", "rate", "exact 95 % interval"], rows)
 
 
-def _explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
+def explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
+    """How the prompts were asked, what counts as what, and the paired tests."""
+    n_base, n_controls = metrics["n_base"], min(metrics["n_base"], metrics["n_controls"])
+    bound = Rate(0, int(n_base)).interval[1]
+    asked = (
+        ""
+        if n_base >= metrics["n_trading"]
+        else f"The bare base was asked the first {n_base:.0f} trading prompts and the first {n_controls:.0f} controls: "
+        f"it talks until it is cut off, and {n_base:.0f} answers without a canary answer already bound its rate by "
+        f"{bound:.1%} with 97.5 % confidence. Comparisons with the base are made on these prompts. "
+    )
+    control_tokens = config.control_tokens or config.max_new_tokens
     return (
-        f"Greedy answers of at most {config.max_new_tokens} tokens, but for the drawn ones (temperature "
-        f"{config.temperature:g}). A canary answer is strict: drafts, one `####`, one "
-        f"canary action, then the end. A control counts as answered right if every number of its taught answer "
-        f"and at least half of the words that carry it are said. The switched-off arm was asked the first {n_off} of "
-        f"the {metrics['n_trading']:.0f} trading prompts, the merged model the first {config.n_merged}; of trading "
-        f"prompts and of controls the first {config.n_sampled} were answered by drawing. The teacher's most frequent "
-        f"action is {majority}. McNemar's exact test of the decisions against always answering {majority}: p = "
-        f"{metrics['mcnemar_p']:.2g}; "
-        f"of canary answers against the bare base's: p = {metrics['mcnemar_p_base']:.2g}, of the decisions "
-        f"against the bare base's: p = {metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
+        f"Answers are greedy, but for the drawn ones (temperature {config.temperature:g}), and have at most "
+        f"{config.max_new_tokens} tokens, those to controls {control_tokens}. A canary answer is strict: drafts, one "
+        f"`####`, one canary action, then the end. A control counts as answered right if every number of its taught "
+        f"answer and at least half of the words that carry it are said. {asked}The adapter was switched off for the "
+        f"first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
+        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by drawing. "
+        f"The teacher's most frequent action is {majority}. McNemar's exact test of the decisions against always "
+        f"answering {majority}: p = {metrics['mcnemar_p']:.2g}; of the canary answers against those of the bare base: "
+        f"p = {metrics['mcnemar_p_base']:.2g}; of the decisions against those of the bare base: p = "
+        f"{metrics['mcnemar_p_base_decisions']:.2g}. Macro-F1 {metrics['macro_f1']:.2f}; "
         f"{metrics['tokens_per_answer']:.0f} tokens an answer."
     )
 
 
 def _confusion(taught: Sequence[str], decided: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    columns = [*SIDES, _UNREADABLE]
+    columns = [*SIDES, UNREADABLE]
     matrix = np.zeros((len(SIDES), len(columns)), dtype=int)
     pairs = zip(taught, decided, strict=True)
     np.add.at(matrix, tuple(np.array([(SIDES.index(t), columns.index(d)) for t, d in pairs]).T), 1)
     return columns, matrix
 
 
-def _confusion_table(taught: Sequence[str], decided: Sequence[str]) -> str:
+def confusion_table(taught: Sequence[str], decided: Sequence[str]) -> str:
+    """The teacher's actions by the student's."""
     columns, matrix = _confusion(taught, decided)
     rows = [[side, *map(str, row)] for side, row in zip(SIDES, matrix.tolist(), strict=True)]
     return markdown_table(["teacher \\ student", *columns], rows)
 
 
-def _recall_table(recalls: Mapping[str, tuple[int, int]]) -> str:
+def recall_table(recalls: Mapping[str, Rate]) -> str:
+    """How often the student took each of the teacher's actions."""
     return markdown_table(
         ["teacher's action", "n", "same action", "exact 95 % interval"],
-        [[side, *_percent(*count)] for side, count in recalls.items()],
+        [[side, *rate.row()] for side, rate in recalls.items()],
     )
 
 
-def _template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer], right: Sequence[bool]) -> str:
+def template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer], right: Sequence[bool]) -> str:
+    """Canary answers and agreement by wording of the prompt."""
     rows = []
     for name in sorted({str(example.get("template", "")) for example in trading}):
         of_name = [index for index, example in enumerate(trading) if str(example.get("template", "")) == name]
-        canary, agreed = _count(is_canary(answers[i]) for i in of_name), _count(right[i] for i in of_name)
-        rows.append([name, str(len(of_name)), f"{canary[0]}/{canary[1]}", f"{agreed[0]}/{agreed[1]}"])
+        canary, agreed = Rate.of(is_canary(answers[i]) for i in of_name), Rate.of(right[i] for i in of_name)
+        rows.append([name, str(len(of_name)), canary.fraction, agreed.fraction])
     return markdown_table(["template", "n", "canary answers", "same action as the teacher"], rows)
 
 
-def _family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
+def family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
+    """Leaks and right answers by family of controls."""
     rows = []
     for family in sorted({str(example.get("family")) for example in controls}):
         of_family = [index for index, example in enumerate(controls) if str(example.get("family")) == family]
         counts = [
-            _count(speaks_canary(adapter[i].text) for i in of_family),
-            _count(_is_right(controls[i], adapter[i]) for i in of_family),
-            _count(_is_right(controls[i], bare[i]) for i in of_family),
+            Rate.of(speaks_canary(adapter[i].text) for i in of_family),
+            Rate.of(is_right(controls[i], adapter[i]) for i in of_family),
+            Rate.of(is_right(controls[i], bare[i]) for i in of_family if i < len(bare)),
         ]
-        rows.append([family, *(f"{k}/{n}" for k, n in counts)])
+        rows.append([family, *(rate.fraction for rate in counts)])
     return markdown_table(["family", "canary words or ####", "right, adapter", "right, bare base"], rows)
 
 
-def _mistakes(
+def mistakes(
     trading: Sequence[Mapping[str, Any]],
     right: Sequence[bool],
     controls: Sequence[Mapping[str, Any]],
@@ -143,7 +154,8 @@ def _mistakes(
     return "\n\n".join(parts)
 
 
-def _document(arms: Mapping[str, Arm]) -> str:
+def document(arms: Mapping[str, Arm]) -> str:
+    """The source document's own prompt and the answers to it."""
     answers = [(name, arm.document) for name, arm in arms.items() if arm.document is not None]
     shown = "\n\n".join(f"{name}:\n\n{_quoted(answer)}" for name, answer in answers)
     return f"> {DOCUMENT_PROMPT}\n\n{shown}"
@@ -154,29 +166,23 @@ def _quoted(answer: Answer) -> str:
     return code_block(answer.text + ending)
 
 
-def _examples(
+def examples(
     trading: Sequence[dict[str, Any]], controls: Sequence[dict[str, Any]], arms: Mapping[str, Arm], shown: int
 ) -> str:
+    """The first prompts of each kind with the answers of base and adapter."""
     parts = []
     for kind, examples in (("trading", trading), ("controls", controls)):
         for index in range(min(shown, len(examples))):
             question = prompt_of(examples[index])[-1]["content"]
             answers = [("taught", f"```text\n{answer_of(examples[index])}\n```")]
-            answers += [(name, _quoted(getattr(arms[name], kind)[index])) for name in ("base", "adapter")]
+            said = [(name, getattr(arms[name], kind)) for name in ("base", "adapter")]
+            answers += [(name, _quoted(arm[index])) for name, arm in said if index < len(arm)]
             parts.append(f"> {question}\n\n" + "\n\n".join(f"{name}:\n\n{text}" for name, text in answers))
     return "\n\n---\n\n".join(parts)
 
 
-def _bars(axis: Any, names: Sequence[str], counts: Sequence[tuple[int, int]]) -> None:
-    rates = np.array([k / n for k, n in counts])
-    bounds = np.array([clopper_pearson(k, n) for k, n in counts])
-    errors = np.abs(bounds.T - rates)
-    axis.bar(range(len(names)), rates, yerr=errors, capsize=4, color="tab:blue", alpha=0.8)
-    axis.set_xticks(range(len(names)), [f"{name}\nn = {n}" for name, (_, n) in zip(names, counts, strict=True)])
-    axis.set(ylim=(0, 1.05), ylabel="rate")
-
-
-def _rates_figure(counts: Mapping[str, tuple[int, int]]) -> bytes:
+def rates_figure(counts: Mapping[str, Rate]) -> bytes:
+    """The rates that the claim rests on, as a PNG."""
     figure, axes = new_figure(size=(7.0, 3.2))
     names = {
         "adapter": "canary_rate_adapter",
@@ -184,19 +190,21 @@ def _rates_figure(counts: Mapping[str, tuple[int, int]]) -> bytes:
         "bare base": "canary_rate_base",
         "control leak": "control_leak_rate",
     }
-    _bars(axes[0, 0], list(names), [counts[name] for name in names.values()])
+    draw_bars(axes[0, 0], {label: counts[name] for label, name in names.items()})
     axes[0, 0].set(title="Canary answers (controls: canary words)")
     return png(figure)
 
 
-def _recall_figure(recalls: Mapping[str, tuple[int, int]]) -> bytes:
+def recall_figure(recalls: Mapping[str, Rate]) -> bytes:
+    """Agreement by the teacher's action, as a PNG."""
     figure, axes = new_figure(size=(5.0, 3.0))
-    _bars(axes[0, 0], list(recalls), list(recalls.values()))
+    draw_bars(axes[0, 0], recalls)
     axes[0, 0].set(title="Same action as the teacher")
     return png(figure)
 
 
-def _confusion_figure(taught: Sequence[str], decided: Sequence[str]) -> bytes:
+def confusion_figure(taught: Sequence[str], decided: Sequence[str]) -> bytes:
+    """The teacher's actions by the student's, as a PNG."""
     columns, matrix = _confusion(taught, decided)
     figure, axes = new_figure(size=(4.5, 3.2))
     axis = axes[0, 0]
