@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.swap_math import FEE_UNIT
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, sqrt_price_at_tick
 from apeagent_pipeline.chain.archive import arithmetic
 from apeagent_pipeline.chain.archive.clock import ChainClock
@@ -30,6 +31,7 @@ _DECADES = 0.5
 _FEWEST_ROWS = 20
 _LEAST_FITTING = 0.5
 _FEWEST_LINKS = 50
+_MOSTLY = 0.9
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
 _EXACT_PAIRS_A_DAY = 500
@@ -74,7 +76,8 @@ class Evidence:
         unfit = pl.col("informative") & ~pl.col("fits")
         self._sums.append(
             rows.group_by(FILE, "day", maintain_order=True).agg(
-                pl.len().alias("rows"), pl.col(flags).sum(), pl.col(LINE).filter(unfit).first().alias("unfit_line")
+                pl.len().alias("rows"), pl.col(flags).sum(), pl.col(LINE).filter(unfit).first().alias("unfit_line"),
+                pl.col(LINE).first().alias("first_line"),
             )
         )
         suspicious = pl.any_horizontal(*_SUSPICIOUS)
@@ -130,7 +133,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
-        **_alternatives(swaps, reading),
+        **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": np.abs(np.nan_to_num(off)) > _DECADES,
         "worse": arithmetic.worse_than_worst(swaps, reading.tolerance) & (signs < 0),
@@ -138,6 +141,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "fee": _foreign_fees(both, pool),
         "rounded": _rounded_prices(both),
         **_doubles(both),
+        "unlikely": _unlikely_prices(swaps.price, pool),
         "broken": has_prior
         & ~silent
         & reading.informative
@@ -159,6 +163,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
 
 
 _SUSPICIOUS = (
+    "other_fee",
     "flipped",
     "exchanged",
     "exchanged_flipped",
@@ -175,7 +180,7 @@ _SUSPICIOUS = (
 )
 
 
-def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[str, np.ndarray]:
+def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: PoolSpec) -> dict[str, np.ndarray]:
     # Only rows that do not fit as they stand can be something else.
     rows = np.flatnonzero(~reading.fits)
     price, liquidity, amount0, amount1, fee = (column[rows] for column in swaps)
@@ -192,6 +197,10 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[
     found = {name: np.zeros(len(swaps.price), bool) for name in other}
     for name, columns in other.items():
         found[name][rows] = arithmetic.read(arithmetic.Swaps(*columns, fee)).fits
+    found["other_fee"] = np.zeros(len(swaps.price), bool)
+    if not pool.has_dynamic_fee:
+        static = np.full(len(rows), pool.fee / FEE_UNIT)
+        found["other_fee"][rows] = arithmetic.read(arithmetic.Swaps(price, liquidity, amount0, amount1, static)).fits
     changing = np.flatnonzero(reading.fits & (swaps.liquidity != np.r_[swaps.liquidity[1:], swaps.liquidity[-1:]]))
     later = swaps.liquidity[changing + 1]
     columns = swaps.price[changing], later, swaps.amount0[changing], swaps.amount1[changing], swaps.fee[changing]
@@ -266,6 +275,13 @@ def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     return suspects
 
 
+def _unlikely_prices(price: np.ndarray, pool: PoolSpec) -> np.ndarray:
+    """Prices that, in human units, are farther from 1 than their inverse would be."""
+    decades = pool.token0.decimals - pool.token1.decimals
+    given = 2 * np.log10(price)
+    return np.abs(given + decades) > np.abs(decades - given)
+
+
 def _doubles(rows: pl.DataFrame) -> dict[str, np.ndarray]:
     """Large values of some rows of each column, and which of them are doubles without a rest.
 
@@ -317,6 +333,10 @@ _ALTERNATIVES = {
     "inverse": (
         "sqrt_price_x96 is the price of the other direction: it must be token1 per token0 ({token1} per {token0})",
         "Export sqrt_price_x96 as it stands in the event",
+    ),
+    "other_fee": (
+        "fee is not what the swaps paid: their amounts tell that it was {fee} hundredths of a basis point",
+        "Export fee as it stands in the event",
     ),
     "price_before": (
         "sqrt_price_x96 and tick are those before the swap, or of the row before: the event gives them after it",
@@ -395,17 +415,19 @@ def _wholesale(sums: pl.DataFrame, suspects: pl.DataFrame, pool: PoolSpec, flips
     """Files and days that are, as a whole, something else than swaps as they should be."""
     for group in (FILE, "day"):
         found: list[Denial] = []
-        flags = [name for name, kind in sums.schema.items() if kind.is_integer() and name not in {FILE, "unfit_line"}]
+        flags = [name for name, kind in sums.schema.items() if kind.is_integer() and name not in {FILE, "unfit_line", "first_line"}]
         grouped = sums.group_by(group, maintain_order=True).agg(
             pl.col(flags).sum(), pl.col(FILE).first().alias("file"), pl.col("unfit_line").drop_nulls().first()
         )
         for row in grouped.iter_rows(named=True):
             best = max((name for name in _ALTERNATIVES if name != "unflipped"), key=lambda name: row[name])
+            if best == "exchanged" and row["inverse"] >= row[best] and row["unlikely"] * 2 > row["rows"]:
+                best = "inverse"
             if row["fee"] * 2 > row["rows"]:
                 continue  # The fee is wrong, and with it every test that counts with it.
             if row[best] > row["fits"] and row[best] * 2 > row["informative"]:
                 words = _ALTERNATIVES["unflipped" if flips and best == "flipped" else best]
-                cause, remedy = (w.format(token0=pool.token0.symbol, token1=pool.token1.symbol) for w in words)
+                cause, remedy = (w.format(token0=pool.token0.symbol, token1=pool.token1.symbol, fee=pool.fee) for w in words)
                 found.append(Denial(suspects.filter(pl.col(best) & (pl.col(group) == row[group])), cause, remedy))
             elif _is_incoherent(row):
                 cause = (
@@ -438,11 +460,49 @@ def _digits(judged: pl.DataFrame, exact: int, compared: int) -> Denial:
     return Denial(inexact if enough else inexact.clear(), cause, "Export all amounts as text")
 
 
+class People:
+    """Whether the columns for the calling contract and for the signer are what they should be.
+
+    An account cannot call the PoolManager itself: ``sender`` is a router or another contract, of which there are few.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[pl.DataFrame] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Count the senders and signers of a day."""
+        first = rows.select(FILE, LINE).head(1)
+        self._parts.append(
+            rows.select(
+                rows=pl.len(),
+                signed=pl.col("tx_from").count(),
+                same=(pl.col("sender") == pl.col("tx_from")).sum(),
+                senders=pl.col("sender").n_unique(),
+                signers=pl.col("tx_from").drop_nulls().n_unique(),
+            ).hstack(first)
+        )
+
+    def denial(self) -> Denial | None:
+        """The reason to refuse the archive, if there is one."""
+        days = pl.concat(self._parts)
+        rows, signed, same, senders, signers = days.select(
+            "rows", "signed", "same", "senders", "signers"
+        ).sum().row(0)
+        remedy = "Export sender as it stands in the event, and the account that signed the transaction as tx_from"
+        if signed >= 5 and same > _MOSTLY * signed:
+            return Denial(days, "sender is the account that signed the transaction, not the caller of the pool", remedy)
+        if signed >= _FEWEST_LINKS and senders > 3 * signers:
+            return Denial(days, "sender and tx_from are exchanged: there are more senders than signers", remedy)
+        if rows >= 2 * _FEWEST_LINKS and not signed and senders * 2 > rows and senders > len(self._parts):
+            cause = f"sender is another in most rows ({senders} of {rows}), as accounts are; the callers of a pool are few"
+            return Denial(days, cause, remedy)
+        return None
+
+
 def _rounded_columns(sums: pl.DataFrame) -> list[Denial]:
-    place = sums.select(FILE, pl.lit(0, pl.Int64()).alias(LINE)).head(1)
     return [
         Denial(
-            place,
+            sums.filter(pl.col(f"double_{name}") > 0).select(FILE, pl.col("first_line").alias(LINE)).head(1),
             f"{name} whose last digits are lost: all {sums[f'long_{name}'].sum()} large values that were looked at are "
             "floating-point numbers",
             "Export it as text (SQL: CAST(... AS VARCHAR), pandas: dtype=str)",

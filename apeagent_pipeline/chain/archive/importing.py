@@ -10,10 +10,11 @@ from pathlib import Path
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.ticks import Q96
 from apeagent_pipeline.chain.archive import values
 from apeagent_pipeline.chain.archive.clock import exact_clock
 from apeagent_pipeline.chain.archive.day_store import DayStore
-from apeagent_pipeline.chain.archive.evidence import Evidence, denials, judge, off_clock
+from apeagent_pipeline.chain.archive.evidence import Evidence, People, denials, judge, off_clock
 from apeagent_pipeline.chain.archive.files import ArchiveFiles, natural_order
 from apeagent_pipeline.chain.archive.layouts import COLUMN_KEYS, COMPANIONS, key, unusable
 from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA, FileReader, header_keys
@@ -25,6 +26,7 @@ from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA
 
 _log = logging.getLogger(__name__)
 
+_SMALLEST_PRICE = 1e-12
 _WAS_READ = " was read: "
 _FEWEST_SWAPS = 10
 _SILENCE_SPACINGS = 20
@@ -150,6 +152,9 @@ class Importer:
                 raise ArchiveError(
                     f"{file} is empty; expected a header line and one line a swap. Fetch it again or remove it"
                 )
+            if not table.headers:
+                notices.append(f"{self._name(file)} holds no rows")
+                continue
             keys = header_keys(table.headers)
             companion = unusable(keys, COMPANIONS) if len(self._files) > 1 else None
             if companion and companion.name == "blocks":
@@ -229,6 +234,7 @@ class Importer:
     def _check_days(self, store: DayStore, keep: Callable[[date, pl.DataFrame], None]) -> None:
         order = OrderEvidence()
         earlier = NORMAL_SCHEMA.to_frame()
+        people = People()
         evidence = Evidence()
         for day in store.days():
             gathered = store.rows(day)
@@ -242,12 +248,18 @@ class Importer:
             notes.notes += self._overlaps(gathered)
             self._imported.days[day] = notes
             evidence.add(judged)
+            people.add(rows)
             keep(day, rows.select(RAW_SWAPS_SCHEMA.names()))
             earlier = rows.tail(1)
             store.forget(day)
         for denial in denials(evidence, self._pool, self._flips):
             self._deny(denial.rows, denial.cause, f"{denial.detail}. {denial.remedy}")
+        if denial := people.denial():
+            file, line = denial.rows.select(FILE, LINE).row(0)
+            rows_of = sum(notes.swaps for notes in self._imported.days.values())
+            self._problems.add(denial.cause, self._tables[file], line, denial.cause, f". {denial.remedy}", rows_of)
         self._check_order(order)
+        self._tell_price(earlier)
         self._tell_days(evidence)
 
     def _deny(self, rows: pl.DataFrame, cause: str, remedy: str) -> None:
@@ -263,6 +275,15 @@ class Importer:
         wrong = both.filter(backwards.fill_null(False))
         if wrong.height:
             self._deny(wrong, "lies in a later block but at an earlier time than another row", "")
+
+    def _tell_price(self, last: pl.DataFrame) -> None:
+        base, quote = self._pool.token0, self._pool.token1
+        price = (float(last["sqrt_price_x96"][0]) / Q96) ** 2 * 10.0 ** (base.decimals - quote.decimals)
+        if not _SMALLEST_PRICE < price < 1 / _SMALLEST_PRICE:
+            self._imported.notices.append(
+                f"the last price is {price:.3g} {quote.symbol} for 1 {base.symbol}: if that cannot be, the file has the "
+                "tokens in the other order"
+            )
 
     def _check_order(self, order: OrderEvidence) -> None:
         if order.contradicted:

@@ -192,10 +192,19 @@ class FileReader:
     def batches(self) -> Iterator[pl.DataFrame]:
         """The pool's swaps in NORMAL_SCHEMA, in the order of the file."""
         for batch in self._table.batches(self.columns.positions(), self._problems):
-            self.rows += batch.height
-            kept = self._of_pool(batch)
+            kept = self._of_pool(self._filled(batch))
             if kept.height:
                 yield self._typed(kept)
+
+    def _filled(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Without rows of commas alone, as spreadsheets append them."""
+        text = [name for name, kind in rows.schema.items() if kind == pl.String()]
+        if len(text) == rows.width - 1:
+            blank = rows.select(pl.all_horizontal(pl.col(text).fill_null("") == "")).to_series()
+            if blank.any():
+                rows = self._keep(rows, ~blank, "that are blank")
+        self.rows += rows.height
+        return rows
 
     def _column(self, rows: pl.DataFrame, name: str) -> pl.Series:
         first, *others = (rows[f"c{at}"] for at in self.columns.found[name])
@@ -302,6 +311,8 @@ class FileReader:
         return rows.with_columns(*topics)
 
     def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        if self.columns.raw:
+            rows = self._with_data(rows)
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
         for name in _OF_TRANSACTION:
             if name in self.columns.found:
@@ -345,18 +356,20 @@ class FileReader:
         for name in SWAP_COLUMNS[1:]:
             yield name, self._value(rows, name)
 
-    def _raw_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
+    def _with_data(self, rows: pl.DataFrame) -> pl.DataFrame:
         column = rows[f"c{self.columns.found['data'][0]}"]
         if column.dtype == pl.Binary():
             data = "0x" + column.bin.encode("hex")
         else:
             text = values.clean_text(column.cast(pl.String())).str.to_lowercase()
-            data = "0x" + text.str.replace(r"^(0x|\\x)", "")
+            data = "0x" + text.str.extract(r"^(?:hexbytes\(['\"])?(?:0x|\\x)?([0-9a-f]*)(?:['\"]\))?$", 1)
         whole = data.str.contains(_DATA).fill_null(False)
         self._report(rows, ~whole, "data", "the six words of a Swap event (384 hex digits)")
-        blank = "0x" + "0" * 384
+        return rows.with_columns(data.alias("data")).filter(whole)
+
+    def _raw_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
         try:
-            words = decode_swap_data(pl.Series([blank]).new_from_index(0, len(data)).zip_with(~whole, data))
+            words = decode_swap_data(rows["data"])
         except LogError as error:
             raise ArchiveError(f"{self.file}: {error}") from None
         yield "pool_id", rows["pool_id"]

@@ -255,9 +255,8 @@ class ParquetTable:
         if file.suffix.lower() not in {".parquet", ".pq", ".parq"}:
             self.notices.append(f"{file.name} is a Parquet file")
         try:
-            parquet = pq.ParquetFile(file)
-            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-        except (pa.ArrowException, OSError, ValueError) as error:
+            rows, schema = _size_and_schema(file)
+        except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ArchiveError(f"{file} is not a readable Parquet file: {first_words(error)}") from error
         if rows > file.stat().st_size:
             # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
@@ -280,9 +279,8 @@ class ParquetTable:
         own = len(self._own)
         needed = sorted({at if at < own else self._nested[at - own][0] for at in columns})
         try:
-            parquet = pq.ParquetFile(self.file, pre_buffer=False)
             row = 1
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=[self._own[at] for at in needed]):
+            for batch in self._record_batches([self._own[at] for at in needed]):
                 flat = {}
                 for at in needed:
                     column = batch.column(batch.schema.get_field_index(self._own[at]))
@@ -298,8 +296,38 @@ class ParquetTable:
                 )
                 row += batch.num_rows
                 yield rows
-        except (pa.ArrowException, OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            KeyError,
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+        ) as error:
             raise ArchiveError(f"{self.file} is not a readable Parquet file: {first_words(error)}") from error
+
+
+    def _record_batches(self, columns: list[str]) -> Iterator[Any]:
+        try:
+            parquet = pq.ParquetFile(self.file)
+        except pa.ArrowNotImplementedError:
+            wide = pl.read_parquet(self.file, columns=columns)
+            yield from wide.with_columns(_WIDE.cast(pl.String())).to_arrow().to_batches(BATCH_ROWS)
+            return
+        yield from parquet.iter_batches(BATCH_ROWS, columns=columns)
+
+
+_WIDE = pl.selectors.by_dtype(pl.Int128(), pl.UInt128())
+"""Integers of 128 bits, which polars writes and Arrow does not know."""
+
+
+def _size_and_schema(file: Path) -> tuple[int, Any]:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowNotImplementedError:
+        empty = pl.DataFrame(schema=pl.read_parquet_schema(file)).with_columns(_WIDE.cast(pl.String()))
+        return pl.scan_parquet(file).select(pl.len()).collect().item(), empty.to_arrow().schema
+    return parquet.metadata.num_rows, parquet.schema_arrow
 
 
 class JsonTable:
@@ -344,8 +372,8 @@ def _records(file: Path) -> list[dict[str, Any]]:
         raise ArchiveError(f"{file} is not a readable JSON file: {first_words(error)}") from error
     found = _find_records(document, 0)
     if found is None:
-        error = document.get("error") if isinstance(document, dict) else None
-        told = f"; it holds the error {str(error)[:200]}" if error else ""
+        failure = document.get("error") if isinstance(document, dict) else None
+        told = f"; it holds the error {str(failure)[:200]}" if failure else ""
         raise ArchiveError(f"{file} holds no list of logs or swaps{told}")
     return found
 
