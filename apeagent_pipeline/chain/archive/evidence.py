@@ -122,6 +122,8 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
     off = arithmetic.decades_off(swaps)
+    worse = arithmetic.worse_than_worst(swaps, reading.tolerance)
+    better = arithmetic.better_than(swaps, reading.tolerance, np.where(has_prior, prior, swaps.price))
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
     # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
     # than it moved the price.
@@ -135,8 +137,8 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "unlinked": linkable & ~linked & ~silent,
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
-        "units": np.abs(np.nan_to_num(off)) > _DECADES,
-        "worse": arithmetic.worse_than_worst(swaps, reading.tolerance) & (signs < 0),
+        "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
+        "worse": worse & (signs < 0),
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
         "rounded": _rounded_prices(both),
@@ -146,7 +148,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         & ~silent
         & reading.informative
         & ~reading.fits
-        & (arithmetic.better_than(swaps, reading.tolerance, prior) | (direction < 0) | _between_ticks(both, pool)),
+        & (better | (direction < 0) | _between_ticks(both, pool)),
         "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, clock),
     }
     compared = np.flatnonzero(linked & linkable & same_liquidity)
@@ -491,7 +493,7 @@ class People:
         remedy = "Export sender as it stands in the event, and the account that signed the transaction as tx_from"
         if signed >= 5 and same > _MOSTLY * signed:
             return Denial(days, "sender is the account that signed the transaction, not the caller of the pool", remedy)
-        if signed >= _FEWEST_LINKS and senders > 3 * signers:
+        if signed >= _FEWEST_LINKS and senders > 3 * signers and senders * 5 > signed:
             return Denial(days, "sender and tx_from are exchanged: there are more senders than signers", remedy)
         if rows >= 2 * _FEWEST_LINKS and not signed and senders * 2 > rows and senders > len(self._parts):
             cause = f"sender is another in most rows ({senders} of {rows}), as accounts are; the callers of a pool are few"
