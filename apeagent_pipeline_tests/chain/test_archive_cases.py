@@ -1,4 +1,4 @@
-"""Files in the layouts that tools and people produce, with the swaps that they hold: right rows, or a refusal that says why.
+"""Files in the layouts that tools and people produce: the right rows, or a refusal that says why.
 
 The files are shared between developers and are no part of the project.
 """

@@ -65,7 +65,10 @@ def text(swaps: pl.DataFrame, form: str = "%Y-%m-%d %H:%M:%S") -> pd.DataFrame:
 
 
 def etherscan(swaps: pl.DataFrame, path: Path) -> None:
-    rows = [{**log(row), "timeStamp": hex(int(row["block_timestamp"].timestamp())), "gasPrice": "0x1"} for row in swaps.to_dicts()]
+    rows = [
+        {**log(row), "timeStamp": hex(int(row["block_timestamp"].timestamp())), "gasPrice": "0x1"}
+        for row in swaps.to_dicts()
+    ]
     path.write_text(json.dumps({"status": "1", "message": "OK", "result": rows}))
 
 
@@ -175,10 +178,10 @@ LAYOUTS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
     "null.tsv": lambda swaps, path: text(swaps).to_csv(path, index=False, sep="\t", na_rep="\\N"),
     "offset.csv": lambda swaps, path: text(swaps, "%Y-%m-%dT%H:%M:%S.000+0000").to_csv(path, index=False),
     "zone.csv": lambda swaps, path: text(swaps, "%Y-%m-%d %H:%M:%S.000 UTC").to_csv(path, index=False, quoting=1),
-    "thousands.csv": lambda swaps, path: text(swaps)
-    .assign(liquidity=[f"{int(value):,}" for value in swaps["liquidity"]])
-    .to_csv(path, index=False),
-    "swaps.csv.gz": compressed(lambda content: gzip.compress(content)),
+    "thousands.csv": lambda swaps, path: (
+        text(swaps).assign(liquidity=[f"{int(value):,}" for value in swaps["liquidity"]]).to_csv(path, index=False)
+    ),
+    "swaps.csv.gz": compressed(gzip.compress),
     "swaps.csv.bz2": compressed(bz2.compress),
     "swaps.csv.xz": compressed(lzma.compress),
     "records.json": lambda swaps, path: text(swaps).to_json(path, orient="records"),
@@ -203,7 +206,8 @@ REFUSED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "one zero": (lambda t: t.assign(amount1=t.amount1 + "0"), "ratio is far from the price"),
     "token order": (
         lambda t: t.assign(
-            sqrt_price_x96=[str((1 << 192) // int(p)) for p in t.sqrt_price_x96], tick=[str(-int(p) - 1) for p in t.tick]
+            sqrt_price_x96=[str((1 << 192) // int(p)) for p in t.sqrt_price_x96],
+            tick=[str(-int(p) - 1) for p in t.tick],
         ),
         "price of the other direction",
     ),
@@ -214,7 +218,10 @@ REFUSED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
         "last digits are lost|not to the last digit",
     ),
     "fee of another pool": (lambda t: t.assign(fee="600"), "fee is not what the swaps paid"),
-    "accounting": (lambda t: t.assign(amount0=t.amount0.str.replace(r"^-(.*)", r"(\1)", regex=True)), r"amount0 is '\("),
+    "accounting": (
+        lambda t: t.assign(amount0=t.amount0.str.replace(r"^-(.*)", r"(\1)", regex=True)),
+        r"amount0 is '\(",
+    ),
     "signer as sender": (lambda t: t.assign(tx_from=t.sender), "account that signed"),
     "short id": (lambda t: t.assign(pool_id="0x96d4...8c0a"), "64 hex digits"),
     "no pool": (lambda t: t.drop(columns="pool_id"), "add a column pool_id"),
@@ -249,7 +256,7 @@ def test_an_exported_day_comes_back_the_same_through_other_tools(
         reader = "read_parquet" if ending == ".parquet" else "read_json" if ending == ".jsonl" else "read_csv"
         options = ", all_varchar = true" if reader == "read_csv" else ""
         duckdb.sql("SET TimeZone = 'UTC'")
-        duckdb.sql(f"COPY (SELECT * FROM {reader}('{exported}'{options})) TO '{back}' (FORMAT {kind})")  # noqa: S608
+        duckdb.sql(f"COPY (SELECT * FROM {reader}('{exported}'{options})) TO '{back}' (FORMAT {kind})")
     else:
         readers: dict[str, Callable[[], pd.DataFrame]] = {
             ".parquet": lambda: pd.read_parquet(exported),
@@ -353,7 +360,9 @@ def test_overlapping_files_that_differ_are_told(swaps: pl.DataFrame, tmp_path: P
     assert "a.parquet and b.parquet overlap and differ: 1 swaps only in the first" in " ".join(archive.imported.notices)
 
 
-def test_an_archive_is_read_once_for_all_processes(swaps: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_is_read_once_for_all_processes(
+    swaps: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "archive").mkdir()
     path, wrong = tmp_path / "archive" / "swaps.parquet", tmp_path / "archive" / "wrong.parquet"
     swaps.write_parquet(path)

@@ -57,9 +57,7 @@ def exchanged(first: str, second: str) -> Mutation:
 
 def shifted(columns: tuple[str, ...]) -> Mutation:
     def mutate(rows: Rows, _: random.Random) -> Rows:
-        return [
-            {**after, **{name: before[name] for name in columns}} for before, after in zip(rows, rows[1:], strict=False)
-        ]
+        return [{**after, **{name: before[name] for name in columns}} for before, after in itertools.pairwise(rows)]
 
     return mutate
 

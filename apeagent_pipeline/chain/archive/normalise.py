@@ -5,7 +5,7 @@ that is wrong is reported; it is never replaced by a guess.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +14,17 @@ import polars as pl
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.archive import values
 from apeagent_pipeline.chain.archive.clock import ChainClock
-from apeagent_pipeline.chain.archive.layouts import (
-    COLUMN_KEYS,
-    NESTED_KEYS,
-    REQUIRED_COLUMNS,
-    SWAP_COLUMNS,
-    UNUSABLE,
-    key,
-    layout_of,
-    unusable,
-)
+from apeagent_pipeline.chain.archive.columns import Columns
+from apeagent_pipeline.chain.archive.layouts import REQUIRED_COLUMNS, SWAP_COLUMNS
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
-from apeagent_pipeline.chain.archive.reading import LINE, Table
+from apeagent_pipeline.chain.archive.reading import Table
+from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, SWAP_TOPIC, LogError, decode_swap_data
 
 FILE = "_file"
 NORMAL_SCHEMA = pl.Schema({**RAW_SWAPS_SCHEMA, FILE: pl.Int32(), LINE: pl.Int64()})
 """RAW_SWAPS_SCHEMA and where a row stands. ``log_index`` is null where the file has none."""
 
-_GENERAL_KEYS = frozenset(
-    {
-        "hash",
-        "transaction",
-        "transactionid",
-        "tx",
-        "block",
-        "blockid",
-        "timestamp",
-        "unixtimestamp",
-        "datetime",
-        "time",
-        "ts",
-        "chain",
-        "from",
-        "to",
-        "fromaddress",
-        "toaddress",
-        "origin",
-        "pool",
-        "name",
-        "event",
-    }
-)
-"""Headers that mean a column only where no other header of the file does."""
 _OF_TRANSACTION = (
     "block_number",
     "block_hash",
@@ -79,75 +47,6 @@ _DATA = r"^0x[0-9a-f]{384}$"
 _COMPARED = frozenset({"sender", "pool_id", "tx_from", "tx_to", "block_number", "transaction_hash", "log_index"})
 
 
-def header_keys(headers: Sequence[str]) -> list[str]:
-    """The key of each header; of a member of an object, that of the member."""
-    keys = []
-    for header in headers:
-        parent, _, member = header.rpartition(".")
-        keys.append(key(member) if parent and key(parent.rpartition(".")[2]) in NESTED_KEYS else key(header))
-    return keys
-
-
-class Columns:
-    """Which columns of a file hold what.
-
-    Args:
-        file: Named in errors.
-        headers: As they stand in the file.
-
-    Raises:
-        ArchiveError: if the layout cannot become swaps, or a column is missing or ambiguous.
-    """
-
-    def __init__(self, file: Path, headers: Sequence[str]) -> None:
-        self.file = file
-        self.headers = list(headers)
-        self.keys = header_keys(headers)
-        known = {*self.keys, *(key(header.partition(".")[0]) for header in headers)}
-        if entry := unusable(known, UNUSABLE):
-            raise ArchiveError(f"{file} is {entry.name}, which cannot be imported: {entry.reason}. {entry.instead}")
-        layout = layout_of(known)
-        self.layout = layout.name if layout else "own column names"
-        self.found = {name: at for name in COLUMN_KEYS if (at := self._positions(name))}
-        for name, own in (layout.extra if layout else {}).items():
-            if name not in self.found and own in self.keys:
-                self.found[name] = [self.keys.index(own)]
-        self.raw = "data" in self.found and (
-            "topics" in self.found or {"topic0", "topic1", "topic2"} <= set(self.found)
-        )
-        for name in SWAP_COLUMNS if self.raw else ("data", "topics", "topic0", "topic1", "topic2"):
-            self.found.pop(name, None)
-        self._check_missing()
-
-    def _positions(self, name: str) -> list[int]:
-        specific = [
-            at for one in COLUMN_KEYS[name] if one not in _GENERAL_KEYS for at, k in enumerate(self.keys) if k == one
-        ]
-        if specific:
-            return specific
-        general = [at for one in COLUMN_KEYS[name] for at, k in enumerate(self.keys) if k == one]
-        return general[:1]
-
-    def _check_missing(self) -> None:
-        required = ("block_number", "transaction_hash") if self.raw else REQUIRED_COLUMNS
-        missing = [name for name in required if name not in self.found]
-        if missing:
-            shown = ", ".join(self.headers)[:500]
-            what = "a pool id (add a column pool_id)" if missing == ["pool_id"] else ", ".join(missing)
-            raise ArchiveError(
-                f"{self.file} lacks {what}; its columns are {shown}. Export what is missing too, or rename the columns "
-                "that hold it; docs/swaps-from-files.md lists the layouts that are understood"
-            )
-
-    def positions(self) -> list[int]:
-        """All columns that are needed."""
-        return sorted({at for found in self.found.values() for at in found})
-
-    def header(self, name: str) -> str:
-        """What the file calls a column."""
-        return self.headers[self.found[name][0]] if name in self.found else name
-
-
 class FileReader:
     """Reads one file of an archive.
 
@@ -166,6 +65,7 @@ class FileReader:
         file: Path,
         number: int,
         table: Table,
+        *,
         pool: PoolSpec,
         clock: ChainClock | None,
         blocks: pl.DataFrame | None,
@@ -418,5 +318,10 @@ class FileReader:
             value = rows[name][first]
         value = "0x" + value.hex() if isinstance(value, bytes) else value
         self._problems.add_value(
-            self.file, int(rows[LINE][first]), self.columns.header(name), value, expected + values.hint(value), len(at)
+            self.file,
+            int(rows[LINE][first]),
+            header=self.columns.header(name),
+            value=value,
+            expected=expected + values.hint(value),
+            rows=len(at),
         )
