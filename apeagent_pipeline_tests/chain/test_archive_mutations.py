@@ -3,6 +3,7 @@
 Run ``python -m apeagent_pipeline_tests.chain.test_archive_mutations 2000`` for the table of a long run.
 """
 
+import itertools
 import random
 import sys
 import tempfile
