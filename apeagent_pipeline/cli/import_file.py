@@ -43,8 +43,8 @@ def import_swaps(
     first, last = archive.span()
     if dry_run:
         Console().print(
-            f"Nothing was stored. Next: [bold]apeagent import {plain(str(path))}[/], or set APEAGENT_SWAPS_ARCHIVE to the "
-            "path and run [bold]apeagent demo[/].",
+            f"Nothing was stored. Next: [bold]apeagent import {plain(str(path))}[/], or set APEAGENT_SWAPS_ARCHIVE to "
+            "the path and run [bold]apeagent demo[/].",
             soft_wrap=True,
         )
         return
@@ -74,8 +74,8 @@ def show(archive: "SwapArchive") -> None:
         days.add_row(str(day), f"{notes.swaps:,}", confirmed, f"{notes.gaps:,}", f"{notes.duplicates:,}", told)
     console.print(days)
     console.print(
-        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to tell; gaps: swaps that "
-        "do not start at the price of the swap before",
+        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to tell; gaps: swaps "
+        "that do not start at the price of the swap before",
         soft_wrap=True,
     )
     for notice in imported.notices:

@@ -1,7 +1,8 @@
 """Speed and memory of the archive import beside plain polars reads of the same file.
 
-Run with ``python -m apeagent_pipeline_tests.benchmarks.archive_import --rows 10000000``. Prints a Markdown table: seconds
-of polars reading every column, seconds of the import (all checks, all days), their ratio, and the peak memory of either.
+Run with ``python -m apeagent_pipeline_tests.benchmarks.archive_import --rows 10000000``. Prints a Markdown table:
+seconds of polars reading every column, seconds of the import (all checks, all days), their ratio, and the peak memory
+of either.
 """
 
 import argparse
@@ -94,15 +95,13 @@ def main() -> None:
         {"plain": plain, "import": imported}[what](Path(file))
         print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
-    print(
-        "| file | size, GB | polars, s | import, s | ratio | polars, GB | import, GB |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| file | size, GB | polars, s | import, s | ratio | polars, GB | import, GB |\n" + "| --- " * 7 + "|")
     with tempfile.TemporaryDirectory() as folder:
         for file in write(Path(folder), arguments.rows):
             read, whole = measure("plain", file), measure("import", file)
             print(
-                f"| {file.name}, {arguments.rows:,} rows | {file.stat().st_size / 1e9:.2f} | {read[0]:.1f} | {whole[0]:.1f} | "
-                f"{whole[0] / read[0]:.1f} | {read[1]:.1f} | {whole[1]:.1f} |"
+                f"| {file.name}, {arguments.rows:,} rows | {file.stat().st_size / 1e9:.2f} | {read[0]:.1f} | "
+                f"{whole[0]:.1f} | {whole[0] / read[0]:.1f} | {read[1]:.1f} | {whole[1]:.1f} |"
             )
 
 

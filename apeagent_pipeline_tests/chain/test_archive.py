@@ -105,7 +105,7 @@ def test_the_largest_values_survive_the_reading_of_a_file(tmp_path: Path, two_da
     opened = open_table(path)
     assert opened is not None
     problems = Problems(path)
-    reader = FileReader(path, 0, opened, BASE_ETH_USDC, None, None, problems)
+    reader = FileReader(path, 0, opened, pool=BASE_ETH_USDC, clock=None, blocks=None, problems=problems)
     found = pl.concat(reader.batches()).select(RAW_SWAPS_SCHEMA.names())
     assert not problems
     assert found.equals(table)

@@ -3,6 +3,7 @@
 Run ``python -m apeagent_pipeline_tests.chain.test_archive_mutations 2000`` for the table of a long run.
 """
 
+import itertools
 import random
 import sys
 import tempfile
@@ -57,9 +58,7 @@ def exchanged(first: str, second: str) -> Mutation:
 
 def shifted(columns: tuple[str, ...]) -> Mutation:
     def mutate(rows: Rows, _: random.Random) -> Rows:
-        return [
-            {**after, **{name: before[name] for name in columns}} for before, after in zip(rows, rows[1:], strict=False)
-        ]
+        return [{**after, **{name: before[name] for name in columns}} for before, after in itertools.pairwise(rows)]
 
     return mutate
 

@@ -1,4 +1,4 @@
-"""What the amounts, price, liquidity and fee of one Swap event say about each other, in floating point, all rows at once.
+"""What the amounts, price, liquidity and fee of one Swap event say about each other, all rows at once.
 
 Inside one range of liquidity the event determines the price before the swap (``SqrtPriceMath.sol``): the output is
 ``L * (sqrt(before) - sqrt(after))`` of token1, or ``L * (1 / sqrt(after) - 1 / sqrt(before))`` of token0. The input

@@ -1,42 +1,37 @@
 """What arithmetic can deny: each swap against the V4 contract, the pool and the chain's clock.
 
-Three kinds of evidence. A row can be impossible by itself (amounts of one sign, a tick that is not that of the price).
-A file or a day can be unlike swaps as a whole (the price column is that of the swap before). And in an archive without
-gaps, each row must also follow from the row before. A complete, right archive shows none; a right archive with missing
-swaps shows gaps, which are told and not refused.
+Each test is a flag of a row; `verdict` says which flags refuse an archive.
 """
 
-from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.swap_math import FEE_UNIT
 from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, sqrt_price_at_tick
 from apeagent_pipeline.chain.archive import arithmetic
 from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.normalise import FILE
-from apeagent_pipeline.chain.archive.reading import LINE
+from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.completeness import exactly_follows
 from apeagent_pipeline.chain.events import contradicting_ticks
 
 LARGEST_PROTOCOL_FEE = 1_000
 """Pips that the protocol may take on top of the pool's own fee (``ProtocolFeeLibrary.sol``)."""
 
+ROUNDED_COLUMNS = ("amount0", "amount1", "liquidity")
+"""Columns whose values are looked at for digits that a double cannot hold."""
+
 _TICK_LOG = np.log(1.0001) / 2
 _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
-_FEWEST_ROWS = 20
-_LEAST_FITTING = 0.5
-_FEWEST_LINKS = 50
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
 _EXACT_PAIRS_A_DAY = 500
-_ROUNDED_COLUMNS = ("amount0", "amount1", "liquidity")
 _DOUBLES_A_DAY = 2_000
 _FEW_BITS = 2
-_FEWEST_DOUBLES = 12
 _SPARE_BITS = 22
 _SPARE_DIGITS = 6
 _DOUBLE_DIGITS = 17
@@ -54,49 +49,6 @@ class Judged(NamedTuple):
     rows: pl.DataFrame
     exact: int
     compared: int
-
-
-class Evidence:
-    """The evidence of an archive, added up by file and day: its size does not grow with the rows."""
-
-    def __init__(self) -> None:
-        self._sums: list[pl.DataFrame] = []
-        self._suspects: list[pl.DataFrame] = []
-        self.exact = 0
-        self.compared = 0
-
-    def add(self, judged: Judged) -> None:
-        """Count the rows of a day and keep those that may be denied."""
-        rows = judged.rows
-        self.exact += judged.exact
-        self.compared += judged.compared
-        flags = [name for name, kind in rows.schema.items() if kind == pl.Boolean()]
-        unfit = pl.col("informative") & ~pl.col("fits")
-        self._sums.append(
-            rows.group_by(FILE, "day", maintain_order=True).agg(
-                pl.len().alias("rows"), pl.col(flags).sum(), pl.col(LINE).filter(unfit).first().alias("unfit_line")
-            )
-        )
-        suspicious = pl.any_horizontal(*_SUSPICIOUS)
-        if gapless(rows):
-            suspicious |= pl.col("broken")
-        self._suspects.append(rows.filter(suspicious))
-
-    @property
-    def sums(self) -> pl.DataFrame:
-        """One row a file and day: the number of rows, and of rows that have each flag."""
-        return pl.concat(self._sums)
-
-    @property
-    def suspects(self) -> pl.DataFrame:
-        """Rows that may be denied."""
-        return pl.concat(self._suspects)
-
-
-def gapless(flags: pl.DataFrame) -> bool:
-    """Whether every swap that can tell starts at the price of the swap before it, silences aside."""
-    linked, unlinked = flags.select(pl.col("linked", "unlinked").sum()).row(0)
-    return linked >= _FEWEST_LINKS and not unlinked
 
 
 def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: ChainClock | None) -> Judged:
@@ -119,6 +71,8 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
     off = arithmetic.decades_off(swaps)
+    worse = arithmetic.worse_than_worst(swaps, reading.tolerance)
+    better = arithmetic.better_than(swaps, reading.tolerance, np.where(has_prior, prior, swaps.price))
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
     # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
     # than it moved the price.
@@ -130,19 +84,20 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
-        **_alternatives(swaps, reading),
+        **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
-        "units": np.abs(np.nan_to_num(off)) > _DECADES,
-        "worse": arithmetic.worse_than_worst(swaps, reading.tolerance) & (signs < 0),
+        "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
+        "worse": worse & (signs < 0),
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
         "rounded": _rounded_prices(both),
         **_doubles(both),
+        "unlikely": _unlikely_prices(swaps.price, pool),
         "broken": has_prior
         & ~silent
         & reading.informative
         & ~reading.fits
-        & (arithmetic.better_than(swaps, reading.tolerance, prior) | (direction < 0) | _between_ticks(both, pool)),
+        & (better | (direction < 0) | _between_ticks(both, pool)),
         "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, clock),
     }
     compared = np.flatnonzero(linked & linkable & same_liquidity)
@@ -158,24 +113,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     return Judged(table.slice(earlier.height), int(exact.sum()), len(compared))
 
 
-_SUSPICIOUS = (
-    "flipped",
-    "exchanged",
-    "exchanged_flipped",
-    "inverse",
-    "price_before",
-    "liquidity_before",
-    "one_sign",
-    "units",
-    "worse",
-    "tick",
-    "fee",
-    "rounded",
-    "inexact",
-)
-
-
-def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[str, np.ndarray]:
+def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: PoolSpec) -> dict[str, np.ndarray]:
     # Only rows that do not fit as they stand can be something else.
     rows = np.flatnonzero(~reading.fits)
     price, liquidity, amount0, amount1, fee = (column[rows] for column in swaps)
@@ -192,11 +130,17 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading) -> dict[
     found = {name: np.zeros(len(swaps.price), bool) for name in other}
     for name, columns in other.items():
         found[name][rows] = arithmetic.read(arithmetic.Swaps(*columns, fee)).fits
+    found["other_fee"] = np.zeros(len(swaps.price), bool)
+    if not pool.has_dynamic_fee:
+        static = np.full(len(rows), pool.fee / FEE_UNIT)
+        found["other_fee"][rows] = arithmetic.read(arithmetic.Swaps(price, liquidity, amount0, amount1, static)).fits
     changing = np.flatnonzero(reading.fits & (swaps.liquidity != np.r_[swaps.liquidity[1:], swaps.liquidity[-1:]]))
     later = swaps.liquidity[changing + 1]
-    columns = swaps.price[changing], later, swaps.amount0[changing], swaps.amount1[changing], swaps.fee[changing]
+    shifted = arithmetic.Swaps(
+        swaps.price[changing], later, swaps.amount0[changing], swaps.amount1[changing], swaps.fee[changing]
+    )
     found["liquidity_given"] = np.zeros(len(swaps.price), bool)
-    found["liquidity_given"][changing] = ~arithmetic.read(arithmetic.Swaps(*columns)).fits
+    found["liquidity_given"][changing] = ~arithmetic.read(shifted).fits
     return found
 
 
@@ -266,13 +210,20 @@ def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     return suspects
 
 
+def _unlikely_prices(price: np.ndarray, pool: PoolSpec) -> np.ndarray:
+    """Prices that, in human units, are farther from 1 than their inverse would be."""
+    decades = pool.token0.decimals - pool.token1.decimals
+    given = 2 * np.log10(price)
+    return np.abs(given + decades) > np.abs(decades - given)
+
+
 def _doubles(rows: pl.DataFrame) -> dict[str, np.ndarray]:
     """Large values of some rows of each column, and which of them are doubles without a rest.
 
     Amounts that were paid are left out: people type round ones.
     """
     found = {}
-    for name in _ROUNDED_COLUMNS:
+    for name in ROUNDED_COLUMNS:
         column = rows[name].head(_DOUBLES_A_DAY).cast(pl.Int128(), strict=False)
         long = (column > 1 << (53 + _FEW_BITS)).fill_null(False)
         if name == "liquidity":
@@ -282,213 +233,3 @@ def _doubles(rows: pl.DataFrame) -> dict[str, np.ndarray]:
             found[flag] = np.zeros(rows.height, bool)
             found[flag][: len(values)] = values.to_numpy()
     return found
-
-
-class Denial(NamedTuple):
-    """Rows that arithmetic denies, and the likeliest cause in words.
-
-    Attributes:
-        rows: `FILE` and `LINE` of them.
-        cause: What they are.
-        remedy: What to do.
-        detail: What the first row shows.
-    """
-
-    rows: pl.DataFrame
-    cause: str
-    remedy: str
-    detail: str = ""
-
-
-_ALTERNATIVES = {
-    "flipped": (
-        "amounts have the pool's signs: this importer wants the swapper's, negative for what is paid in",
-        "Flip them with APEAGENT_SWAPS_SIGNS=pool",
-    ),
-    "unflipped": (
-        "amounts already have the swapper's signs, and APEAGENT_SWAPS_SIGNS=pool flips them",
-        "Unset APEAGENT_SWAPS_SIGNS",
-    ),
-    "exchanged": ("amount0 and amount1 are exchanged: the pool's token0 is {token0}", "Exchange the two columns"),
-    "exchanged_flipped": (
-        "amount0 and amount1 are exchanged and have the pool's signs: the pool's token0 is {token0}",
-        "Exchange the two columns and set APEAGENT_SWAPS_SIGNS=pool",
-    ),
-    "inverse": (
-        "sqrt_price_x96 is the price of the other direction: it must be token1 per token0 ({token1} per {token0})",
-        "Export sqrt_price_x96 as it stands in the event",
-    ),
-    "price_before": (
-        "sqrt_price_x96 and tick are those before the swap, or of the row before: the event gives them after it",
-        "Export them from the Swap event, not from the state before it",
-    ),
-}
-
-
-def denials(evidence: Evidence, pool: PoolSpec, flips: bool) -> list[Denial]:
-    """All reasons to refuse an archive.
-
-    Args:
-        evidence: Of all its days.
-        pool: Whose swaps these are.
-        flips: Whether the settings flip the signs.
-    """
-    sums, judged = evidence.sums, evidence.suspects
-    wholesale = _wholesale(sums, judged, pool, flips)
-    if wholesale:
-        return wholesale
-    # A single row is held to be another reading only where it is impossible or unlikely as it stands.
-    found = [Denial(judged.filter(mask), *words) for mask, words in _row_rules(pool, flips)]
-    found.append(_digits(judged, evidence.exact, evidence.compared))
-    found += _rounded_columns(sums)
-    if gapless(sums):
-        cause = "contradicts the price of the row before, in an archive whose other rows all follow from each other"
-        found.append(Denial(judged.filter("broken"), cause, "Export these rows again; a row may be missing or changed"))
-    return [denial for denial in found if denial.rows.height]
-
-
-def _row_rules(pool: PoolSpec, flips: bool) -> list[tuple[pl.Expr, tuple[str, str]]]:
-    flipped = _ALTERNATIVES["unflipped" if flips else "flipped"]
-    exchanged = tuple(words.format(token0=pool.token0.symbol) for words in _ALTERNATIVES["exchanged"])
-    raw = "Export the amounts of the Swap event in raw units"
-    return [
-        (
-            pl.col("one_sign"),
-            ("amounts without opposite signs: one token is paid in (negative), the other received", raw),
-        ),
-        (pl.col("flipped"), flipped),
-        (pl.col("exchanged"), (exchanged[0], exchanged[1])),
-        (
-            pl.col("units") & ~pl.col("exchanged"),
-            (
-                f"amounts whose ratio is far from the price: they are not raw units ({pool.token0.symbol} has "
-                f"{pool.token0.decimals} decimals, {pool.token1.symbol} {pool.token1.decimals}), or the tokens are exchanged",
-                raw,
-            ),
-        ),
-        (
-            pl.col("worse") & ~pl.col("units") & ~pl.col("one_sign") & ~pl.col("fee"),
-            ("amounts that are worse than the worst price of the swap allows", "Export these rows again"),
-        ),
-        (
-            pl.col("tick"),
-            ("a tick that contradicts its sqrt_price_x96, or an impossible price", "Export both from the Swap event"),
-        ),
-        (
-            pl.col("fee"),
-            (
-                f"a fee other than the pool's, {pool.fee} hundredths of a basis point",
-                "Export fee as it stands in the event (500 is 0.05 %), and check APEAGENT_POOL_ID",
-            ),
-        ),
-        (
-            pl.col("rounded"),
-            (
-                "a sqrt_price_x96 whose last digits are lost: it went through a floating-point number or a spreadsheet",
-                "Export it as text (SQL: CAST(... AS VARCHAR), pandas: dtype=str)",
-            ),
-        ),
-    ]
-
-
-def _wholesale(sums: pl.DataFrame, suspects: pl.DataFrame, pool: PoolSpec, flips: bool) -> list[Denial]:
-    """Files and days that are, as a whole, something else than swaps as they should be."""
-    for group in (FILE, "day"):
-        found: list[Denial] = []
-        flags = [name for name, kind in sums.schema.items() if kind.is_integer() and name not in {FILE, "unfit_line"}]
-        grouped = sums.group_by(group, maintain_order=True).agg(
-            pl.col(flags).sum(), pl.col(FILE).first().alias("file"), pl.col("unfit_line").drop_nulls().first()
-        )
-        for row in grouped.iter_rows(named=True):
-            best = max((name for name in _ALTERNATIVES if name != "unflipped"), key=lambda name: row[name])
-            if row["fee"] * 2 > row["rows"]:
-                continue  # The fee is wrong, and with it every test that counts with it.
-            if row[best] > row["fits"] and row[best] * 2 > row["informative"]:
-                words = _ALTERNATIVES["unflipped" if flips and best == "flipped" else best]
-                cause, remedy = (w.format(token0=pool.token0.symbol, token1=pool.token1.symbol) for w in words)
-                found.append(Denial(suspects.filter(pl.col(best) & (pl.col(group) == row[group])), cause, remedy))
-            elif _is_incoherent(row):
-                cause = (
-                    "amounts, sqrt_price_x96, liquidity and fee do not belong together: within one range of liquidity the "
-                    f"amount paid less the fee must move the price to where it is ({row['fits']} of {row['informative']} "
-                    "rows do)"
-                )
-                place = pl.DataFrame({FILE: [row["file"]], LINE: [row["unfit_line"]]})
-                found.append(Denial(place, cause, "Check that the columns are those of one event, in raw units"))
-        if found:
-            return found
-    if sums["liquidity_before"].sum() > max(sums["liquidity_given"].sum(), 2):
-        cause = "liquidity is that of the row before"
-        return [Denial(suspects.filter("liquidity_before"), cause, "Export it from the event of the same row")]
-    return []
-
-
-def _is_incoherent(row: dict[str, int]) -> bool:
-    few = row["fits"] < _LEAST_FITTING * row["informative"]
-    return row["informative"] >= _FEWEST_ROWS and few and row["units"] * 2 <= row["informative"]
-
-
-def _digits(judged: pl.DataFrame, exact: int, compared: int) -> Denial:
-    inexact = judged.filter("inexact")
-    cause = (
-        f"amounts or liquidity that follow from the row before almost, but not to the last digit ({compared - exact} of "
-        f"{compared} pairs): digits were lost in a floating-point number or a spreadsheet"
-    )
-    enough = compared >= 5 and exact * 2 < compared
-    return Denial(inexact if enough else inexact.clear(), cause, "Export all amounts as text")
-
-
-def _rounded_columns(sums: pl.DataFrame) -> list[Denial]:
-    place = sums.select(FILE, pl.lit(0, pl.Int64()).alias(LINE)).head(1)
-    return [
-        Denial(
-            place,
-            f"{name} whose last digits are lost: all {sums[f'long_{name}'].sum()} large values that were looked at are "
-            "floating-point numbers",
-            "Export it as text (SQL: CAST(... AS VARCHAR), pandas: dtype=str)",
-        )
-        for name in _ROUNDED_COLUMNS
-        if sums[f"double_{name}"].sum() == sums[f"long_{name}"].sum() >= _FEWEST_DOUBLES
-    ]
-
-
-def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain_id: int) -> Denial | None:
-    """Block times that are not those of the chain, with the likeliest cause.
-
-    Args:
-        judged: Of the rows.
-        rows: The rows themselves: ``block_number`` and ``block_timestamp``.
-        clock: Of the chain.
-        chain_id: Named in the cause.
-    """
-    wrong = judged["clock"]
-    if not wrong.any():
-        return None
-    off = rows.filter(wrong).select(
-        pl.col("block_number"), pl.col("block_timestamp"), pl.col("block_timestamp").dt.epoch("s").alias("seconds")
-    )
-    difference = off["seconds"] - clock.seconds(off["block_number"])
-    first = int(difference[0])
-    right = off["block_timestamp"][0] - timedelta(seconds=first)
-    same = difference.n_unique() == 1
-    if same and first % 900 == 0 and abs(first) <= 50_400:
-        sign = "+" if first > 0 else "-"
-        zone = f"{sign}{abs(first) // 3600:02d}:{abs(first) % 3600 // 60:02d}"
-        cause = f"times that are local time without a zone (UTC{zone}), not UTC"
-        remedy = f"Export them in UTC, or append the offset {zone} to each"
-    elif same and off.height > 1:
-        cause = (
-            f"times that are all {first:+d} seconds away from those of their blocks: of another source, or the block "
-        )
-        cause += "numbers are those of another chain"
-        remedy = "Export the timestamp of the block itself and the block number of this chain"
-    elif off["seconds"].n_unique() == 1 and off.height > 1:
-        cause, remedy = (
-            "one and the same time in every row: the time of collection, not of the block",
-            "Leave the column out",
-        )
-    else:
-        cause, remedy = "times that are not those of their blocks", "Export the timestamp of the block itself"
-    detail = f": block {off['block_number'][0]} of chain {chain_id} is of {right:%Y-%m-%d %H:%M:%S} UTC"
-    remedy += "; without a time column, times are computed from block numbers"
-    return Denial(judged.filter(wrong), cause, remedy, detail)

@@ -54,8 +54,8 @@ def archive_files(path: Path) -> ArchiveFiles:
         return _of_folder(path)
     if not path.is_file():
         raise ArchiveError(
-            f"the swap archive {path} does not exist; set APEAGENT_SWAPS_ARCHIVE to a CSV, Parquet or JSON file or to a "
-            "folder of them"
+            f"the swap archive {path} does not exist; set APEAGENT_SWAPS_ARCHIVE to a CSV, Parquet or JSON file or to "
+            "a folder of them"
         )
     if remedy := _CONTAINERS.get(path.suffix.lower()):
         raise ArchiveError(f"the swap archive {path} is not a table that is read: {remedy}")
@@ -77,15 +77,16 @@ def _of_folder(folder: Path) -> ArchiveFiles:
             skipped.append((name, "no table"))
         elif not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
             raise ArchiveError(
-                f"{file} is not a file of the archive's own folder; remove it from there, or replace links by the files "
-                "they point to (cp -rL FOLDER COPY)"
+                f"{file} is not a file of the archive's own folder; remove it from there, or replace links by the "
+                "files they point to (cp -rL FOLDER COPY)"
             )
         else:
             tables.append(file)
     if not tables:
         named = ", ".join(f"{name} ({why})" for name, why in skipped[:10])
         raise ArchiveError(
-            f"the swap archive folder {folder} holds no .csv, .parquet or .json file{'; not read: ' + named if named else ''}"
+            f"the swap archive folder {folder} holds no .csv, .parquet or .json file"
+            f"{'; not read: ' + named if named else ''}"
         )
     return ArchiveFiles(tuple(tables), tuple(skipped))
 

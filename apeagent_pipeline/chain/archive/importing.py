@@ -10,21 +10,26 @@ from pathlib import Path
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.amm.ticks import Q96
 from apeagent_pipeline.chain.archive import values
 from apeagent_pipeline.chain.archive.clock import exact_clock
+from apeagent_pipeline.chain.archive.columns import header_keys
 from apeagent_pipeline.chain.archive.day_store import DayStore
-from apeagent_pipeline.chain.archive.evidence import Evidence, denials, judge, off_clock
+from apeagent_pipeline.chain.archive.evidence import judge
 from apeagent_pipeline.chain.archive.files import ArchiveFiles, natural_order
 from apeagent_pipeline.chain.archive.layouts import COLUMN_KEYS, COMPANIONS, key, unusable
-from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA, FileReader, header_keys
+from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA, FileReader
 from apeagent_pipeline.chain.archive.ordering import OrderEvidence, in_order
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
-from apeagent_pipeline.chain.archive.reading import LINE, Table, open_table
+from apeagent_pipeline.chain.archive.reading import Table, open_table
+from apeagent_pipeline.chain.archive.streams import LINE
+from apeagent_pipeline.chain.archive.verdict import Evidence, People, denials, off_clock
 from apeagent_pipeline.chain.days import days_between
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA
 
 _log = logging.getLogger(__name__)
 
+_SMALLEST_PRICE = 1e-12
 _WAS_READ = " was read: "
 _FEWEST_SWAPS = 10
 _SILENCE_SPACINGS = 20
@@ -114,7 +119,7 @@ class Importer:
     def _read_files(self) -> DayStore:
         tables, blocks = self._open_files()
         readers = [
-            FileReader(file, number, table, self._pool, self._clock, blocks, self._problems)
+            FileReader(file, number, table, pool=self._pool, clock=self._clock, blocks=blocks, problems=self._problems)
             for number, (file, table) in enumerate(tables)
         ]
         self._tables = [file for file, _ in tables]
@@ -123,8 +128,8 @@ class Importer:
             ascending = descending = 0
             for batch in reader.batches():
                 steps = batch["block_number"].diff()
-                ascending += (steps > 0).sum()
-                descending += (steps < 0).sum()
+                ascending += int((steps > 0).sum())
+                descending += int((steps < 0).sum())
                 store.add(self._with_signs(batch))
             self._ranks[number] = (number, descending > ascending)
         self._tell_files(tables, readers)
@@ -150,6 +155,9 @@ class Importer:
                 raise ArchiveError(
                     f"{file} is empty; expected a header line and one line a swap. Fetch it again or remove it"
                 )
+            if not table.headers:
+                notices.append(f"{self._name(file)} holds no rows")
+                continue
             keys = header_keys(table.headers)
             companion = unusable(keys, COMPANIONS) if len(self._files) > 1 else None
             if companion and companion.name == "blocks":
@@ -229,6 +237,7 @@ class Importer:
     def _check_days(self, store: DayStore, keep: Callable[[date, pl.DataFrame], None]) -> None:
         order = OrderEvidence()
         earlier = NORMAL_SCHEMA.to_frame()
+        people = People()
         evidence = Evidence()
         for day in store.days():
             gathered = store.rows(day)
@@ -242,17 +251,25 @@ class Importer:
             notes.notes += self._overlaps(gathered)
             self._imported.days[day] = notes
             evidence.add(judged)
+            people.add(rows)
             keep(day, rows.select(RAW_SWAPS_SCHEMA.names()))
             earlier = rows.tail(1)
             store.forget(day)
         for denial in denials(evidence, self._pool, self._flips):
             self._deny(denial.rows, denial.cause, f"{denial.detail}. {denial.remedy}")
+        if wrong := people.denial():
+            file, line = wrong.rows.select(FILE, LINE).row(0)
+            count = sum(notes.swaps for notes in self._imported.days.values())
+            self._problems.add(
+                wrong.cause, self._tables[file], line, found=wrong.cause, remedy=f". {wrong.remedy}", rows=count
+            )
         self._check_order(order)
+        self._tell_price(earlier)
         self._tell_days(evidence)
 
     def _deny(self, rows: pl.DataFrame, cause: str, remedy: str) -> None:
         file, line = rows.select(FILE, LINE).row(0)
-        self._problems.add(cause, self._tables[file], line, cause, remedy, rows.height)
+        self._problems.add(cause, self._tables[file], line, found=cause, remedy=remedy, rows=rows.height)
 
     def _check_times(self, rows: pl.DataFrame, earlier: pl.DataFrame, judged: pl.DataFrame) -> None:
         if self._clock and (denial := off_clock(judged, rows, self._clock, self._pool.chain_id)):
@@ -263,6 +280,15 @@ class Importer:
         wrong = both.filter(backwards.fill_null(False))
         if wrong.height:
             self._deny(wrong, "lies in a later block but at an earlier time than another row", "")
+
+    def _tell_price(self, last: pl.DataFrame) -> None:
+        base, quote = self._pool.token0, self._pool.token1
+        price = (float(last["sqrt_price_x96"][0]) / Q96) ** 2 * 10.0 ** (base.decimals - quote.decimals)
+        if not _SMALLEST_PRICE < price < 1 / _SMALLEST_PRICE:
+            self._imported.notices.append(
+                f"the last price is {price:.3g} {quote.symbol} for 1 {base.symbol}: if that cannot be, the file has "
+                "the tokens in the other order"
+            )
 
     def _check_order(self, order: OrderEvidence) -> None:
         if order.contradicted:
@@ -275,9 +301,10 @@ class Importer:
                 "order",
                 self._tables[file],
                 line,
-                "is one of several swaps of a block whose order is not known",
-                ": there is no log_index, and neither the prices nor the order of the file prove it. Export log_index",
-                order.open,
+                found="is one of several swaps of a block whose order is not known",
+                remedy=": there is no log_index, and neither the prices nor the order of the file prove it. Export "
+                "log_index",
+                rows=order.open,
             )
 
     def _overlaps(self, rows: pl.DataFrame) -> list[str]:
@@ -325,13 +352,14 @@ class Importer:
             )
         if evidence.exact < evidence.compared:
             self._imported.notices.append(
-                f"{evidence.compared - evidence.exact} of {evidence.compared} compared swaps follow from the swap before, "
-                "but not to the last digit: they stopped at a price limit, or digits are lost"
+                f"{evidence.compared - evidence.exact} of {evidence.compared} compared swaps follow from the swap "
+                "before, but not to the last digit: they stopped at a price limit, or digits are lost"
             )
         tested = sum(notes.tested for notes in days.values())
         if not tested:
             self._imported.notices.append(
-                "no swap is large enough to test signs, units and fee against the price: the import could not be verified"
+                "no swap is large enough to test signs, units and fee against the price: the import could not be "
+                "verified"
             )
 
 

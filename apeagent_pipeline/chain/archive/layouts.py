@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 COLUMN_KEYS: dict[str, tuple[str, ...]] = {
     "chain_id": ("chainid", "network", "chain", "blockchain"),
-    "pool_id": ("poolid", "eventid", "poolidhex", "poolkeyhash", "pool"),
+    "pool_id": ("poolid", "poolidhex", "poolkeyhash", "pool"),
     "block_number": (
         "blocknumber",
         "evtblocknumber",
@@ -171,7 +171,7 @@ def _keys(words: str) -> frozenset[str]:
 
 
 LAYOUTS = (
-    Layout("cryo events (--event-signature)", _keys("eventid eventsender")),
+    Layout("cryo events (--event-signature)", _keys("eventid eventsender"), {"pool_id": "eventid"}),
     Layout("cryo logs", _keys("topic0 topic1 topic2 data ndatabytes")),
     Layout("Dune raw logs", _keys("topic0 topic1 topic2 data contractaddress blocktime"), {"log_index": "index"}),
     Layout("HyperSync logs", _keys("topic0 topic1 topic2 data removed")),

@@ -5,7 +5,7 @@ that is wrong is reported; it is never replaced by a guess.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +14,17 @@ import polars as pl
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.archive import values
 from apeagent_pipeline.chain.archive.clock import ChainClock
-from apeagent_pipeline.chain.archive.layouts import (
-    COLUMN_KEYS,
-    NESTED_KEYS,
-    REQUIRED_COLUMNS,
-    SWAP_COLUMNS,
-    UNUSABLE,
-    key,
-    layout_of,
-    unusable,
-)
+from apeagent_pipeline.chain.archive.columns import Columns
+from apeagent_pipeline.chain.archive.layouts import REQUIRED_COLUMNS, SWAP_COLUMNS
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
-from apeagent_pipeline.chain.archive.reading import LINE, Table
+from apeagent_pipeline.chain.archive.reading import Table
+from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, SWAP_TOPIC, LogError, decode_swap_data
 
 FILE = "_file"
 NORMAL_SCHEMA = pl.Schema({**RAW_SWAPS_SCHEMA, FILE: pl.Int32(), LINE: pl.Int64()})
 """RAW_SWAPS_SCHEMA and where a row stands. ``log_index`` is null where the file has none."""
 
-_GENERAL_KEYS = frozenset(
-    {
-        "hash",
-        "transaction",
-        "transactionid",
-        "tx",
-        "block",
-        "blockid",
-        "timestamp",
-        "unixtimestamp",
-        "datetime",
-        "time",
-        "ts",
-        "chain",
-        "from",
-        "to",
-        "fromaddress",
-        "toaddress",
-        "origin",
-        "pool",
-        "name",
-        "event",
-    }
-)
-"""Headers that mean a column only where no other header of the file does."""
 _OF_TRANSACTION = (
     "block_number",
     "block_hash",
@@ -79,75 +47,6 @@ _DATA = r"^0x[0-9a-f]{384}$"
 _COMPARED = frozenset({"sender", "pool_id", "tx_from", "tx_to", "block_number", "transaction_hash", "log_index"})
 
 
-def header_keys(headers: Sequence[str]) -> list[str]:
-    """The key of each header; of a member of an object, that of the member."""
-    keys = []
-    for header in headers:
-        parent, _, member = header.rpartition(".")
-        keys.append(key(member) if parent and key(parent.rpartition(".")[2]) in NESTED_KEYS else key(header))
-    return keys
-
-
-class Columns:
-    """Which columns of a file hold what.
-
-    Args:
-        file: Named in errors.
-        headers: As they stand in the file.
-
-    Raises:
-        ArchiveError: if the layout cannot become swaps, or a column is missing or ambiguous.
-    """
-
-    def __init__(self, file: Path, headers: Sequence[str]) -> None:
-        self.file = file
-        self.headers = list(headers)
-        self.keys = header_keys(headers)
-        known = {*self.keys, *(key(header.partition(".")[0]) for header in headers)}
-        if entry := unusable(known, UNUSABLE):
-            raise ArchiveError(f"{file} is {entry.name}, which cannot be imported: {entry.reason}. {entry.instead}")
-        layout = layout_of(known)
-        self.layout = layout.name if layout else "own column names"
-        self.found = {name: at for name in COLUMN_KEYS if (at := self._positions(name))}
-        for name, own in (layout.extra if layout else {}).items():
-            if name not in self.found and own in self.keys:
-                self.found[name] = [self.keys.index(own)]
-        self.raw = "data" in self.found and (
-            "topics" in self.found or {"topic0", "topic1", "topic2"} <= set(self.found)
-        )
-        for name in SWAP_COLUMNS if self.raw else ("data", "topics", "topic0", "topic1", "topic2"):
-            self.found.pop(name, None)
-        self._check_missing()
-
-    def _positions(self, name: str) -> list[int]:
-        specific = [
-            at for one in COLUMN_KEYS[name] if one not in _GENERAL_KEYS for at, k in enumerate(self.keys) if k == one
-        ]
-        if specific:
-            return specific
-        general = [at for one in COLUMN_KEYS[name] for at, k in enumerate(self.keys) if k == one]
-        return general[:1]
-
-    def _check_missing(self) -> None:
-        required = ("block_number", "transaction_hash") if self.raw else REQUIRED_COLUMNS
-        missing = [name for name in required if name not in self.found]
-        if missing:
-            shown = ", ".join(self.headers)[:500]
-            what = "a pool id (add a column pool_id)" if missing == ["pool_id"] else ", ".join(missing)
-            raise ArchiveError(
-                f"{self.file} lacks {what}; its columns are {shown}. Export what is missing too, or rename the columns "
-                "that hold it; docs/swaps-from-files.md lists the layouts that are understood"
-            )
-
-    def positions(self) -> list[int]:
-        """All columns that are needed."""
-        return sorted({at for found in self.found.values() for at in found})
-
-    def header(self, name: str) -> str:
-        """What the file calls a column."""
-        return self.headers[self.found[name][0]] if name in self.found else name
-
-
 class FileReader:
     """Reads one file of an archive.
 
@@ -166,6 +65,7 @@ class FileReader:
         file: Path,
         number: int,
         table: Table,
+        *,
         pool: PoolSpec,
         clock: ChainClock | None,
         blocks: pl.DataFrame | None,
@@ -192,10 +92,19 @@ class FileReader:
     def batches(self) -> Iterator[pl.DataFrame]:
         """The pool's swaps in NORMAL_SCHEMA, in the order of the file."""
         for batch in self._table.batches(self.columns.positions(), self._problems):
-            self.rows += batch.height
-            kept = self._of_pool(batch)
+            kept = self._of_pool(self._filled(batch))
             if kept.height:
                 yield self._typed(kept)
+
+    def _filled(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Without rows of commas alone, as spreadsheets append them."""
+        text = [name for name, kind in rows.schema.items() if kind == pl.String()]
+        if len(text) == rows.width - 1:
+            blank = rows.select(pl.all_horizontal(pl.col(text).fill_null("") == "")).to_series()
+            if blank.any():
+                rows = self._keep(rows, ~blank, "that are blank")
+        self.rows += rows.height
+        return rows
 
     def _column(self, rows: pl.DataFrame, name: str) -> pl.Series:
         first, *others = (rows[f"c{at}"] for at in self.columns.found[name])
@@ -302,6 +211,8 @@ class FileReader:
         return rows.with_columns(*topics)
 
     def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        if self.columns.raw:
+            rows = self._with_data(rows)
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
         for name in _OF_TRANSACTION:
             if name in self.columns.found:
@@ -345,18 +256,20 @@ class FileReader:
         for name in SWAP_COLUMNS[1:]:
             yield name, self._value(rows, name)
 
-    def _raw_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
+    def _with_data(self, rows: pl.DataFrame) -> pl.DataFrame:
         column = rows[f"c{self.columns.found['data'][0]}"]
         if column.dtype == pl.Binary():
             data = "0x" + column.bin.encode("hex")
         else:
             text = values.clean_text(column.cast(pl.String())).str.to_lowercase()
-            data = "0x" + text.str.replace(r"^(0x|\\x)", "")
+            data = "0x" + text.str.extract(r"^(?:hexbytes\(['\"])?(?:0x|\\x)?([0-9a-f]*)(?:['\"]\))?$", 1)
         whole = data.str.contains(_DATA).fill_null(False)
         self._report(rows, ~whole, "data", "the six words of a Swap event (384 hex digits)")
-        blank = "0x" + "0" * 384
+        return rows.with_columns(data.alias("data")).filter(whole)
+
+    def _raw_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
         try:
-            words = decode_swap_data(pl.Series([blank]).new_from_index(0, len(data)).zip_with(~whole, data))
+            words = decode_swap_data(rows["data"])
         except LogError as error:
             raise ArchiveError(f"{self.file}: {error}") from None
         yield "pool_id", rows["pool_id"]
@@ -405,5 +318,10 @@ class FileReader:
             value = rows[name][first]
         value = "0x" + value.hex() if isinstance(value, bytes) else value
         self._problems.add_value(
-            self.file, int(rows[LINE][first]), self.columns.header(name), value, expected + values.hint(value), len(at)
+            self.file,
+            int(rows[LINE][first]),
+            header=self.columns.header(name),
+            value=value,
+            expected=expected + values.hint(value),
+            rows=len(at),
         )

@@ -1,8 +1,8 @@
 """Each swap once, and in the order of the chain.
 
-Archives repeat rows, overlap and are not sorted. Equal swaps are merged; the order inside a block follows the log index,
-else the transaction index, else the arithmetic: a swap comes after the one at whose price it starts. File order decides
-only where arithmetic has proven it elsewhere in the archive.
+Archives repeat rows, overlap and are not sorted. Equal swaps are merged. The order inside a block follows the log
+index, else the transaction index, else the arithmetic: a swap comes after the one at whose price it starts. File order
+decides only where arithmetic has proven it elsewhere in the archive.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import polars as pl
 
 from apeagent_pipeline.chain.archive import arithmetic
 from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA
-from apeagent_pipeline.chain.archive.reading import LINE
+from apeagent_pipeline.chain.archive.streams import LINE
 
 _ORDER = "_order"
 _IDENTITY = [
@@ -121,7 +121,7 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
         return
     several = rows.filter(repeated)
     nothing = (pl.col("amount0") == "0") & (pl.col("amount1") == "0")
-    keys = [*_IDENTITY, pl.when(nothing).then("log_index").alias("_empty_swap")]
+    keys: list[str | pl.Expr] = [*_IDENTITY, pl.when(nothing).then("log_index").alias("_empty_swap")]
     others = [name for name in several.columns if name not in _IDENTITY]
     counted = several.with_columns(
         pl.col("log_index").n_unique().over(keys).alias("_indexes")
@@ -129,8 +129,8 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
     )
     ordered.refuse(
         counted.filter((pl.col("_indexes") > 1) & ~pl.struct(keys).is_first_distinct()),
-        "is a swap of another row once more under another log_index, as after a reorganisation or where log_index counts "
-        "rows. Remove the one that the chain does not have",
+        "is a swap of another row once more under another log_index, as after a reorganisation or where log_index "
+        "counts rows. Remove the one that the chain does not have",
     )
     _refuse_differing(ordered, several, keys)
     merged = (
@@ -171,7 +171,8 @@ def _check_blocks(ordered: Ordered) -> None:
         blocks = pl.col("block_number").n_unique().over("transaction_hash")
         ordered.refuse(
             rows.filter((blocks > 1) & ~pl.col("transaction_hash").is_first_distinct()),
-            "has the transaction of another row in another block: a transaction is in one block only. Keep the final one",
+            "has the transaction of another row in another block: a transaction is in one block only. Keep the "
+            "final one",
         )
     index = rows["transaction_index"]
     known = index.is_not_null()
@@ -216,8 +217,8 @@ def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) ->
     indexed = ties["log_index"].is_not_null().to_numpy()
     ordered.refuse(
         ties.filter(pl.Series(other & indexed)),
-        "has a log_index that contradicts the prices: each swap of the block starts at the price at which another ended, "
-        "in another order. Export log_index as the chain counts it",
+        "has a log_index that contradicts the prices: each swap of the block starts at the price at which another "
+        "ended, in another order. Export log_index as the chain counts it",
     )
     free = groups.join(ties.filter(pl.Series(~indexed)).select("_group").unique(), on="_group", how="semi")
     evidence.confirmed += free.filter(pl.col("proven") & ~pl.col("differs")).height

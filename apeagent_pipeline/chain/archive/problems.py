@@ -22,13 +22,13 @@ class Problem:
     file: Path
     line: int
     found: str
-    expected: str
+    remedy: str
     rows: int
 
     def __str__(self) -> str:
         """One line: the first place, the number of rows, and what was expected."""
         count = f" ({self.rows} rows)" if self.rows > 1 else ""
-        return f"{self.file} line {self.line}: {self.found}{count}{self.expected}"[:_LONGEST_MESSAGE]
+        return f"{self.file} line {self.line}: {self.found}{count}{self.remedy}"[:_LONGEST_MESSAGE]
 
 
 @dataclass
@@ -38,14 +38,30 @@ class Problems:
     archive: Path
     _found: dict[str, Problem] = field(default_factory=dict)
 
-    def add_value(self, file: Path, line: int, header: str, value: Any, expected: str, rows: int) -> None:
+    def add_value(self, file: Path, line: int, *, header: str, value: Any, expected: str, rows: int) -> None:
         """A value that its column cannot hold."""
         shown = "nothing" if value is None or value == "" else repr(str(value)[:_SHOWN_CHARACTERS])
-        self.add(f"{header}: {expected}", file, line, f"{header} is {shown}", f", expected {expected}", rows)
+        self.add(
+            f"{header}: {expected}",
+            file,
+            line,
+            found=f"{header} is {shown}",
+            remedy=f", expected {expected}",
+            rows=rows,
+        )
 
-    def add(self, cause: str, file: Path, line: int, found: str, expected: str, rows: int) -> None:
-        """Rows that share a cause; later rows of a cause only add to its number."""
-        known = self._found.setdefault(cause, Problem(file, line, found, expected, 0))
+    def add(self, cause: str, file: Path, line: int, *, found: str, remedy: str, rows: int) -> None:
+        """Rows that share a cause; later rows of a cause only add to its number.
+
+        Args:
+            cause: Tells causes apart.
+            file: With the first row.
+            line: Of the first row.
+            found: What the first row shows.
+            remedy: What follows the number of rows: what was expected, or what to do.
+            rows: How many rows have it.
+        """
+        known = self._found.setdefault(cause, Problem(file, line, found, remedy, 0))
         known.rows += rows
 
     def __bool__(self) -> bool:

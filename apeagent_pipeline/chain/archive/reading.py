@@ -16,15 +16,14 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from apeagent_pipeline.chain.archive.json_table import JsonTable
 from apeagent_pipeline.chain.archive.layouts import NESTED_KEYS, key
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
+from apeagent_pipeline.chain.archive.streams import LINE, first_words, open_stream
 
-LINE = "_line"
 BATCH_ROWS = 1 << 17
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 24
-_MOST_JSON_BYTES = 1 << 31
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or export the swaps as CSV or Parquet",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: export the swaps as CSV or Parquet from their source",
@@ -60,7 +59,7 @@ def open_table(file: Path) -> Table | None:
         ArchiveError: if it is not a table of a supported kind.
     """
     try:
-        with _stream(file) as stream:
+        with open_stream(file) as stream:
             head = stream.read(_HEAD_BYTES)
     except (OSError, pa.ArrowException, EOFError) as error:
         raise ArchiveError(f"{file} cannot be read: {first_words(error)}") from error
@@ -77,24 +76,6 @@ def open_table(file: Path) -> Table | None:
     if head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in {b"{", b"["}:
         return JsonTable(file, notices)
     return CsvTable(file, head, notices)
-
-
-def _stream(file: Path) -> Any:
-    with file.open("rb") as raw:
-        start = raw.read(6)
-    if start.startswith(b"\xfd7zXZ"):
-        import lzma
-
-        return lzma.open(file)
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            return pa.CompressedInputStream(pa.OSFile(str(file)), name)
-    return pa.OSFile(str(file))
-
-
-def first_words(error: BaseException) -> str:
-    """The start of a library's message."""
-    return str(error)[:300]
 
 
 class CsvTable:
@@ -131,8 +112,8 @@ class CsvTable:
         values = [name for name in self._own if re.fullmatch(r"0x[0-9a-fA-F]{16,}|-?\d{3,}|\d{4}-\d\d-\d\d.*", name)]
         if len(values) > 1:
             raise ArchiveError(
-                f"{self.file} has no header line: its first line holds values such as {values[0][:40]!r}. Add a line with "
-                "the names of the columns above it"
+                f"{self.file} has no header line: its first line holds values such as {values[0][:40]!r}. Add a line "
+                "with the names of the columns above it"
             )
 
     def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
@@ -144,7 +125,7 @@ class CsvTable:
         names = [f"c{at}" for at in range(len(self._own))]
         needed = sorted({at if at < len(self._own) else self._nested[at - len(self._own)][0] for at in columns})
         try:
-            with _stream(self.file) as stream:
+            with open_stream(self.file) as stream:
                 reader = pa_csv.open_csv(
                     stream,
                     read_options=pa_csv.ReadOptions(
@@ -255,9 +236,14 @@ class ParquetTable:
         if file.suffix.lower() not in {".parquet", ".pq", ".parq"}:
             self.notices.append(f"{file.name} is a Parquet file")
         try:
-            parquet = pq.ParquetFile(file)
-            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-        except (pa.ArrowException, OSError, ValueError) as error:
+            rows, schema = _size_and_schema(file)
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+        ) as error:
             raise ArchiveError(f"{file} is not a readable Parquet file: {first_words(error)}") from error
         if rows > file.stat().st_size:
             # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
@@ -280,9 +266,8 @@ class ParquetTable:
         own = len(self._own)
         needed = sorted({at if at < own else self._nested[at - own][0] for at in columns})
         try:
-            parquet = pq.ParquetFile(self.file, pre_buffer=False)
             row = 1
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=[self._own[at] for at in needed]):
+            for batch in self._record_batches([self._own[at] for at in needed]):
                 flat = {}
                 for at in needed:
                     column = batch.column(batch.schema.get_field_index(self._own[at]))
@@ -298,85 +283,37 @@ class ParquetTable:
                 )
                 row += batch.num_rows
                 yield rows
-        except (pa.ArrowException, OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+            KeyError,
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+        ) as error:
             raise ArchiveError(f"{self.file} is not a readable Parquet file: {first_words(error)}") from error
 
-
-class JsonTable:
-    """A JSON document with a list of objects in it, or one object a line. Read whole."""
-
-    def __init__(self, file: Path, notices: list[str]) -> None:
-        self.file = file
-        self.notices = notices
-        records = _records(file)
-        self._columns: dict[str, list[Any]] = {}
-        for number, record in enumerate(records):
-            for name, value in _flat(record):
-                values = self._columns.setdefault(name, [])
-                values.extend([None] * (number - len(values)))
-                values.append(value)
-        self._height = len(records)
-        for values in self._columns.values():
-            values.extend([None] * (self._height - len(values)))
-        self.headers = list(self._columns)
-
-    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
-        """All rows of some columns as text."""
-        names = self.headers
-        yield pl.DataFrame(
-            {f"c{at}": pl.Series(self._columns[names[at]], dtype=pl.String()) for at in columns},
-        ).with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64()).alias(LINE))
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    try:
-        with _stream(file) as stream:
-            content = stream.read(_MOST_JSON_BYTES)
-            text = bytes(content).decode("utf-8-sig")
+    def _record_batches(self, columns: list[str]) -> Iterator[Any]:
         try:
-            # Numbers stay the digits that they are.
-            document = json.loads(text, parse_int=str, parse_float=str)
-        except json.JSONDecodeError as error:
-            if "Extra data" not in str(error):
-                raise
-            document = [json.loads(line, parse_int=str, parse_float=str) for line in text.splitlines() if line.strip()]
-    except (OSError, pa.ArrowException, EOFError, ValueError, RecursionError, MemoryError) as error:
-        raise ArchiveError(f"{file} is not a readable JSON file: {first_words(error)}") from error
-    found = _find_records(document, 0)
-    if found is None:
-        error = document.get("error") if isinstance(document, dict) else None
-        told = f"; it holds the error {str(error)[:200]}" if error else ""
-        raise ArchiveError(f"{file} holds no list of logs or swaps{told}")
-    return found
+            parquet = pq.ParquetFile(self.file)
+        except pa.ArrowNotImplementedError:
+            wide = pl.read_parquet(self.file, columns=columns)
+            yield from wide.with_columns(_WIDE.cast(pl.String())).to_arrow().to_batches(BATCH_ROWS)
+            return
+        yield from parquet.iter_batches(BATCH_ROWS, columns=columns)
 
 
-def _find_records(document: Any, depth: int) -> list[dict[str, Any]] | None:
-    if isinstance(document, list):
-        if document and all(isinstance(each, dict) for each in document):
-            answers = [_find_records(each.get("result"), depth + 1) for each in document if "jsonrpc" in each]
-            if len(answers) == len(document):
-                return [record for answer in answers for record in answer or []]
-            return document
-        return [] if not document else None
-    if isinstance(document, dict) and depth < 4:
-        for value in document.values():
-            if isinstance(value, dict | list) and (found := _find_records(value, depth + 1)) is not None:
-                return found
-        if "topics" in document or "amount0" in document:
-            return [document]
-    return None
+_WIDE = pl.selectors.by_dtype(pl.Int128(), pl.UInt128())
+"""Integers of 128 bits, which polars writes and Arrow does not know."""
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    for name, value in record.items():
-        if isinstance(value, dict) and prefix.count(".") < 3:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is None or isinstance(value, str):
-            yield prefix + name, value
-        elif isinstance(value, bool):
-            yield prefix + name, str(value).lower()
-        else:
-            yield prefix + name, json.dumps(value)
+def _size_and_schema(file: Path) -> tuple[int, Any]:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowNotImplementedError:
+        empty = pl.DataFrame(schema=pl.read_parquet_schema(file)).with_columns(_WIDE.cast(pl.String()))
+        return pl.scan_parquet(file).select(pl.len()).collect().item(), empty.to_arrow().schema
+    return parquet.metadata.num_rows, parquet.schema_arrow
 
 
 def _to_polars(table: pa.Table) -> pl.DataFrame:

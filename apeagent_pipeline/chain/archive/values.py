@@ -116,7 +116,7 @@ def _big_endian(column: pl.Series, name: str) -> pl.Series:
     bits = _BITS.get(name, 63)
     for order in ("big", "little"):
         signed = name in SIGNED_COLUMNS
-        numbers = [None if v is None else int.from_bytes(v, order, signed=signed) for v in values]  # type: ignore[arg-type]
+        numbers = [None if v is None else int.from_bytes(v, order, signed=signed) for v in values]
         if all(number is None or abs(number) < 1 << bits for number in numbers):
             return pl.Series(column.name, [None if n is None else str(n) for n in numbers], dtype=pl.String())
     return "0x" + column.bin.encode("hex")
