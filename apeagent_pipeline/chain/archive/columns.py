@@ -37,6 +37,7 @@ _GENERAL_KEYS = frozenset(
         "pool",
         "name",
         "event",
+        "address",
     }
 )
 """Headers that mean a column only where no other header of the file does."""
@@ -105,6 +106,10 @@ class Columns:
     def positions(self) -> list[int]:
         """All columns that are needed."""
         return sorted({at for found in self.found.values() for at in found})
+
+    def is_general(self, name: str) -> bool:
+        """Whether a column was found by a header that may mean something else."""
+        return self.keys[self.found[name][0]] in _GENERAL_KEYS
 
     def header(self, name: str) -> str:
         """What the file calls a column."""

@@ -19,7 +19,7 @@ from apeagent_pipeline.chain.archive.layouts import REQUIRED_COLUMNS, SWAP_COLUM
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
 from apeagent_pipeline.chain.archive.reading import Table
 from apeagent_pipeline.chain.archive.streams import LINE
-from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, SWAP_TOPIC, LogError, decode_swap_data
+from apeagent_pipeline.chain.events import NULLABLE_COLUMNS, RAW_SWAPS_SCHEMA, SWAP_TOPIC, LogError, decode_swap_data
 
 FILE = "_file"
 NORMAL_SCHEMA = pl.Schema({**RAW_SWAPS_SCHEMA, FILE: pl.Int32(), LINE: pl.Int64()})
@@ -165,7 +165,8 @@ class FileReader:
         if "event" in found and rows.height:
             event = values.clean_text(values.as_text(self._column(rows, "event"), "event")).str.to_lowercase()
             swap = event.str.contains(r"^(\w*[._])?swap\b") | (event == SWAP_TOPIC)
-            rows = self._keep(rows, swap.fill_null(False), "of other events")
+            if swap.any() or not self.columns.is_general("event"):
+                rows = self._keep(rows, swap.fill_null(False), "of other events")
         if self.columns.raw and rows.height:
             rows = self._with_topics(rows)
             topic = rows["topic0"] == SWAP_TOPIC
@@ -175,7 +176,8 @@ class FileReader:
                 values.clean_text(values.as_text(self._column(rows, "contract"), "sender")), "sender"
             )
             ours = (contract == self._pool.pool_manager.lower()) | contract.is_null()
-            rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
+            if self.columns.raw or ours.any() or not self.columns.is_general("contract"):
+                rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
         pool = rows["topic1"] if self.columns.raw else self._canonical(self._column(rows, "pool_id"), "pool_id")
         rows = rows.with_columns(pool.alias("pool_id"))
         other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
@@ -216,7 +218,10 @@ class FileReader:
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
         for name in _OF_TRANSACTION:
             if name in self.columns.found:
-                columns[name] = self._value(rows, name)
+                value = self._value(rows, name)
+                if name in NULLABLE_COLUMNS and self.columns.is_general(name) and not self._any_right(value, name):
+                    continue  # The header means something else.
+                columns[name] = value
         good = pl.Series([True]).new_from_index(0, rows.height)
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
@@ -246,6 +251,10 @@ class FileReader:
             table = table.filter(known)
         absent = [pl.lit(None, kind).alias(name) for name, kind in NORMAL_SCHEMA.items() if name not in table.columns]
         return table.with_columns(absent).select(NORMAL_SCHEMA.names())
+
+    @staticmethod
+    def _any_right(column: pl.Series, name: str) -> bool:
+        return column.dtype.is_integer() or bool(column.str.contains(values.RULES[name][0]).any())
 
     @staticmethod
     def _has_every(columns: Mapping[str, pl.Series], name: str) -> bool:
