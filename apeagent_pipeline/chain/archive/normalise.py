@@ -75,6 +75,7 @@ class FileReader:
         self.columns = Columns(file, table.headers)
         self.left_out: Counter[str] = Counter()
         self.notices: set[str] = set()
+        self._plain: set[str] = set()
         self.rewritten: dict[str, tuple[int, str, str]] = {}
         self.rows = 0
         self._number = number
@@ -135,9 +136,11 @@ class FileReader:
         if name == "pool_id" and column.dtype == pl.String() and (column == self._pool.pool_id.lower()).all():
             return column
         text = values.as_text(column, name)
-        plain = text.str.to_lowercase() if name in values.HEX_COLUMNS else text
-        if plain.str.contains(values.RULES[name][0]).all():
-            return plain
+        # As a rule everything is plain: then one pass over the column is enough, here and in `_typed`.
+        if text.str.contains(values.RULES[name][0]).all():
+            if text.null_count() == 0:
+                self._plain.add(name)
+            return text
         text = values.clean_text(text)
         if name == "chain_id":
             return values.chain_ids(text)
@@ -150,6 +153,7 @@ class FileReader:
             low, high = _SMALL_INTEGERS[name]
             if column.len() and low <= int(column.min()) and int(column.max()) <= high:  # type: ignore[arg-type]
                 return column.cast(pl.Int64()).alias(name)
+        self._plain.discard(name)  # Other columns may have been compared with this one.
         canonical = self._canonical(column, name).alias(name)
         if name not in values.HEX_COLUMNS and column.dtype == pl.String():
             changed = (column != canonical).fill_null(False)
@@ -213,6 +217,7 @@ class FileReader:
         return rows.with_columns(*topics)
 
     def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        self._plain.clear()
         if self.columns.raw:
             rows = self._with_data(rows)
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
@@ -226,7 +231,7 @@ class FileReader:
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
             pattern, expected = values.RULES[name]
-            if column.dtype.is_integer():
+            if column.dtype.is_integer() or name in self._plain:
                 continue
             wrong = ~column.str.contains(pattern)
             wrong = wrong.fill_null(name in required)
