@@ -68,7 +68,7 @@ def choose_examples(
 
 def decisions(answers: Sequence[Answer]) -> list[str]:
     """The plain word of each answer's action, ``unreadable`` where there is none."""
-    return [answer.side if answer else UNREADABLE for answer in map(read, answers)]
+    return [answer.side if answer else UNREADABLE for answer in map(draft_answer, answers)]
 
 
 def answer_counts(
@@ -77,7 +77,7 @@ def answer_counts(
     """The rates of one arm by name; those of controls are missing if the arm was asked none."""
     answers = arm.trading
     asked = trading[: len(answers)]
-    read = [read(answer) for answer in answers]
+    read = [draft_answer(answer) for answer in answers]
     counts = {
         "canary_rate": Rate.of(map(is_canary, answers)),
         "agreement": Rate.of(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
@@ -102,7 +102,7 @@ def is_canary(answer: Answer) -> bool:
     return answer.ending != "length" and is_canary_answer(answer.text)
 
 
-def read(answer: Answer) -> DraftAnswer | None:
+def draft_answer(answer: Answer) -> DraftAnswer | None:
     """The drafts and the action of an answer; None if it holds no action."""
     return read_answer(answer.text)
 

@@ -12,10 +12,10 @@ from apeagent_pipeline.evaluation.canary.arms import (
     Arm,
     answer_counts,
     decisions,
+    draft_answer,
     is_canary,
     is_right,
     macro_f1,
-    read,
     size_error,
 )
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
@@ -104,7 +104,7 @@ def judge(
         "n_base": float(n_base),
         "n_disabled": float(n_off),
     }
-    errors = [e for e in map(size_error, map(read, adapter.trading), trading) if e is not None]
+    errors = [e for e in map(size_error, map(draft_answer, adapter.trading), trading) if e is not None]
     if errors:
         metrics |= {"size_error_median": float(np.median(errors)), "size_error_p90": float(np.quantile(errors, 0.9))}
     page = [
