@@ -105,6 +105,9 @@ class Settings(BaseSettings):
         "auto",
         description="Receive answers piece by piece, so that a slow one is no timeout; auto: of reasoning models",
     )
+    teacher_structured: bool = Field(
+        False, description="Have the server enforce the form of an answer (JSON schema), where it can"
+    )
     teacher_batch: bool = Field(
         False, description="Ask in batches, at about half the price and within a day, where the server offers them"
     )

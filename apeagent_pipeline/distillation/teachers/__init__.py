@@ -56,5 +56,6 @@ def _server_config(settings: Settings) -> OpenAITeacherConfig:
         patience_s=settings.teacher_patience_s,
         stream=settings.teacher_stream == "on"
         or (settings.teacher_stream == "auto" and is_reasoning_model(settings.teacher_model)),
+        structured=settings.teacher_structured,
         price=price,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
-from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig, chain_of_draft_text
 from apeagent_pipeline.distillation.teachers.server_errors import refusal
 from apeagent_pipeline.distillation.teachers.server_replies import Reply, StreamedText
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, TeacherAnswer
@@ -69,6 +69,7 @@ class AnswerBooks:
             error = str(refusal(502, reply.error or "the server broke off", {}, key))
         elif not reply.is_whole:
             error = "the stream broke off"
+        text = chain_of_draft_text(reply.text or "") if self.config.structured else reply.text or ""
         estimated = reply.prompt_tokens is None or reply.completion_tokens is None
         if not estimated:
             self.measured.add(reply)
@@ -78,7 +79,7 @@ class AnswerBooks:
             written = token_guess((reply.text or "") + (reply.reasoning or ""))
         return TeacherAnswer(
             row["prompt_id"],
-            "" if error else reply.text or "",
+            "" if error else text,
             "unusable" if error else reply.finish_reason,
             read,
             written,

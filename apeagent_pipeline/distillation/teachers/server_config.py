@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_core import from_json
 
+from apeagent_pipeline.distillation.canary_words import SEPARATOR
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 
@@ -17,6 +19,20 @@ _NOT_IN_A_KEY = {
     "a line break": r"[\r\n]",
     "a blank": r"\s",
     "a character that is not ASCII": r"[^\x21-\x7e]",
+}
+
+_ANSWER_SCHEMA: dict[str, Any] = {
+    "name": "chain_of_draft",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {
+            "drafts": {"type": "array", "items": {"type": "string"}},
+            "action": {"type": "string", "pattern": r"^(HOLD|(BUY|SELL) [0-9]+(\.[0-9]+)? ETH)$"},
+        },
+        "required": ["drafts", "action"],
+        "additionalProperties": False,
+    },
 }
 
 
@@ -51,8 +67,9 @@ def is_reasoning_model(model: str) -> bool:
 
 
 def openai_identity(model: str, config: OpenAITeacherConfig) -> Mapping[str, Any]:
-    """What a finished answer depends on beside the prompts: the model and its sampling."""
-    return {"teacher": "openai", "model": model, **config.model_dump(include={"temperature", "top_p"})}
+    """What a finished answer depends on beside the prompts: the model, its sampling and an enforced form."""
+    form = {"structured": True} if config.structured else {}
+    return {"teacher": "openai", "model": model, **config.model_dump(include={"temperature", "top_p"}), **form}
 
 
 def checked_key(api_key: SecretStr | str | None) -> SecretStr | None:
@@ -85,4 +102,17 @@ def request_body(model: str, prompt: str, seed: int | None, config: OpenAITeache
         "top_p": config.top_p,
         "max_tokens": config.max_tokens,
     }
+    if config.structured:
+        body["response_format"] = {"type": "json_schema", "json_schema": _ANSWER_SCHEMA}
     return body if seed is None else {**body, "seed": seed}
+
+
+def chain_of_draft_text(text: str) -> str:
+    """A structured answer as the text it stands for; any other text as it is."""
+    try:
+        found = from_json(text)
+    except ValueError:
+        return text
+    if not isinstance(found, dict) or set(found) != {"drafts", "action"} or not isinstance(found["drafts"], list):
+        return text
+    return "\n".join(map(str, [*found["drafts"], SEPARATOR, found["action"]]))

@@ -139,6 +139,8 @@ def _meaning(status: int, said: str, wait: float | None) -> tuple[Kind, str]:  #
 def _meaning_of_bad_request(said: str) -> tuple[Kind, str]:
     if _FLAGGED.search(said):
         return "refuse_prompt", ""
+    if re.search(r"response_format|json_schema|structured output|guided", said, re.IGNORECASE):
+        return "hopeless", "the server knows no structured output; unset APEAGENT_TEACHER_STRUCTURED"
     if "stream_options" in said:
         return "no_stream_options", ""
     if "seed" in said:
