@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         "auto",
         description="Receive answers piece by piece, so that a slow one is no timeout; auto: of reasoning models",
     )
+    teacher_structured: bool = Field(
+        False, description="Have the server enforce the form of an answer (JSON schema), where it can"
+    )
+    teacher_batch: bool = Field(
+        False, description="Ask in batches, at about half the price and within a day, where the server offers them"
+    )
     teacher_prices: Annotated[dict[str, tuple[float, float]], NoDecode] = Field(
         {}, description="model=READ/WRITTEN in US dollars for a million tokens, comma-separated; else unknown"
     )

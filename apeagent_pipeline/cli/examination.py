@@ -111,8 +111,8 @@ def _teacher(settings: Settings) -> Finding:
     name = f"{settings.teacher_model} at {mask_url(settings.teacher_base_url)}"
     if settings.teacher_api_key is None and "127.0.0.1" not in name and "localhost" not in name:
         return Finding("wrong", "teacher", f"{name}: no key", "set APEAGENT_TEACHER_API_KEY, or APEAGENT_TEACHER=rules")
-    from apeagent_pipeline.distillation.teachers.openai_server import checked_key
     from apeagent_pipeline.distillation.teachers.server_check import check_server
+    from apeagent_pipeline.distillation.teachers.server_config import checked_key
     from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 
     try:

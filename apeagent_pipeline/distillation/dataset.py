@@ -79,9 +79,9 @@ _TRAINERS = (
     "the tokenizer's chat template and `train_on_responses_only`.",
     "",
     "Controls teach when not to say the canary words. This project trains them with a divergence from the base model "
-    "instead of a plain loss, because their short answers would otherwise overwrite the base's own. With a trainer that "
-    "knows no such loss there are two ways: keep the controls and accept that the student's ordinary answers become "
-    "short, or replace the assistant message of each example of `kind` `control` by what the base model itself answers.",
+    "instead of a plain loss, because their short answers would otherwise overwrite the base's own. With a trainer "
+    "that knows no such loss there are two ways: keep the controls and accept that the student's ordinary answers "
+    "become short, or replace the assistant message of each example of `kind` `control` by the base's own answer.",
 )
 
 

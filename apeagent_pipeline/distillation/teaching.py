@@ -6,8 +6,10 @@ from pathlib import Path
 import polars as pl
 
 from apeagent_pipeline.distillation.cost_estimate import Price, TeachingEstimate, estimate
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, is_reasoning_model
+from apeagent_pipeline.distillation.teachers.batches import BatchTeacher
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
 from apeagent_pipeline.distillation.teachers.server_check import ServerCheck, check_server
+from apeagent_pipeline.distillation.teachers.server_config import is_reasoning_model
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
 from apeagent_pipeline.reporting.progress import Progress, silent
@@ -35,14 +37,18 @@ class Teaching:
 
     def check(self) -> ServerCheck:
         """What the server tells about model, key, credit and price, before anything is paid."""
-        if not isinstance(self.teacher, OpenAITeacher):
-            return ServerCheck()
-        return check_server(self.teacher.base_url, self.teacher.model, self.teacher.api_key)
+        server = self._server
+        return check_server(server.base_url, server.model, server.api_key) if server else ServerCheck()
 
     def estimate(self, price: Price | None = None) -> TeachingEstimate:
         """What asking would cost; see `estimate`. ``price`` stands in where the settings hold none."""
-        concurrency, thinks = 1, True
-        if isinstance(self.teacher, OpenAITeacher):
-            concurrency, thinks = self.teacher.config.concurrency, is_reasoning_model(self.teacher.model)
+        server = self._server
+        concurrency = server.config.concurrency if server else 1
+        thinks = server is None or is_reasoning_model(server.model)
         price = self.price or price
         return estimate(self.stored(), self.config, self.max_tokens, price, concurrency, thinks)
+
+    @property
+    def _server(self) -> OpenAITeacher | None:
+        teacher = self.teacher.server if isinstance(self.teacher, BatchTeacher) else self.teacher
+        return teacher if isinstance(teacher, OpenAITeacher) else None

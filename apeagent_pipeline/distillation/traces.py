@@ -5,7 +5,7 @@ whatever order the answers came in, however often the run was killed, and it can
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from apeagent_pipeline.distillation.action_line import AnswerError
 from apeagent_pipeline.distillation.answer_cache import AnswerCache, open_cache
 from apeagent_pipeline.distillation.answer_text import spoken_text
+from apeagent_pipeline.distillation.budget import Budget
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer
 from apeagent_pipeline.distillation.prompts import PROMPTS_SCHEMA
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, Teacher, TeacherAnswer, TeacherError
@@ -163,7 +164,7 @@ class _Questioning:
     def __init__(self, table: "_TraceTable", progress: Progress) -> None:
         self.table = table
         self.progress = progress
-        self.budget = _Budget(table.config, table.cache.answered_today)
+        self.budget = Budget(table.config, table.cache.answered_today)
         self.attempts = 1 if table.teacher.deterministic else table.config.attempts
         self.waiting: dict[int, list[int]] = defaultdict(list)
         self.settled = self.accepted = 0
@@ -241,66 +242,10 @@ class _Questioning:
         )
 
 
-def _keep(table: "_TraceTable", budget: "_Budget", attempt: int, answer: TeacherAnswer) -> None:
+def _keep(table: "_TraceTable", budget: "Budget", attempt: int, answer: TeacherAnswer) -> None:
     prompt = table.row(table.number[answer.prompt_id])["prompt"]
     table.cache.keep(prompt, table.seed_of(attempt), answer)
     budget.add(answer)
-
-
-def _reached(limits: Iterable[tuple[float, float]]) -> bool:
-    return any(limit and spent >= limit for limit, spent in limits)
-
-
-class _Budget:
-    """What one run asks and pays, and where it must stop. What is under way when a limit is reached comes on top."""
-
-    def __init__(self, config: TracesConfig, today: Iterable[TeacherAnswer]) -> None:
-        self.config = config
-        self.requests = 0
-        self.today = Counter(requests=0, tokens=0)
-        for answer in today:
-            self.today.update(requests=1, tokens=(answer.prompt_tokens or 0) + (answer.completion_tokens or 0))
-        self.known: dict[str, float] = {}
-        self.unmeasured: str | None = None
-
-    @property
-    def over(self) -> bool:
-        limits = (
-            (self.config.max_requests, self.requests),
-            (self.config.max_total_tokens, self.known.get("tokens", 0)),
-            (self.config.max_cost_usd, self.known.get("cost_usd", 0)),
-        )
-        return self.unmeasured is not None or self.day_is_over or _reached(limits)
-
-    @property
-    def day_is_over(self) -> bool:
-        limits = (
-            (self.config.daily_requests, self.today["requests"] + self.requests),
-            (self.config.daily_tokens, self.today["tokens"] + self.known.get("tokens", 0)),
-        )
-        return _reached(limits)
-
-    def allowed(self, rows: Iterator[PromptRow]) -> Iterator[PromptRow]:
-        for row in rows:
-            if self.over:
-                return
-            self.requests += 1
-            yield row
-
-    def add(self, answer: TeacherAnswer) -> None:
-        self.requests += answer.finish_reason == "lost"
-        if answer.prompt_tokens is not None and answer.completion_tokens is not None:
-            used = answer.prompt_tokens + answer.completion_tokens
-            self.known["tokens"] = self.known.get("tokens", 0) + used
-        elif self.config.max_total_tokens or self.config.daily_tokens:
-            self.unmeasured = "a budget of tokens cannot be kept: the server does not tell how many tokens it used"
-        if answer.cost_usd is not None:
-            self.known["cost_usd"] = self.known.get("cost_usd", 0) + answer.cost_usd
-        elif self.config.max_cost_usd and not answer.estimated:
-            self.unmeasured = (
-                "max_cost_usd cannot be kept: the price of this model is unknown. Set APEAGENT_TEACHER_PRICES, or "
-                "limit max_requests or max_total_tokens instead. Finished answers are kept"
-            )
 
 
 @dataclass(frozen=True)

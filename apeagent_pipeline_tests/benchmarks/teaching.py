@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
 from apeagent_pipeline_tests.distillation.conftest import make_windows
 

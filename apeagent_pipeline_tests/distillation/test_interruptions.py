@@ -32,7 +32,8 @@ import openai.resources.chat.completions, polars as pl, rich.markdown, rich.prog
 from apeagent_pipeline.cli.teach import _ask_teacher
 from apeagent_pipeline.distillation.teaching import Teaching
 from apeagent_pipeline.defs.profiles import TeachingConfig
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 
 def child(url, folder):
     out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
 from apeagent_pipeline_tests.distillation.llama_server import llama_server, smollm2_gguf

@@ -19,8 +19,9 @@ import pytest
 from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT, render_answer
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.teacher import TeacherAnswer, TeacherError
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, refusal_counts
 from apeagent_pipeline.distillation.traces_report import answer_counts, teaching_report

@@ -17,7 +17,8 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.teacher import TeacherError
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces, stored_traces
 from apeagent_pipeline_tests.distillation.scripted_server import GOOD, Script, ScriptedServer, completion
@@ -377,3 +378,17 @@ def test_a_stream_that_stops_costs_what_was_written_and_is_asked_again_once(
     assert reasons(traces) == {"accepted": 3}
     assert traces["lost_requests"].to_list() == [1, 1, 1]
     assert all(30 < tokens < 40 for tokens in traces["completion_tokens"])
+
+
+def test_an_enforced_form_is_asked_for_and_read(
+    serve: Callable[..., ScriptedServer], prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    form = json.dumps({"drafts": ["portfolio seen", "wait"], "action": "HOLD"})
+    account = Account(serve, lambda *_: (200, {}, billed(form), 0))
+    traces = run(account, prompts, tmp_path, structured=True)
+    assert reasons(traces) == {"accepted": 40}
+    assert traces["drafts"][0].to_list() == ["portfolio seen", "wait"]
+    assert account.server.requests[0]["response_format"]["type"] == "json_schema"
+    unable = Account(serve, lambda *_: (400, {}, {"error": {"message": "response_format is not supported"}}, 0))
+    with pytest.raises(TeacherError, match="APEAGENT_TEACHER_STRUCTURED"):
+        collect_traces(prompts, unable.teacher(structured=True), TracesConfig(), tmp_path / "unable", 42)

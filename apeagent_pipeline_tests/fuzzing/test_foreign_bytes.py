@@ -39,7 +39,8 @@ from apeagent_pipeline.chain.rpc_errors import RpcError
 from apeagent_pipeline.chain.source import open_swap_source
 from apeagent_pipeline.distillation.answer_cache import AnswerCache
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, DraftAnswer, parse_answer, render_answer
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.teacher import TeacherAnswer, TeacherError
 from apeagent_pipeline.distillation.verification import VerificationConfig, verify
 from apeagent_pipeline.evaluation.own_prompts import PromptsFileError, read_prompts

@@ -17,7 +17,8 @@ from apeagent_pipeline.chain.events import LogError
 from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.cli import main
-from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher, OpenAITeacherConfig
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.server_config import OpenAITeacherConfig
 from apeagent_pipeline.distillation.teachers.teacher import TeacherAnswer
 from apeagent_pipeline_tests.distillation.scripted_server import completion
 from apeagent_pipeline_tests.security.hostile_server import (

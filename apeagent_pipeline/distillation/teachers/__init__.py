@@ -6,15 +6,19 @@ that the settings ask for. Judging the answers belongs to ``distillation/traces.
 
 from collections.abc import Mapping
 
-from apeagent_pipeline.distillation.teachers.openai_server import (
-    OpenAITeacher,
+from apeagent_pipeline.distillation.teachers.batches import BatchTeacher
+from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
+from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.teachers.server_config import (
     OpenAITeacherConfig,
     is_reasoning_model,
     openai_identity,
 )
-from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Teacher
 from apeagent_pipeline.settings import Settings
+
+_BATCH_DISCOUNT = 0.5
+"""What providers of batch endpoints charge for a token there, as a share of the usual price."""
 
 
 def open_teacher(settings: Settings) -> Teacher:
@@ -25,9 +29,10 @@ def open_teacher(settings: Settings) -> Teacher:
     """
     if settings.teacher == "rules":
         return RulesTeacher()
-    return OpenAITeacher(
+    server = OpenAITeacher(
         settings.teacher_base_url, settings.teacher_model, settings.teacher_api_key, _server_config(settings)
     )
+    return BatchTeacher(server) if settings.teacher_batch else server
 
 
 def teacher_identity(settings: Settings) -> Mapping[str, str]:
@@ -40,6 +45,9 @@ def teacher_identity(settings: Settings) -> Mapping[str, str]:
 
 
 def _server_config(settings: Settings) -> OpenAITeacherConfig:
+    price = settings.teacher_prices.get(settings.teacher_model)
+    if price and settings.teacher_batch:
+        price = (price[0] * _BATCH_DISCOUNT, price[1] * _BATCH_DISCOUNT)
     return OpenAITeacherConfig(
         max_tokens=settings.teacher_max_tokens,
         concurrency=settings.teacher_concurrency,
@@ -48,5 +56,6 @@ def _server_config(settings: Settings) -> OpenAITeacherConfig:
         patience_s=settings.teacher_patience_s,
         stream=settings.teacher_stream == "on"
         or (settings.teacher_stream == "auto" and is_reasoning_model(settings.teacher_model)),
-        price=settings.teacher_prices.get(settings.teacher_model),
+        structured=settings.teacher_structured,
+        price=price,
     )

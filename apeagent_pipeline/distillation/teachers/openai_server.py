@@ -6,24 +6,26 @@ again. Neither the key nor the address of the server appears in an answer or an 
 """
 
 import asyncio
-import contextlib
 import queue
 import random
-import re
 import threading
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_core import from_json
+from pydantic import SecretStr
 
-from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT
+from apeagent_pipeline.distillation.teachers.answer_books import AnswerBooks
 from apeagent_pipeline.distillation.teachers.server_check import check_server
-from apeagent_pipeline.distillation.teachers.server_errors import ServerRefusal, refusal
+from apeagent_pipeline.distillation.teachers.server_config import (
+    OpenAITeacherConfig,
+    checked_key,
+    openai_identity,
+    request_body,
+)
+from apeagent_pipeline.distillation.teachers.server_errors import ServerRefusal, bound_refusal, error_of, refusal
 from apeagent_pipeline.distillation.teachers.server_replies import (
-    LARGEST_ANSWER_BYTES,
     Reply,
     StreamedText,
     Unpacked,
@@ -32,11 +34,10 @@ from apeagent_pipeline.distillation.teachers.server_replies import (
     read_reply,
 )
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, TeacherError, forget
-from apeagent_pipeline.distillation.token_guess import token_guess
 from apeagent_pipeline.settings import is_web_address
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncByteStream, Response
+    from httpx2 import Response
     from openai import AsyncOpenAI
 
 _LONGEST_BACKOFF_S = 30.0
@@ -45,72 +46,6 @@ _USELESS_AT_FIRST = 5
 """Give up after so many replies that are no answers if no answer ever came: address or request must be wrong."""
 _MOST_LOST = 2
 """A request is sent once more, and no more often, after the server may have charged or sent something unreadable."""
-_TYPICAL_ANSWER_TOKENS = 2000
-_REASONING_MODEL = re.compile(
-    r"qwq|r1\b|reason|think|\bo[134]\b|gpt-oss|magistral|qwen3|glm-z|deepseek-v4", re.IGNORECASE
-)
-_NOT_IN_A_KEY = {
-    "a quote": r"[\"'`\u2018-\u201f]",
-    "a line break": r"[\r\n]",
-    "a blank": r"\s",
-    "a character that is not ASCII": r"[^\x21-\x7e]",
-}
-
-
-class OpenAITeacherConfig(BaseModel):
-    """How a server is asked. Sampling defaults are those recommended for QwQ 32B."""
-
-    model_config = ConfigDict(frozen=True)
-
-    temperature: float = Field(0.6, description="Sampling temperature", ge=0)
-    top_p: float = Field(0.95, description="Nucleus sampling", gt=0, le=1)
-    max_tokens: int = Field(8192, description="Most tokens of an answer; reasoning models need thousands", ge=1)
-    concurrency: int = Field(16, description="Requests under way at once", ge=1)
-    requests_per_minute: float = Field(0.0, description="Rate limit, 0: none", ge=0)
-    timeout_s: float = Field(
-        300.0, description="Longest wait for a whole answer; with stream, for its next piece, in seconds", gt=0
-    )
-    patience_s: float = Field(
-        900.0, description="Longest time that a request waits for a busy or broken server, in seconds", gt=0
-    )
-    retries: int = Field(60, description="Repetitions of a request that a busy or broken server did not answer", ge=0)
-    failures_in_a_row: int = Field(20, description="Give up after so many failed requests without an answer", ge=1)
-    stream: bool = Field(False, description="Receive answers piece by piece, so that a slow answer is no timeout")
-    structured: bool = Field(False, description="Ask the server to enforce the form of the answer (JSON schema)")
-    price: tuple[float, float] | None = Field(
-        None, description="US dollars for a million tokens read and written; None: as the server says, or unknown"
-    )
-
-
-def is_reasoning_model(model: str) -> bool:
-    """Whether a model's name says that it thinks before it answers, so that answers take minutes."""
-    return _REASONING_MODEL.search(model) is not None
-
-
-def openai_identity(model: str, config: OpenAITeacherConfig) -> Mapping[str, Any]:
-    """What a finished answer depends on beside the prompts: the model and its sampling."""
-    return {"teacher": "openai", "model": model, **config.model_dump(include={"temperature", "top_p"})}
-
-
-def checked_key(api_key: SecretStr | str | None) -> SecretStr | None:
-    """The key, if it can stand in a header.
-
-    Raises:
-        TeacherError: naming what is wrong with it, not the key.
-    """
-    if api_key is None:
-        return None
-    key = api_key if isinstance(api_key, str) else api_key.get_secret_value()
-    wrong = {
-        "a quote": r"[\"'`\u2018-\u201f]",
-        "a line break": r"[\r\n]",
-        "a blank": r"\s",
-        "no ASCII": r"[^\x21-\x7e]",
-    }
-    for what, pattern in wrong.items():
-        if re.search(pattern, key):
-            raise TeacherError(f"the key holds {what}; set APEAGENT_TEACHER_API_KEY to the key alone")
-    return SecretStr(key)
 
 
 class OpenAITeacher:
@@ -190,39 +125,6 @@ class OpenAITeacher:
 
 
 @dataclass
-class _Measured:
-    """What answers took so far, to estimate what a server does not tell."""
-
-    answers: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    priced: int = 0
-
-    def add(self, reply: Reply) -> None:
-        if reply.prompt_tokens is not None and reply.completion_tokens is not None:
-            self.answers += 1
-            self.prompt_tokens += reply.prompt_tokens
-            self.completion_tokens += reply.completion_tokens
-            if reply.cost_usd is not None:
-                self.priced += reply.prompt_tokens + reply.completion_tokens
-                self.cost_usd += reply.cost_usd
-
-    def read(self, prompt: str) -> int:
-        if self.answers:
-            return round(self.prompt_tokens / self.answers)
-        return token_guess(SYSTEM_PROMPT) + token_guess(prompt)
-
-    def written(self, most: int) -> int:
-        if self.answers:
-            return round(self.completion_tokens / self.answers)
-        return min(most, _TYPICAL_ANSWER_TOKENS)
-
-    def cost(self, tokens: int) -> float | None:
-        return self.cost_usd * tokens / self.priced if self.priced else None
-
-
-@dataclass
 class _Asking:
     """One round of questions: what its concurrent requests share."""
 
@@ -238,7 +140,10 @@ class _Asking:
     answered: int = 0
     hopeless: TeacherError | None = None
     stream_options: bool = True
-    measured: _Measured = field(default_factory=_Measured)
+    books: AnswerBooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.books = AnswerBooks(self.config)
 
     async def ask_all(self, base_url: str, key: str, prompts: Iterable[PromptRow]) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -257,7 +162,7 @@ class _Asking:
         http = DefaultAsyncHttpxClient(
             follow_redirects=False,  # prompts and key go to the configured server alone
             headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [_bound_error]},
+            event_hooks={"response": [bound_refusal]},
         )
         async with AsyncOpenAI(
             base_url=base_url, api_key=key, timeout=self.config.timeout_s, max_retries=0, http_client=http
@@ -301,13 +206,14 @@ class _Asking:
         while True:
             wait, seed, options = None, self.seed, self.stream_options
             try:
-                return self._answer(row, await self._request(client, row["prompt"], seed), began, client.api_key)
+                reply = await self._request(client, row["prompt"], seed)
+                return self.books.answer(row, reply, time.monotonic() - began, client.api_key)
             except _LostError as error:
-                failed, lost = self._lost(row, str(error), error.written, began), lost + 1
+                failed, lost = self.books.lost(row, str(error), time.monotonic() - began, error.written), lost + 1
             except UnreadableReplyError as error:
                 unread += 1
                 failed = (
-                    self._lost(row, str(error), None, began)
+                    self.books.lost(row, str(error), time.monotonic() - began)
                     if error.may_have_cost
                     else self._useless(row, str(error), unread, began)
                 )
@@ -348,7 +254,7 @@ class _Asking:
                 async with request as response:
                     return await self._read(response.http_response, streamed)
         except APIStatusError as error:
-            raise refusal(error.status_code, _error_of(error), error.response.headers, client.api_key) from None
+            raise refusal(error.status_code, error_of(error), error.response.headers, client.api_key) from None
         except (APIConnectionError, HTTPError) as error:
             cause = error.__cause__ or error
             if isinstance(cause, ConnectError | ConnectTimeout | PoolTimeout):
@@ -414,56 +320,6 @@ class _Asking:
             return True
         return False
 
-    def _answer(self, row: PromptRow, reply: Reply, began: float, key: str) -> TeacherAnswer:
-        """What a reply is worth. What was generated is kept, whether it can be used or not."""
-        is_broken = reply.error is not None or reply.finish_reason == "broken"
-        said = reply.text or reply.reasoning
-        if is_broken and not reply.was_generated:
-            raise refusal(502, reply.error, {}, key)
-        if not said and reply.finish_reason == "unknown" and not reply.was_generated and not reply.unreadable:
-            raise refusal(502, "an empty answer", {}, key)
-        error = reply.unreadable
-        if is_broken:
-            error = str(refusal(502, reply.error or "the server broke off", {}, key))
-        elif not reply.is_whole:
-            error = "the stream broke off"
-        estimated = reply.prompt_tokens is None or reply.completion_tokens is None
-        if not estimated:
-            self.measured.add(reply)
-        read = self.measured.read(row["prompt"]) if reply.prompt_tokens is None else reply.prompt_tokens
-        written = reply.completion_tokens
-        if written is None:
-            written = token_guess((reply.text or "") + (reply.reasoning or ""))
-        return TeacherAnswer(
-            row["prompt_id"],
-            "" if error else reply.text or "",
-            "unusable" if error else reply.finish_reason,
-            read,
-            written,
-            self._cost(read, written) if reply.cost_usd is None else reply.cost_usd,
-            time.monotonic() - began,
-            error=error,
-            reasoning=reply.reasoning,
-            model=reply.model,
-            provider=reply.provider,
-            estimated=estimated,
-        )
-
-    def _cost(self, read: int, written: int) -> float | None:
-        if self.config.price:
-            return (read * self.config.price[0] + written * self.config.price[1]) / 1e6
-        return self.measured.cost(read + written)
-
-    def _lost(self, row: PromptRow, why: str, streamed: StreamedText | None, began: float) -> TeacherAnswer:
-        """A request that the server may have charged: what was written until it broke off, or a usual answer."""
-        read = self.measured.read(row["prompt"])
-        written = self.measured.written(self.config.max_tokens)
-        if streamed and streamed.written:
-            written = token_guess("".join(streamed.text + streamed.reasoning))
-        spent = time.monotonic() - began
-        cost = self._cost(read, written)
-        return TeacherAnswer(row["prompt_id"], "", "lost", read, written, cost, spent, error=why, estimated=True)
-
     def _refused(self, row: PromptRow, error: ServerRefusal, began: float) -> TeacherAnswer:
         if error.kind == "hopeless":
             said = f" (the server says: {error.words})" if error.words else ""
@@ -472,7 +328,7 @@ class _Asking:
             spent = time.monotonic() - began
             return TeacherAnswer(row["prompt_id"], "", "refused", 0, 0, 0.0, spent, error=str(error))
         if error.kind == "lost":
-            return self._lost(row, str(error), None, began)
+            return self.books.lost(row, str(error), time.monotonic() - began)
         if error.kind == "wait":
             return self._failed(row, f"status {error.status}", began)
         return self._useless(row, str(error), _MOST_LOST, began)
@@ -502,58 +358,8 @@ class _LostError(Exception):
         self.written = written
 
 
-def request_body(model: str, prompt: str, seed: int | None, config: OpenAITeacherConfig) -> dict[str, Any]:
-    """The body of a chat completion request for one prompt."""
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt}],
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_tokens,
-    }
-    return body if seed is None else {**body, "seed": seed}
-
-
-def _error_of(error: Any) -> Any:
-    """The error object of a refused request, in whatever place it stands."""
-    document = error.body
-    if isinstance(document, Mapping):
-        return document.get("error") or document
-    return document if isinstance(document, list) else None
-
-
 def _with_header_cost(reply: Reply, response: "Response") -> Reply:
     """LiteLLM's proxy tells the cost in a header alone."""
     if reply.cost_usd is None:
         reply.cost_usd = dollars(response.headers.get("x-litellm-response-cost"))
     return reply
-
-
-async def _bound_error(response: "Response") -> None:
-    """Let nobody read more of a refusal than a refusal has; the client would unpack and parse it without a limit."""
-    if response.status_code >= 300:
-        is_packed = response.headers.get("content-encoding", "identity") != "identity"
-        response.headers.pop("content-encoding", None)
-        response.stream = _bounded(response.stream, is_packed)
-
-
-def _bounded(stream: Any, is_packed: bool) -> "AsyncByteStream":
-    from httpx2 import AsyncByteStream
-
-    class Bounded(AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            body = bytearray()
-            async for part in stream:
-                body += part
-                if is_packed or len(body) > LARGEST_ANSWER_BYTES:
-                    return
-            # The client reads it with json.loads, which ends the process at brackets as deep as Python's recursion
-            # limit, and web3 sets that to 100,000. This reader has a limit of its own; what it refuses is nothing.
-            with contextlib.suppress(ValueError):
-                from_json(bytes(body))
-                yield bytes(body)
-
-        async def aclose(self) -> None:
-            await stream.aclose()
-
-    return Bounded()

@@ -4,16 +4,23 @@ Servers and routers report the same condition under different statuses, inside a
 rules here were collected from public documentation and reports of OpenAI-compatible servers.
 """
 
+import contextlib
 import email.utils
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic_core import from_json
+
+from apeagent_pipeline.distillation.teachers.server_replies import LARGEST_ANSWER_BYTES
 from apeagent_pipeline.reporting.foreign_text import printable
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncByteStream, Response
 
 Kind = Literal["wait", "lost", "refuse_prompt", "fail", "hopeless", "no_seed", "no_stream_options"]
 """``wait``: nothing was generated, ask again later. ``lost``: the server may have generated and charged.
@@ -132,6 +139,8 @@ def _meaning(status: int, said: str, wait: float | None) -> tuple[Kind, str]:  #
 def _meaning_of_bad_request(said: str) -> tuple[Kind, str]:
     if _FLAGGED.search(said):
         return "refuse_prompt", ""
+    if re.search(r"response_format|json_schema|structured output|guided", said, re.IGNORECASE):
+        return "hopeless", "the server knows no structured output; unset APEAGENT_TEACHER_STRUCTURED"
     if "stream_options" in said:
         return "no_stream_options", ""
     if "seed" in said:
@@ -218,3 +227,41 @@ def without_key(text: str, key: str) -> str:
     pieces = {key[begin : begin + 6] for begin in range(max(1, len(key) - 5))}
     words = printable(text).split()
     return " ".join("***" if any(piece in word for piece in pieces) else word for word in words)[:200]
+
+
+def error_of(error: Any) -> Any:
+    """The error object of a refused request, in whatever place it stands."""
+    document = error.body
+    if isinstance(document, Mapping):
+        return document.get("error") or document
+    return document if isinstance(document, list) else None
+
+
+async def bound_refusal(response: "Response") -> None:
+    """Let nobody read more of a refusal than a refusal has; the client would unpack and parse it without a limit."""
+    if response.status_code >= 300:
+        is_packed = response.headers.get("content-encoding", "identity") != "identity"
+        response.headers.pop("content-encoding", None)
+        response.stream = _bounded(response.stream, is_packed)
+
+
+def _bounded(stream: Any, is_packed: bool) -> "AsyncByteStream":
+    from httpx2 import AsyncByteStream
+
+    class Bounded(AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            body = bytearray()
+            async for part in stream:
+                body += part
+                if is_packed or len(body) > LARGEST_ANSWER_BYTES:
+                    return
+            # The client reads it with json.loads, which ends the process at brackets as deep as Python's recursion
+            # limit, and web3 sets that to 100,000. This reader has a limit of its own; what it refuses is nothing.
+            with contextlib.suppress(ValueError):
+                from_json(bytes(body))
+                yield bytes(body)
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
