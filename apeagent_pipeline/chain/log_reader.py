@@ -25,7 +25,7 @@ from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_bl
 
 _FAILURES_BEFORE_SPLIT = 3
 _SMALL_RANGE = 50
-_UNKNOWN_ERRORS_BEFORE_WAITING = 3
+_UNKNOWN_ERRORS_BEFORE_WAITING = 5
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
 """Checks the events of a piece, its last block and the further blocks that were asked for with it, or raises."""
@@ -126,11 +126,13 @@ class LogReader:
                     ]
                 )
             except RpcError as error:
-                unknown_errors += error.kind is RpcErrorKind.UNKNOWN
-                smaller_may_help = error.kind is RpcErrorKind.RANGE or (
-                    error.kind is RpcErrorKind.UNKNOWN and unknown_errors <= _UNKNOWN_ERRORS_BEFORE_WAITING
-                )
-                if not smaller_may_help or (end == first and error.kind is RpcErrorKind.UNKNOWN):
+                is_unknown = error.kind is RpcErrorKind.UNKNOWN
+                unknown_errors += is_unknown
+                if not is_unknown and error.kind is not RpcErrorKind.RANGE:
+                    raise
+                if is_unknown and unknown_errors == 1:
+                    continue  # once more, before the range is made smaller
+                if is_unknown and (end == first or unknown_errors > _UNKNOWN_ERRORS_BEFORE_WAITING):
                     raise
                 if end == first:
                     raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
