@@ -24,7 +24,8 @@ from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks, is_range_limit
 
 _FAILURES_BEFORE_SPLIT = 3
-_SMALL_RANGE = 50
+SMALL_RANGE = 50
+"""Blocks. Up to here, the head is not asked for with each range."""
 _UNKNOWN_ERRORS_BEFORE_WAITING = 5
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
@@ -68,6 +69,7 @@ class LogReader:
         again: Headers = lambda end: [],
         avoid: Collection[Endpoint] = (),
         most_blocks: int | None = None,
+        most_pieces: int | None = None,
     ) -> tuple[PoolEvents, list[Piece]]:
         """The events of a range, piece by piece.
 
@@ -78,6 +80,7 @@ class LogReader:
             again: Headers to ask for together with a piece.
             avoid: Endpoints that must not answer.
             most_blocks: Largest piece; None: as large as the endpoint answers.
+            most_pieces: Where to stop before the end of the range; None: nowhere.
 
         Raises:
             RpcError: if no endpoint answers.
@@ -100,7 +103,7 @@ class LogReader:
                         size.refused(min(size.blocks, last - first + 1), None)
                 raise
 
-        while first <= last:
+        while first <= last and len(pieces) != most_pieces:
             events, asked = self.client.ask(piece, avoid)
             found.append(events)
             pieces.append(asked)
@@ -117,7 +120,7 @@ class LogReader:
             headers = again(end)
             try:
                 # For the many small ranges of a free tier, a second call in each request would halve the pace.
-                asks_head = bool(headers) or end - first + 1 > _SMALL_RANGE
+                asks_head = bool(headers) or end - first + 1 > SMALL_RANGE
                 logs, *rest = endpoint.results(
                     [
                         ("eth_getLogs", [self.query(first, end)]),
