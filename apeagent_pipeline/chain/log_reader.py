@@ -26,7 +26,7 @@ from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_bl
 _FAILURES_BEFORE_SPLIT = 3
 SMALL_RANGE = 50
 """Blocks. Up to here, the head is not asked for with each range."""
-_UNKNOWN_ERRORS_BEFORE_WAITING = 5
+_UNKNOWN_ERRORS_BEFORE_SPLIT, _UNKNOWN_ERRORS_BEFORE_WAITING = 3, 6
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
 """Checks the events of a piece, its last block and the further blocks that were asked for with it, or raises."""
@@ -100,7 +100,7 @@ class LogReader:
                     failures += 1
                     if failures % _FAILURES_BEFORE_SPLIT == 0:
                         size = self.sizes[endpoint]
-                        size.refused(min(size.blocks, last - first + 1), None)
+                        size.refused(min(size.blocks, last - first + 1), None, is_sure=False)
                 raise
 
         while first <= last and len(pieces) != most_pieces:
@@ -133,14 +133,14 @@ class LogReader:
                 unknown_errors += is_unknown
                 if not is_unknown and error.kind is not RpcErrorKind.RANGE:
                     raise
-                if is_unknown and unknown_errors == 1:
-                    continue  # once more, before the range is made smaller
+                if is_unknown and unknown_errors < _UNKNOWN_ERRORS_BEFORE_SPLIT:
+                    continue
                 if is_unknown and (end == first or unknown_errors > _UNKNOWN_ERRORS_BEFORE_WAITING):
                     raise
                 if end == first:
                     raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
                 hint = hinted_blocks(str(error), first, end)
-                size.refused(end - first + 1, hint, is_limit=is_range_limit(str(error)))
+                size.refused(end - first + 1, hint, is_limit=is_range_limit(str(error)), is_sure=not is_unknown)
                 continue
             break
         with bad_answers_of(endpoint):

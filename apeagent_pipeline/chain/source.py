@@ -319,8 +319,8 @@ class RpcSource:
         requests = days * -(-SECONDS_PER_DAY // BLOCK_SECONDS // blocks)
         at_pace = f", at {pace:g} calls a second {requests * 2 / pace:.0f} s" if pace else ""
         return (
-            f"{days} days, at least {requests:,} requests of {blocks:,} blocks{at_pace}. A node that allows fewer blocks "
-            "takes longer: `apeagent doctor` asks it"
+            f"{days} days, at least {requests:,} requests of {blocks:,} blocks{at_pace}. A node that allows fewer "
+            "blocks takes longer: `apeagent doctor` asks it"
         )
 
     def estimate(self) -> str:
