@@ -32,7 +32,8 @@ TINY = Profile(
 # In the order in which they are made; all but the export to GGUF, whose converter knows real tokenizers only (tested
 # with the student's room).
 ASSETS = [
-    "raw_swaps", "swap_features", "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality",
+    "raw_swaps", "liquidity_changes", "swap_features", "training_windows", "trained_gan", "synthetic_windows",
+    "synthetic_quality",
     "teacher_traces", "distillation_dataset", "lora_adapter", "backtest", "canary_eval", "promoted_adapter",
     "fused_model",
 ]  # fmt: skip

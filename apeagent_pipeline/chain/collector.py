@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.answers import Header, read_header, read_integer
 from apeagent_pipeline.chain.day_reading import DayReading, Parts, Piece, PoolEvents
-from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
+from apeagent_pipeline.chain.days import SECONDS_PER_DAY, UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
 from apeagent_pipeline.chain.liquidity import check_liquidity, empty_liquidity
-from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of, header_call, replaced_headers
+from apeagent_pipeline.chain.log_reader import SMALL_RANGE, LogReader, bad_answers_of, header_call, replaced_headers
 from apeagent_pipeline.chain.proof import DayProof
 from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
@@ -31,6 +31,7 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
+_REQUESTS_BESIDE_RANGES = 5
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -52,6 +53,29 @@ class CollectorConfig(BaseModel):
         1_800, ge=1, description="Blocks until a block counts as final, where the node knows no finalized or safe block"
     )
     transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
+
+
+class DayEstimate(NamedTuple):
+    """What one day will take from the first endpoint that answers.
+
+    Attributes:
+        range_blocks: Blocks that one request may ask for.
+        calls_per_second: Pace of the calls, or None if nothing limits it.
+        requests: Requests for one day.
+        seconds: Time for one day.
+    """
+
+    range_blocks: int
+    calls_per_second: float | None
+    requests: int
+    seconds: float
+
+    def __str__(self) -> str:
+        pace = f"{self.calls_per_second:.0f} calls a second" if self.calls_per_second else "no limit on the pace"
+        return (
+            f"{self.range_blocks:,} blocks a request, {pace}: about {self.requests:,} requests and "
+            f"{max(self.seconds / 60, 0.1):.1f} minutes for a day"
+        )
 
 
 class DayEvents(NamedTuple):
@@ -160,6 +184,25 @@ class Collector:
         if after > first:
             self._block_seconds = (timestamp_of(after) - timestamp_of(first)) / (after - first) or self._block_seconds
         return first, after - 1
+
+    def estimate(self) -> DayEstimate:
+        """Ask for the logs of one small range and one of the configured size, and say what a day will take.
+
+        Raises:
+            RpcError: if no endpoint answers.
+        """
+        final = self._final or self.final_block()
+        last, size = final.number, self.config.range_blocks
+        begun = time.monotonic()
+        first = max(last - size + 1, 0)
+        _, pieces = self._reader.read_range(first, first + size - 1, accept=_accept_all, most_pieces=1)
+        seconds = time.monotonic() - begun
+        endpoint = pieces[0].endpoint
+        blocks = self._reader.sizes[endpoint].blocks
+        requests = -(-int(SECONDS_PER_DAY / self._block_seconds) // blocks) + _REQUESTS_BESIDE_RANGES
+        pace = endpoint.calls_per_second
+        paced = requests * (2 if blocks > SMALL_RANGE else 1) / pace if pace else 0.0
+        return DayEstimate(blocks, pace, requests, max(paced, requests * seconds / self.config.parallel))
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
         """Every swap of the pool on a UTC day; `read_events` without the liquidity changes and the proof."""
@@ -408,6 +451,10 @@ class Collector:
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
             f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
         )
+
+
+def _accept_all(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
+    """A piece of which nothing but its size matters."""
 
 
 def _known_block(answer: Any) -> Any:

@@ -19,6 +19,8 @@ Call = tuple[str, list[Any]]
 _LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash"})
 _CODE_BITS = 31
 _LOST_BATCHES_BEFORE_HALVING = 2
+_ANSWERS_BEFORE_GROWTH = 20
+_TIMES_SENT = 3
 
 
 class Provider(Protocol):
@@ -51,6 +53,8 @@ class Endpoint:
         self.has_answered = False
         self._given_up: tuple[float, RpcError] | None = None
         self._lost_batches = 0
+        self._answers = 0
+        self._most_in_batch = BATCH_SIZE
         self.requests = 0
         self.calls = 0
         self.batch_size = BATCH_SIZE
@@ -92,20 +96,24 @@ class Endpoint:
             RpcError: if the node did not answer at all.
         """
         results: list[Any] = []
+        failures = 0
         while len(results) < len(calls):
             part = calls[len(results) : len(results) + self.batch_size]
             try:
                 results += self._send(part)
             except RpcError as error:
                 self._heed(error)
-                if not self._is_too_large(error, part):
+                if self._takes_smaller(error, part):
+                    continue
+                # One lost part of several is no reason to ask for all of them again.
+                failures += 1
+                if error.kind is not RpcErrorKind.TRANSIENT or len(part) == len(calls) or failures == _TIMES_SENT:
                     raise
-                self.batch_size = max(1, len(part) // 2)
             else:
-                self._lost_batches = 0
-                self.has_answered = True
-                if not any(_is_of_kind(each, RpcErrorKind.RATE) for each in results[-len(part) :]):
-                    self._pacer.answered()
+                failures = 0
+                self._count_answer(
+                    len(part), any(_is_of_kind(each, RpcErrorKind.RATE) for each in results[-len(part) :])
+                )
         return results
 
     def _heed(self, error: RpcError) -> None:
@@ -115,14 +123,30 @@ class Endpoint:
             self._pacer.slow_down()
         self.has_answered = self.has_answered or not error.is_silent
 
-    def _is_too_large(self, error: RpcError, part: Sequence[Call]) -> bool:
-        """Whether smaller batches may be answered: the node says so, or it loses batches again and again."""
+    def _takes_smaller(self, error: RpcError, part: Sequence[Call]) -> bool:
+        """Make batches smaller where the node refuses them, or loses two of them one after the other."""
         if len(part) == 1:
             return False
-        if error.kind is RpcErrorKind.TRANSIENT and self.has_answered:
-            self._lost_batches += 1
-            return self._lost_batches % _LOST_BATCHES_BEFORE_HALVING == 0
-        return error.kind is RpcErrorKind.BATCH
+        if error.kind is RpcErrorKind.BATCH:
+            self.batch_size = self._most_in_batch = max(1, len(part) // 2)
+            return True
+        if not error.is_lost or not self.has_answered:
+            return False
+        self._lost_batches += 1
+        if self._lost_batches % _LOST_BATCHES_BEFORE_HALVING:
+            return False
+        self.batch_size = max(1, len(part) // 2)
+        return True
+
+    def _count_answer(self, calls: int, too_fast: bool) -> None:
+        self.has_answered = True
+        if not too_fast:
+            self._pacer.answered()
+        if calls > 1:
+            self._lost_batches = 0
+        self._answers += 1
+        if self._answers % _ANSWERS_BEFORE_GROWTH == 0:
+            self.batch_size = min(2 * self.batch_size, self._most_in_batch)
 
     def results(self, calls: Sequence[Call]) -> list[Any]:
         """As `send`, but every call must have a result.
@@ -190,7 +214,7 @@ class Endpoint:
 
 
 def _may_pass(answer: Any) -> bool:
-    return _is_of_kind(answer, RpcErrorKind.RATE) or _is_of_kind(answer, RpcErrorKind.TRANSIENT)
+    return any(_is_of_kind(answer, kind) for kind in (RpcErrorKind.RATE, RpcErrorKind.TRANSIENT, RpcErrorKind.UNKNOWN))
 
 
 def _is_of_kind(answer: Any, kind: RpcErrorKind) -> bool:

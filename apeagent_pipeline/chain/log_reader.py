@@ -24,8 +24,9 @@ from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, hinted_blocks, is_range_limit
 
 _FAILURES_BEFORE_SPLIT = 3
-_SMALL_RANGE = 50
-_UNKNOWN_ERRORS_BEFORE_WAITING = 3
+SMALL_RANGE = 50
+"""Blocks. Up to here, the head is not asked for with each range."""
+_UNKNOWN_ERRORS_BEFORE_SPLIT, _UNKNOWN_ERRORS_BEFORE_WAITING = 3, 6
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
 """Checks the events of a piece, its last block and the further blocks that were asked for with it, or raises."""
@@ -68,6 +69,7 @@ class LogReader:
         again: Headers = lambda end: [],
         avoid: Collection[Endpoint] = (),
         most_blocks: int | None = None,
+        most_pieces: int | None = None,
     ) -> tuple[PoolEvents, list[Piece]]:
         """The events of a range, piece by piece.
 
@@ -78,6 +80,7 @@ class LogReader:
             again: Headers to ask for together with a piece.
             avoid: Endpoints that must not answer.
             most_blocks: Largest piece; None: as large as the endpoint answers.
+            most_pieces: Where to stop before the end of the range; None: nowhere.
 
         Raises:
             RpcError: if no endpoint answers.
@@ -97,10 +100,10 @@ class LogReader:
                     failures += 1
                     if failures % _FAILURES_BEFORE_SPLIT == 0:
                         size = self.sizes[endpoint]
-                        size.refused(min(size.blocks, last - first + 1), None)
+                        size.refused(min(size.blocks, last - first + 1), None, is_sure=False)
                 raise
 
-        while first <= last:
+        while first <= last and len(pieces) != most_pieces:
             events, asked = self.client.ask(piece, avoid)
             found.append(events)
             pieces.append(asked)
@@ -117,7 +120,7 @@ class LogReader:
             headers = again(end)
             try:
                 # For the many small ranges of a free tier, a second call in each request would halve the pace.
-                asks_head = bool(headers) or end - first + 1 > _SMALL_RANGE
+                asks_head = bool(headers) or end - first + 1 > SMALL_RANGE
                 logs, *rest = endpoint.results(
                     [
                         ("eth_getLogs", [self.query(first, end)]),
@@ -126,16 +129,18 @@ class LogReader:
                     ]
                 )
             except RpcError as error:
-                unknown_errors += error.kind is RpcErrorKind.UNKNOWN
-                smaller_may_help = error.kind is RpcErrorKind.RANGE or (
-                    error.kind is RpcErrorKind.UNKNOWN and unknown_errors <= _UNKNOWN_ERRORS_BEFORE_WAITING
-                )
-                if not smaller_may_help or (end == first and error.kind is RpcErrorKind.UNKNOWN):
+                is_unknown = error.kind is RpcErrorKind.UNKNOWN
+                unknown_errors += is_unknown
+                if not is_unknown and error.kind is not RpcErrorKind.RANGE:
+                    raise
+                if is_unknown and unknown_errors < _UNKNOWN_ERRORS_BEFORE_SPLIT:
+                    continue
+                if is_unknown and (end == first or unknown_errors > _UNKNOWN_ERRORS_BEFORE_WAITING):
                     raise
                 if end == first:
                     raise RpcError(f"{error}: it refuses even the single block {first}", RpcErrorKind.FATAL) from None
                 hint = hinted_blocks(str(error), first, end)
-                size.refused(end - first + 1, hint, is_limit=is_range_limit(str(error)))
+                size.refused(end - first + 1, hint, is_limit=is_range_limit(str(error)), is_sure=not is_unknown)
                 continue
             break
         with bad_answers_of(endpoint):

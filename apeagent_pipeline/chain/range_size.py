@@ -53,13 +53,14 @@ class RangeSize:
                 step = self.blocks if 2 * self.blocks < self._refused else max(1, self.blocks // 10)
                 self.blocks = min(self._largest, self.blocks + step)
 
-    def refused(self, blocks: int, hint: int | None, *, is_limit: bool = False) -> None:
+    def refused(self, blocks: int, hint: int | None, *, is_limit: bool = False, is_sure: bool = True) -> None:
         """Record that the endpoint refused a range of ``blocks`` blocks.
 
         Args:
             blocks: Size that was refused.
             hint: A smaller size that the endpoint named.
             is_limit: Whether that is a limit on the size of every range, not advice for this one.
+            is_sure: Whether the size was the reason; otherwise the size soon doubles again.
         """
         with self._lock:
             self.splits += 1
@@ -75,5 +76,5 @@ class RangeSize:
             # A size that worked is tried once more only: where swaps lie denser, it may be too large.
             self._worked = 0
             self._in_a_row = 0
-            self._refused = blocks
+            self._refused = blocks if is_sure else self._refused
             self.blocks = max(1, smaller)

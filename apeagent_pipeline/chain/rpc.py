@@ -43,7 +43,7 @@ Answer = dict[str, Any]
 
 T = TypeVar("T")
 
-_ATTEMPTS_AT_FIRST = 4
+_ATTEMPTS_AT_FIRST, _ATTEMPTS_AT_UNKNOWN = 4, 6
 _PATIENCE_SECONDS, _PATIENCE_AT_FIRST = 60.0, 35.0
 _GIVEN_UP_SECONDS, _HOPELESS_SECONDS = 120.0, 600.0
 _SECONDS_WORTH_TELLING, _SECONDS_BETWEEN_NEWS = 2.0, 10.0
@@ -104,7 +104,8 @@ class MaskedHTTPProvider:
             return entries[0]
         by_id = {_number(each.get("id")): each for each in entries}
         if not by_id.keys() >= {request["id"] for request in batch}:
-            raise self._no_answer("a batch answer that lacks some of its requests")
+            what = "a batch answer that lacks some of its requests"
+            raise RpcError(f"{self.label} gave {what}", RpcErrorKind.TRANSIENT, is_lost=True)
         return [by_id[request["id"]] for request in batch]
 
     def mask(self, text: str) -> str:
@@ -294,7 +295,7 @@ class RpcClient:
         attempts = self._attempts if endpoint.has_answered else min(self._attempts, _ATTEMPTS_AT_FIRST)
         patience = _PATIENCE_SECONDS if endpoint.has_answered else _PATIENCE_AT_FIRST
         if error.kind is RpcErrorKind.UNKNOWN:
-            attempts = min(attempts, _ATTEMPTS_AT_FIRST)
+            attempts = min(attempts, _ATTEMPTS_AT_UNKNOWN)
         is_final = failures >= attempts or (error.is_silent and seconds > patience)
         if is_final and error.is_silent:
             endpoint.give_up(error, _GIVEN_UP_SECONDS)

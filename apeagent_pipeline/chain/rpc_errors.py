@@ -35,6 +35,7 @@ class RpcError(ChainError):
         retry_after: Seconds that the server asked to wait, or None.
         is_hopeless: Whether no request to this endpoint can succeed: a wrong key, no credit left.
         is_silent: Whether no answer came at all.
+        is_lost: Whether no answer came, or only a part of one.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class RpcError(ChainError):
         *,
         is_hopeless: bool = False,
         is_silent: bool = False,
+        is_lost: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
         self.is_hopeless = is_hopeless
         self.is_silent = is_silent
+        self.is_lost = is_lost or is_silent
 
 
 def _pattern(*alternatives: str) -> re.Pattern[str]:

@@ -11,8 +11,10 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import DynamicFeeError, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
-from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.day_records import DayRecords, notes_of
+from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, SECONDS_PER_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
+from apeagent_pipeline.chain.liquidity import empty_liquidity
 from apeagent_pipeline.chain.pool_lookup import ChosenPool, chosen_pool
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.settings import Settings, SettingsError, is_web_address
@@ -59,6 +61,14 @@ class SwapSource(Protocol):
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
         """All swaps of one UTC day, RAW_SWAPS_SCHEMA, checked.
+
+        Raises:
+            ChainError: if the day cannot be given in full.
+        """
+        ...
+
+    def read_liquidity(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """All liquidity changes of one UTC day, LIQUIDITY_SCHEMA, checked; empty if the source does not have them.
 
         Raises:
             ChainError: if the day cannot be given in full.
@@ -114,6 +124,10 @@ class ArchiveSource:
         progress(1, 1, swaps=swaps.height)
         return swaps
 
+    def read_liquidity(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """None: archives hold swaps."""
+        return empty_liquidity()
+
     def day_notes(self, day: date) -> dict[str, Any]:
         """How well the arithmetic confirms the day, and what may be missing.
 
@@ -139,6 +153,8 @@ class EmbeddedSource:
         self.pool = pool
         self.seed = seed
         self._now = now
+        self._notes: dict[date, dict[str, Any]] = {}
+        self._changes: dict[date, pl.DataFrame] = {}
 
     @cached_property
     def _collector(self) -> "Collector":
@@ -173,11 +189,23 @@ class EmbeddedSource:
         Raises:
             ChainError: if the day is not final yet.
         """
-        return self._collector.read_day(day, progress)
+        events = self._collector.read_events(day, progress)
+        self._notes[day] = notes_of(events.proof)
+        self._changes[day] = events.changes
+        return events.swaps
+
+    def read_liquidity(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """The liquidity changes of a day.
+
+        Raises:
+            ChainError: if the day is not final yet.
+        """
+        found = self._changes.pop(day, None)
+        return self._collector.read_events(day, progress).changes if found is None else found
 
     def day_notes(self, day: date) -> dict[str, Any]:
-        """None."""
-        return {}
+        """The proof of a day that this process has read."""
+        return self._notes.get(day, {})
 
 
 class RpcSource:
@@ -226,6 +254,10 @@ class RpcSource:
         parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
         return Collector(self._client, self.pool, config, parts)
 
+    @cached_property
+    def _records(self) -> DayRecords:
+        return DayRecords(self._settings.home.absolute() / "cache" / "days" / self.fingerprint())
+
     def confirm(self, block_number: int, block_hash: str) -> None:
         """As the collector says.
 
@@ -264,11 +296,44 @@ class RpcSource:
         Raises:
             ChainError: if the day is not final, or could not be read in full.
         """
-        return self._collector.read_day(day, progress)
+        events = self._collector.read_events(day, progress)
+        self._records.keep(day, events.proof, events.changes)
+        return events.swaps
+
+    def read_liquidity(self, day: date, progress: Progress = silent) -> pl.DataFrame:
+        """The liquidity changes of a day, as they came with its swaps; read again if they were not kept.
+
+        Raises:
+            ChainError: as `read_day`.
+        """
+        kept = self._records.changes(day)
+        if kept is None:
+            self.read_day(day, progress)
+            kept = self._records.changes(day)
+            assert kept is not None
+        return kept
+
+    def plan(self, days: int) -> str:
+        """What some days will take by the settings alone; a node that allows less takes longer."""
+        blocks, pace = self._settings.rpc_range_blocks, self._settings.rpc_requests_per_second
+        requests = days * -(-SECONDS_PER_DAY // BLOCK_SECONDS // blocks)
+        at_pace = f", at {pace:g} calls a second {requests * 2 / pace:.0f} s" if pace else ""
+        return (
+            f"{days} days, at least {requests:,} requests of {blocks:,} blocks{at_pace}. A node that allows fewer "
+            "blocks takes longer: `apeagent doctor` asks it"
+        )
+
+    def estimate(self) -> str:
+        """How many blocks a request may ask for, how fast, and what a day will take. Asks a node.
+
+        Raises:
+            ChainError: if no endpoint answers.
+        """
+        return str(self._collector.estimate())
 
     def day_notes(self, day: date) -> dict[str, Any]:
-        """None."""
-        return {}
+        """The proof of a day, from whichever process read it last on this machine."""
+        return self._records.notes(day)
 
 
 def open_swap_source(settings: Settings) -> SwapSource:

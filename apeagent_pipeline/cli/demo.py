@@ -56,18 +56,19 @@ def sync(
     assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
     missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
     stored = {asset: graph.runtime.store.manifests(asset, days) for asset in names}
-    table = Table("day", *names, "", title=f"{len(days) - len(missing)} of {len(days)} days are complete")
+    notes = {day: graph.runtime.source.day_notes(date.fromisoformat(day)) for day in days if day not in missing}
+    unconfirmed = {day for day, note in notes.items() if note.get("confirmed") is False}
+    complete = len(days) - len(missing) - len(unconfirmed)
+    table = Table("day", *names, "", title=f"{complete} of {len(days)} days are complete")
     for day in days:
         manifests = [stored[asset].get(day) for asset in names]
-        state = "[red]✗ not complete" if day in missing else "[green]✓"
+        state = "[yellow]• unconfirmed" if day in unconfirmed else "[green]✓"
+        state = "[red]✗ not complete" if day in missing else state
         table.add_row(day, *(f"{each.rows:,}" if each else "" for each in manifests), state)
     console = Console()
     console.print(table)
     for day in days:
-        if (
-            day not in missing
-            and (note := graph.runtime.source.day_notes(date.fromisoformat(day)).get("notes", "none")) != "none"
-        ):
+        if (note := notes.get(day, {}).get("notes", "none")) != "none":
             console.print(f"[yellow]• {day}: {plain(note)}", soft_wrap=True)
     for each in rounds:
         for error in each.errors:

@@ -7,9 +7,11 @@ from typing import Literal
 
 from apeagent_pipeline.artifacts.files import StorageError
 from apeagent_pipeline.chain.days import days_between
+from apeagent_pipeline.chain.source import RpcSource
 from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
+from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.settings import Settings, SettingsError, mask_url
 
 _GIB = 2**30
@@ -88,6 +90,8 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         )
         return
     yield Finding("ok", "swaps", f"{source.name}: days {first} to {last}, chain {pool.chain_id}")
+    if isinstance(source, RpcSource):
+        yield _pace(source)
     noted = [
         day
         for day in days_between(first, last)
@@ -103,6 +107,13 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         yield Finding("note", "pool", f"{name}, hooks", "what its hooks do to a swap is not simulated")
     else:
         yield Finding("ok", "pool", name)
+
+
+def _pace(source: RpcSource) -> Finding:
+    try:
+        return Finding("ok", "reading", source.estimate())
+    except ApeagentError as error:
+        return Finding("wrong", "reading", str(error), "see APEAGENT_RPC_URLS in apeagent config")
 
 
 def _teacher(settings: Settings) -> Finding:

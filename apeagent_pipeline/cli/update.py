@@ -40,6 +40,7 @@ def bring_up_to_date(
     Returns:
         The rounds that ran, the graph, and the days.
     """
+    from apeagent_pipeline.chain.source import RpcSource
     from apeagent_pipeline.cli.display import TerminalWatcher, quiet_console
     from apeagent_pipeline.cli.time_left import estimate, in_words, remember
     from apeagent_pipeline.defs.build import build_graph
@@ -61,6 +62,9 @@ def bring_up_to_date(
 
         def announce(stale: "list[Stale]") -> None:
             names = dict.fromkeys(each.asset for each in stale)
+            if "raw_swaps" in names and isinstance(graph.runtime.source, RpcSource):
+                days_to_read = sum(each.asset == "raw_swaps" for each in stale)
+                console.print(f"Reading: {plain(graph.runtime.source.plan(days_to_read))}", highlight=False)
             reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
             console.print(
                 "To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"

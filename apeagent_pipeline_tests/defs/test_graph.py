@@ -16,6 +16,7 @@ from apeagent_pipeline.settings import Settings
 GRAPH = {
     "swap_source": ("chain", []),
     "raw_swaps": ("chain", ["swap_source"]),
+    "liquidity_changes": ("chain", ["raw_swaps"]),
     "swap_features": ("market", ["raw_swaps"]),
     "training_windows": ("market", ["swap_features"]),
     "trained_gan": ("gan", ["training_windows"]),
@@ -99,7 +100,7 @@ def test_every_check_blocks_what_comes_after_it(graph: Graph) -> None:
 
 def test_days_start_when_the_pool_could_first_trade(graph: Graph) -> None:
     daily = {asset.key.to_user_string(): asset.partitions_def for asset in graph.assets if asset.partitions_def}
-    assert set(daily) == {"raw_swaps", "swap_features"}
+    assert set(daily) == {"raw_swaps", "liquidity_changes", "swap_features"}
     for partitions in daily.values():
         assert isinstance(partitions, dg.DailyPartitionsDefinition)
         assert partitions.get_first_partition_key() == "2025-01-21"

@@ -55,7 +55,7 @@ def made(graph: Graph, instance: dg.DagsterInstance, only: set[str] = ASSETS) ->
 def test_every_artifact_lies_where_the_design_says(graph: Graph) -> None:
     storage = Path(str(graph.runtime.store.root))
     for path in [
-        *(f"{asset}/{day}.parquet" for asset in ("raw_swaps", "swap_features") for day in DAYS),
+        *(f"{asset}/{day}.parquet" for asset in ("raw_swaps", "liquidity_changes", "swap_features") for day in DAYS),
         *(f"{asset}/{asset}.parquet" for asset in ("training_windows", "synthetic_windows", "teacher_traces")),
         *(f"distillation_dataset/{split}.jsonl" for split in ("train", "valid", "test")),
         "lora_adapter/adapter_model.safetensors",

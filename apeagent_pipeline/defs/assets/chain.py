@@ -16,7 +16,7 @@ from apeagent_pipeline.reporting.progress import Progress
 
 
 def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    """``swap_source`` (external) and ``raw_swaps``."""
+    """``swap_source`` (external), ``raw_swaps`` and ``liquidity_changes``."""
     settings = runtime.settings
 
     @dg.asset(
@@ -56,6 +56,25 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         yield from materialize_days(context, runtime.artifacts, compute, lambda day: [])
 
+    @dg.asset(
+        **declare(
+            runtime.settings, "chain", {"polars", "parquet"}, pool="rpc" if settings.rpc_urls else None, daily=True
+        ),
+        deps=[raw_swaps],
+    )
+    def liquidity_changes(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        """Every ModifyLiquidity event of the pool on a UTC day, in (block_number, log_index) order.
+
+        A node answers them in the same requests as the swaps, so they are made after these. With them, price and
+        liquidity are known exactly between any two swaps. An archive has none.
+        """
+
+        def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:
+            changes = runtime.source.read_liquidity(date.fromisoformat(day), progress)
+            return changes, {"changes": changes.height}
+
+        yield from materialize_days(context, runtime.artifacts, compute, lambda day: [f"raw_swaps/{day}"])
+
     source = dg.AssetSpec(
         SWAP_SOURCE,
         group_name="chain",
@@ -63,4 +82,4 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
         owners=raw_swaps.owners_by_key[raw_swaps.key],
         description="The source of the swaps: the embedded chain, archive files or a JSON-RPC node",
     )
-    return [source, raw_swaps]
+    return [source, raw_swaps, liquidity_changes]
