@@ -103,10 +103,10 @@ def export_swaps(
 
     store = Runtime(load_settings(), LogWatcher()).store
     days = [str(day) for day in days_between(date.fromisoformat(first), date.fromisoformat(last))]
-    stored = {day: swaps for day, swaps in store.scan_days("raw_swaps", days).items() if day in store.days("raw_swaps")}
-    missing = [day for day in days if day not in stored]
+    missing = sorted(set(days) - set(store.days("raw_swaps")))
     if missing:
-        raise typer.BadParameter(f"{missing[0]} is not stored ({len(missing)} days); run apeagent sync first")
-    swaps = pl.concat([empty_raw_swaps(), *(table.collect() for table in stored.values())])
+        raise typer.BadParameter(f"{missing[0]} is not stored ({len(missing)} days are not); run apeagent sync first")
+    tables = store.scan_days("raw_swaps", days).values()
+    swaps = pl.concat([empty_raw_swaps(), *(table.collect() for table in tables)])
     write_swaps(swaps, file)
     Console().print(f"{swaps.height:,} swaps of {len(days)} days are in {plain(str(file))}", soft_wrap=True)

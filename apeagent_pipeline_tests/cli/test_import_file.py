@@ -1,0 +1,69 @@
+"""``apeagent import FILE --dry-run`` shows what a file holds, and ``export-swaps`` writes one that it reads."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
+from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.cli import app
+from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.watcher import LogWatcher
+from apeagent_pipeline.settings import load_settings
+
+
+@pytest.fixture(scope="module")
+def swaps() -> pl.DataFrame:
+    return EmbeddedSource(BASE_ETH_USDC, 42).read_day(FIRST_DAY).head(60)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APEAGENT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_a_dry_run_shows_layout_days_and_first_rows_and_stores_nothing(swaps: pl.DataFrame, tmp_path: Path) -> None:
+    swaps.write_parquet(tmp_path / "swaps.parquet")
+    shown = CliRunner().invoke(app, ["import", "swaps.parquet", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    for expected in (
+        "apeagent's own columns",
+        str(FIRST_DAY),
+        "cut short at its end",
+        swaps["amount0"][0],
+        "Nothing was",
+    ):
+        assert expected in shown.output
+    assert not Runtime(load_settings(), LogWatcher()).store.days("raw_swaps")
+
+
+def test_a_refusal_names_the_setting_that_mends_it(
+    swaps: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flipped = [pl.Series(name, [str(-int(value)) for value in swaps[name]]) for name in ("amount0", "amount1")]
+    swaps.with_columns(flipped).write_parquet(tmp_path / "swaps.parquet")
+    refused = CliRunner().invoke(app, ["import", "swaps.parquet", "--dry-run"])
+    assert isinstance(refused.exception, ArchiveError)
+    assert "APEAGENT_SWAPS_SIGNS=pool" in str(refused.exception)
+    monkeypatch.setenv("APEAGENT_SWAPS_SIGNS", "pool")
+    assert CliRunner().invoke(app, ["import", "swaps.parquet", "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["day.parquet", "day.csv", "day.csv.gz", "day.jsonl"])
+def test_stored_days_are_exported_to_a_file_that_is_imported_unchanged(
+    name: str, swaps: pl.DataFrame, tmp_path: Path
+) -> None:
+    store = Runtime(load_settings(), LogWatcher()).store
+    store.publish_table(swaps, asset="raw_swaps", partition=str(FIRST_DAY), code_version="1")
+    days = ["--from", str(FIRST_DAY), "--to", str(FIRST_DAY)]
+    exported = CliRunner().invoke(app, ["export-swaps", *days, name])
+    assert exported.exit_code == 0, exported.output
+    assert SwapArchive(tmp_path / name, BASE_ETH_USDC).swaps.equals(swaps)
+    missing = CliRunner().invoke(app, ["export-swaps", "--from", "2025-02-01", "--to", "2025-02-02", name])
+    assert missing.exit_code != 0
