@@ -42,6 +42,18 @@ def test_only_the_answers_are_learned_never_the_prompts(tiny_base, tiny_dataset,
     assert "What should I do?" not in learned
 
 
+def test_the_frozen_blocks_below_the_adapter_keep_nothing_for_a_backward_pass(tiny_base, tiny_dataset, tmp_path):
+    config = CONFIG.model_copy(update={"last_blocks": 1})
+    trainer = make_trainer(tiny_base, tiny_dataset, config, 1, checkpoint_dir=tmp_path)
+    blocks = trainer.model.get_base_model().model.layers
+    recorded = []
+    for block in blocks:
+        block.register_forward_hook(lambda _, inputs, output: recorded.append(output.requires_grad))
+    batch = pack_examples([trainer.train_dataset[number] for number in range(2)])
+    trainer.compute_loss(trainer.model, batch | {"control": batch["control"] & False})
+    assert recorded == [False] * (len(blocks) - 1) + [True]
+
+
 @pytest.mark.parametrize("chosen", [(0, 5, 9, 11), (3, 3, 3), (7,)], ids=["different", "the same thrice", "alone"])
 def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_dataset, tmp_path, chosen):
     from trl import SFTTrainer
