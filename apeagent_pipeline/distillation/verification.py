@@ -15,6 +15,7 @@ from apeagent_pipeline.distillation.draft_claims import Shown, contradiction
 from apeagent_pipeline.distillation.draft_plans import contradicts_action, repeats, says_nothing
 from apeagent_pipeline.distillation.portfolios import COST_SHARE, DUST_USDC
 
+_LONGEST_WORD = 30
 _SMALLEST_TRADE_USDC = DUST_USDC / 100
 
 
@@ -51,7 +52,8 @@ def verify(answer: DraftAnswer, row: Mapping[str, Any], config: VerificationConf
 def _wrong_form(drafts: tuple[str, ...], config: VerificationConfig) -> str | None:
     if not config.min_drafts <= len(drafts) <= config.max_drafts:
         return "too_few_drafts" if len(drafts) < config.min_drafts else "too_many_drafts"
-    if max(map(word_count, drafts), default=0) > config.draft_words + config.draft_words_tolerance:
+    words = config.draft_words + config.draft_words_tolerance
+    if any(len(draft) > words * _LONGEST_WORD or word_count(draft) > words for draft in drafts):
         return "draft_too_long"
     if any(speaks_canary(draft) for draft in drafts):
         return "canary_in_drafts"

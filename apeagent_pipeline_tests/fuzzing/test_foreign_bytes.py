@@ -330,7 +330,7 @@ def test_completions_of_a_teachers_server(server: ScriptedServer, documents: lis
         again = AnswerCache(teacher, kept)
         for answer in answers:
             check_answer(answer)
-            if answer.finish_reason != "failed":
+            if answer.finish_reason not in ("failed", "lost"):
                 assert again.get(answer.prompt_id, 1) == answer
     assert sorted(answer.prompt_id for answer in answers) == [str(number) for number in range(8)]
 

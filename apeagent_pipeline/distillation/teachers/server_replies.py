@@ -84,6 +84,8 @@ class Unpacked:
             UnreadableReplyError: if the body is too long, or not packed as announced.
         """
         if self._unpack:
+            if self._unpack.eof and piece:
+                raise UnreadableReplyError("an answer that is packed in several parts", True)
             try:
                 piece = self._unpack.decompress(piece, LARGEST_ANSWER_BYTES + 1 - self._size)
             except zlib.error:
@@ -108,19 +110,19 @@ def read_reply(body: bytes) -> Reply:
         return _read_stream(lines)
     text = "\n".join(lines).strip()
     if not text:
-        raise UnreadableReplyError("a malformed answer: it is empty")
+        raise UnreadableReplyError("malformed answer: it is empty")
     if text.startswith("<"):
-        raise UnreadableReplyError("a malformed answer: a web page")
+        raise UnreadableReplyError("malformed answer: a web page")
     try:
         document = from_json(text)
     except ValueError:
         if text.startswith("{") and '"' in text:
-            raise UnreadableReplyError("a malformed answer: it broke off or is no JSON", may_have_cost=True) from None
-        raise UnreadableReplyError("a malformed answer: it is no JSON") from None
+            raise UnreadableReplyError("malformed answer: it broke off or is no JSON", may_have_cost=True) from None
+        raise UnreadableReplyError("malformed answer: it is no JSON") from None
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     if not isinstance(document, Mapping):
-        raise UnreadableReplyError(f"a malformed answer: {type(document).__name__} instead of an object")
+        raise UnreadableReplyError(f"malformed answer: {type(document).__name__} instead of an object")
     return reply_of(document)
 
 
@@ -134,8 +136,8 @@ def reply_of(document: Mapping[str, Any]) -> Reply:
     choices = document.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, Mapping):
-        if reply.error is None and not reply.was_generated:
-            raise UnreadableReplyError("a malformed answer: there is no choice in it")
+        if not reply.was_generated and not _says_something(reply.error):
+            raise UnreadableReplyError("malformed answer: there is no choice in it")
         reply.finish_reason, reply.unreadable = "broken", "an answer without a choice"
         return reply
     message = choice.get("message") or choice.get("delta")
@@ -238,6 +240,12 @@ def _cost_told(usage: Mapping[str, Any], document: Mapping[str, Any]) -> float |
     if upstream and (usage.get("is_byok") is True or (not told and usage.get("is_byok") is None)):
         return (told or 0.0) + upstream
     return told
+
+
+def _says_something(error: Any) -> bool:
+    if isinstance(error, Mapping):
+        return any(isinstance(error.get(name), str | int) for name in ("message", "code", "type", "detail"))
+    return bool(error) and isinstance(error, str)
 
 
 def _finish(choice: Mapping[str, Any]) -> str:
