@@ -16,7 +16,7 @@ LONGEST_WAIT = 60.0
 Call = tuple[str, list[Any]]
 """A JSON-RPC method and its positional parameters."""
 
-_LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash"})
+_LOOKUPS = frozenset({"eth_getBlockByNumber", "eth_getTransactionByHash", "eth_blockNumber"})
 _CODE_BITS = 31
 _LOST_BATCHES_BEFORE_HALVING = 2
 _ANSWERS_BEFORE_GROWTH = 20

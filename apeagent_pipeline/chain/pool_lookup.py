@@ -162,7 +162,7 @@ class ChosenPool:
         remedy = f"set APEAGENT_POOL_KEY ({_KEY_FORM})"
         logs = endpoint.send([("eth_getLogs", [query])])[0]
         if isinstance(logs, RpcError):
-            if logs.kind in (RpcErrorKind.RANGE, RpcErrorKind.FATAL):
+            if logs.kind in (RpcErrorKind.RANGE, RpcErrorKind.UNKNOWN, RpcErrorKind.FATAL):
                 raise _final(f"{logs}; it does not search the whole chain for the pool's Initialize event: {remedy}")
             raise logs
         if not logs:
@@ -291,7 +291,7 @@ def _view(endpoint: "Endpoint", address: str, signature: str, argument: bytes = 
     data = "0x" + keccak(signature.encode())[:4].hex() + argument.hex()
     answer: Any = endpoint.send([("eth_call", [{"to": address, "data": data}, "latest"])])[0]
     if isinstance(answer, RpcError):
-        if answer.kind is RpcErrorKind.FATAL:
+        if answer.kind in (RpcErrorKind.UNKNOWN, RpcErrorKind.FATAL):
             return b""
         raise answer
     try:

@@ -69,6 +69,8 @@ class RangeSize:
             if self.blocks < blocks:
                 self.blocks = min(self.blocks, self._largest)
                 return  # another thread has already made the size smaller
+            if not is_sure and blocks < self.blocks:
+                return  # a short range is no sign that long ones are too long
             half = blocks // 2
             if hint is None and half <= self._worked < blocks:
                 self._patience = min(2 * self._patience, self._MOST_ANSWERS_BEFORE_GROWTH)

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 60
 _TIMES_ASKED = 3
-_TIMES_READ_WHOLE = 2
+_TIMES_READ_WHOLE, _MOST_REREADS = 2, 4
 _LEAST_BUDGET = 200
 """Spans that are read again at most, beside two for each range of the day."""
 _SAMPLED_SHARE = 0.1
@@ -74,6 +74,7 @@ class Verification:
         self._compared: set[Span] = set()
         self._repaired = 0
         self._budget = 0
+        self._times_reread = 0
 
     @property
     def _judged(self) -> bool:
@@ -246,6 +247,9 @@ class Verification:
     def _reread(self, pieces: Collection[Piece]) -> int:
         """Read ranges again, from endpoints that left nothing out if there are such; returns the events found."""
         repaired = self._repaired
+        self._times_reread += 1
+        if self._times_reread > _MOST_REREADS:
+            return 0
         for piece, found in self._map(list(pieces), lambda piece: self._other_answer(piece, self._avoided())):
             if found is None:
                 continue
@@ -323,7 +327,8 @@ class Verification:
             doubts.append("the fees that the pool stored are not those of the swaps: a swap or a donation is missing")
         by += ["chain"] if self._judged and ends and not gaps and result.pairs else []
         by += ["state"] if self._around.has_states and not gaps else []
-        by += ["second endpoint"] if self._compared else []
+        agree = any(sum(isinstance(each, Endpoint) for each in sources) > 1 for sources in self._agreed.values())
+        by += ["second endpoint"] if self._compared or (agree and not gaps) else []
         if self._reader.client.endpoints[0] and not by and not doubts:
             doubts.append("nothing but one endpoint's word says that the day is complete")
         return DayProof(

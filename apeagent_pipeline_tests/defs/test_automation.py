@@ -243,6 +243,7 @@ def test_a_night_reads_the_last_days_once_more_and_never_before_the_first_swap()
     assert nightly_days(date(2025, 1, 31), 3, days) == (date(2025, 1, 27), date(2025, 1, 30))
     assert nightly_days(date(2025, 1, 23), 3, []) == (date(2025, 1, 21), date(2025, 1, 22))
     assert nightly_days(date(2026, 1, 31), 3, days)[0] == date(2025, 12, 31)  # a month at most
+    assert nightly_days(date(2025, 1, 31), 3, days, ["2025-01-24"]) == (date(2025, 1, 24), date(2025, 1, 30))
 
 
 def test_a_request_of_the_night_makes_its_days(tmp_path) -> None:

@@ -1,6 +1,6 @@
 """The nightly re-sync: swaps and features of yesterday, of some days before, and of nights that were missed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 import dagster as dg
@@ -36,14 +36,22 @@ def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
             return
         night = context.scheduled_execution_time.date()
         stored = runtime.store.days("raw_swaps")
-        first, last = nightly_days(night, settings.nightly_recheck_days, stored)
+        oldest = str(night - timedelta(days=LONGEST_CATCH_UP))
+        unconfirmed = [
+            day
+            for day in stored
+            if day >= oldest and runtime.source.day_notes(date.fromisoformat(day)).get("confirmed") is False
+        ]
+        first, last = nightly_days(night, settings.nightly_recheck_days, stored, unconfirmed)
         # The run key is the night, so a restarted daemon requests no night twice.
         yield dg.RunRequest(run_key=f"nightly-{night}", tags={RANGE_START: str(first), RANGE_END: str(last)})
 
     return schedule
 
 
-def nightly_days(night: date, recheck: int, stored: list[str]) -> tuple[date, date]:
+def nightly_days(
+    night: date, recheck: int, stored: Sequence[str], unconfirmed: Sequence[str] = ()
+) -> tuple[date, date]:
     """The first and last day that a night reads.
 
     Args:
@@ -51,6 +59,7 @@ def nightly_days(night: date, recheck: int, stored: list[str]) -> tuple[date, da
         recheck: How many days before that one are read again.
         stored: The stored days. Days missing between the newest of them and yesterday are read too, but at most
             `LONGEST_CATCH_UP` of them: use a backfill for longer gaps.
+        unconfirmed: Stored days whose completeness could not be proven; they are read again.
     """
     last = night - timedelta(days=1)
     first = last - timedelta(days=recheck)
@@ -58,4 +67,5 @@ def nightly_days(night: date, recheck: int, stored: list[str]) -> tuple[date, da
     if newest is not None:
         missed = date.fromisoformat(newest) + timedelta(days=1)
         first = min(first, max(missed, last - timedelta(days=LONGEST_CATCH_UP - 1)))
+    first = min([first, *map(date.fromisoformat, unconfirmed)])
     return max(first, FIRST_DAY), last
