@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.settings import Settings, SettingsError, mask_url
 
 _POSTGRES_URL = "APEAGENT_POSTGRES_URL"
@@ -86,9 +87,7 @@ def prepare_home(settings: Settings) -> Path:
         both = (False, True)
         is_ours = found in ("", *(dagster_yaml(in_postgres=a, on_ray=b) for a in both for b in both))
         if is_ours and found != wanted:
-            aside = path.with_name(f".{path.name}.{os.getpid()}")  # another process may be reading it
-            aside.write_text(wanted)
-            aside.replace(path)
+            write_atomically(path, wanted)  # another process may be reading it
     except OSError as error:
         raise SettingsError(
             f"APEAGENT_HOME={home} cannot be written ({error.strerror}): set APEAGENT_HOME to a folder you own"

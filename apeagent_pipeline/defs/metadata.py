@@ -47,10 +47,10 @@ def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str,
 
 
 def report_metadata(report: Report) -> dict[str, Any]:
-    """Every metric as a number that the UI plots over time, and the page itself."""
+    """The page itself, and every metric as a number that the UI plots over time."""
     return {
-        **{name: float(value) for name, value in report.metrics.items()},
         "report": dg.MetadataValue.md(report.inline_markdown()),
+        **{name: float(value) for name, value in report.metrics.items()},
     }
 
 

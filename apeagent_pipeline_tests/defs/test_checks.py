@@ -17,6 +17,7 @@ from apeagent_pipeline.artifacts.manifest import parquet_bytes
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.defs import checks
 from apeagent_pipeline.defs.checks import (
     asset_checks,
     each_swap_once,
@@ -30,6 +31,7 @@ from apeagent_pipeline.defs.checks import (
 from apeagent_pipeline.defs.partitions import DAILY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
+from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.settings import Settings
 
@@ -204,7 +206,7 @@ def test_a_trace_that_says_something_else_than_its_answer_is_noticed(store: Arti
 
 
 def test_a_day_that_passed_is_not_read_again_and_one_that_did_not_stops_every_run_until_it_is_mended(
-    tmp_path: Path, swaps: dict[str, pl.DataFrame]
+    tmp_path: Path, swaps: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = Runtime(Settings(home=tmp_path), LogWatcher())
     broken = pl.concat([swaps[DAYS[1]], swaps[DAYS[1]].tail(1)])
@@ -226,6 +228,32 @@ def test_a_day_that_passed_is_not_read_again_and_one_that_did_not_stops_every_ru
         assert judged() == (True, 0)
         publish(runtime.store, "raw_swaps", {DAYS[2]: swaps[DAYS[2]]})
         assert judged() == (True, 1)
+        monkeypatch.setattr(checks, "_judges", lambda: "another check")
+        assert judged() == (True, 3)  # what another check said of a day does not count
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(0.75, True), (0.6, False)])
+def test_a_report_is_judged_by_the_limits_that_it_was_made_with(limit: float, passes: bool, tmp_path: Path) -> None:
+    """Limits can be changed in the Launchpad: the check must not go back to those of the profile."""
+    runtime = Runtime(Settings(home=tmp_path), LogWatcher())
+    metrics = {
+        "discriminative_auc": 0.7, "copied_runs": 0.0, "ks_mean": 0.01, "price_matches_tick": 1.0, "opposite_signs": 1.0,
+        "effective_price": 1.0,
+    }  # fmt: skip
+    report = {"metrics": metrics, "config": {**QualityConfig(largest_auc=limit).model_dump(), "seed": 42}}
+    files = {"report.json": json.dumps(report).encode(), "report.md": b"..."}
+    runtime.store.publish_bytes(files, asset="synthetic_quality", code_version="1")
+    (check,) = (each for each in asset_checks(runtime) if "close_to_real" in str(each.check_keys))
+
+    @dg.asset(name="synthetic_quality")
+    def quality() -> None: ...
+
+    result = dg.materialize(
+        [quality, check], selection=dg.AssetSelection.checks(check), raise_on_error=False,
+        instance=dg.DagsterInstance.ephemeral(),
+    )  # fmt: skip
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert evaluation.passed == passes
 
 
 @dg.asset(name="raw_swaps", partitions_def=DAILY)
