@@ -2,12 +2,28 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from apeagent_pipeline.distillation.teachers.teacher import PromptRow, TeacherAnswer
 
-if TYPE_CHECKING:
-    from apeagent_pipeline.distillation.traces import TracesConfig
+
+class Limits(Protocol):
+    """What a teaching may use at most, of one run and of one UTC day; 0: no limit."""
+
+    @property
+    def max_requests(self) -> int: ...  # noqa: D102
+
+    @property
+    def max_total_tokens(self) -> int: ...  # noqa: D102
+
+    @property
+    def max_cost_usd(self) -> float: ...  # noqa: D102
+
+    @property
+    def daily_requests(self) -> int: ...  # noqa: D102
+
+    @property
+    def daily_tokens(self) -> int: ...  # noqa: D102
 
 
 def _reached(limits: Iterable[tuple[float, float]]) -> bool:
@@ -17,7 +33,7 @@ def _reached(limits: Iterable[tuple[float, float]]) -> bool:
 class Budget:
     """What one run asks and pays, and where it must stop. What is under way when a limit is reached comes on top."""
 
-    def __init__(self, config: "TracesConfig", today: Iterable[TeacherAnswer]) -> None:
+    def __init__(self, config: Limits, today: Iterable[TeacherAnswer]) -> None:
         self.config = config
         self.requests = 0
         self.today = Counter(requests=0, tokens=0)
