@@ -1,6 +1,5 @@
 """Files that are there whole or not at all."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     write_atomically(target, "one\n")
     write_atomically(target, b"two\r\n")
     assert target.read_bytes() == b"two\r\n"
-    assert os.listdir(target.parent) == ["a.json"]
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_writer_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -23,4 +22,4 @@ def test_a_writer_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         temporary.write_text("ha")
         raise OSError("disk full")
     assert target.read_text() == "whole"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert list(tmp_path.iterdir()) == [target]

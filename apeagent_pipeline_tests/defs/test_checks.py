@@ -32,6 +32,7 @@ from apeagent_pipeline.defs.partitions import DAILY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
 from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.scores import SCORES
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.settings import Settings
 
@@ -236,10 +237,8 @@ def test_a_day_that_passed_is_not_read_again_and_one_that_did_not_stops_every_ru
 def test_a_report_is_judged_by_the_limits_that_it_was_made_with(limit: float, passes: bool, tmp_path: Path) -> None:
     """Limits can be changed in the Launchpad: the check must not go back to those of the profile."""
     runtime = Runtime(Settings(home=tmp_path), LogWatcher())
-    metrics = {
-        "discriminative_auc": 0.7, "copied_runs": 0.0, "ks_mean": 0.01, "price_matches_tick": 1.0, "opposite_signs": 1.0,
-        "effective_price": 1.0,
-    }  # fmt: skip
+    good = {score.name: 1.0 if score.better == "higher" else 0.0 for score in SCORES}
+    metrics = {**good, "discriminative_auc": 0.7}
     report = {"metrics": metrics, "config": {**QualityConfig(largest_auc=limit).model_dump(), "seed": 42}}
     files = {"report.json": json.dumps(report).encode(), "report.md": b"..."}
     runtime.store.publish_bytes(files, asset="synthetic_quality", code_version="1")

@@ -292,7 +292,7 @@ SCORES = (
 
 def quality_failures(metrics: Mapping[str, float], config: QualityConfig) -> list[str]:
     """The limits that the metrics of a quality report violate, in words; empty if the windows pass the check."""
-    failures = (score.failure(metrics[score.name], config) for score in SCORES)
+    failures = (score.failure(metrics[score.name], config) for score in SCORES if score.limit is not None)
     return [failure for failure in failures if failure]
 
 
