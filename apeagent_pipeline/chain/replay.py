@@ -104,19 +104,23 @@ def replay(
         start = None  # not initialised yet: the first price is that of another event
     # A source that tells of no liquidity change at all may not have that event: liquidity may change unseen.
     book = _Ticks(tick_spacing, ticks, sees_changes=bool(pending) or ticks is not None)
-    result = _replay(rows, pending, book, start)
+    before = [start, *(PoolState(row.sqrt_price_x96, row.tick, row.liquidity) for row in rows[:-1])] if rows else []
+    fast = _fast_fees(rows, before)
+    result = _replay(rows, pending, book, before, fast)
     if result.gaps and ticks is None:
         # What later swaps told of a tick holds for earlier ones too.
         book.rewind()
-        result = _replay(rows, pending, book, start)
-    return result
+        result = _replay(rows, pending, book, before, fast)
+    return result if rows else result._replace(state=_after(start, pending))
 
 
 def _replay(
-    rows: list["_Swap"], pending: list[tuple[int, int, int, int, int]], book: "_Ticks", start: PoolState | None
+    rows: list["_Swap"],
+    pending: list[tuple[int, int, int, int, int]],
+    book: "_Ticks",
+    before: list[PoolState | None],
+    fast: list[int | None],
 ) -> Replay:
-    before = [start, *(PoolState(row.sqrt_price_x96, row.tick, row.liquidity) for row in rows[:-1])] if rows else []
-    fast = _fast_fees(rows, before)
     at, exact, growth0, growth1, pairs = 0, 0, 0, 0, 0
     gaps: list[Gap] = []
     for i, (row, state) in enumerate(zip(rows, before, strict=True)):
@@ -136,11 +140,17 @@ def _replay(
             exact += 1
             paid0 = row.amount0 < 0
             growth0, growth1 = growth0 + growth * paid0, growth1 + growth * (not paid0)
-    state = PoolState(rows[-1].sqrt_price_x96, rows[-1].tick, rows[-1].liquidity) if rows else start
-    for _, _, lower, upper, delta in pending[at:]:
+    last = PoolState(rows[-1].sqrt_price_x96, rows[-1].tick, rows[-1].liquidity) if rows else None
+    state = _after(last, pending[at:])
+    return Replay(pairs, exact, gaps, state, (growth0, growth1) if exact == len(rows) else None)
+
+
+def _after(state: PoolState | None, pending: list[tuple[int, int, int, int, int]]) -> PoolState | None:
+    """The state after liquidity changes that no swap follows."""
+    for _, _, lower, upper, delta in pending:
         if state is not None and lower <= state.tick < upper:
             state = state._replace(liquidity=state.liquidity + delta)
-    return Replay(pairs, exact, gaps, state, (growth0, growth1) if exact == len(rows) else None)
+    return state
 
 
 _SOLVED, _UNKNOWN = -1, -2

@@ -67,6 +67,7 @@ class Verification:
         self._events = PoolEvents.none()
         self._around = Neighbourhood.unknown()
         self._ticks: dict[int, int] | None = None
+        self._replayed: tuple[tuple[object, ...], Replay] | None = None
         self._caught: set[Endpoint] = set()
         self._agreed: dict[Span, set[object]] = {}
         self._tried: Counter[Span] = Counter()
@@ -118,6 +119,13 @@ class Verification:
     # Gaps
 
     def _replay(self) -> Replay:
+        """The replay of what is known now; the same as before if nothing was learned since."""
+        known = self._events, self._around, self._ticks
+        if self._replayed is None or any(new is not old for new, old in zip(known, self._replayed[0], strict=True)):
+            self._replayed = known, self._replay_now()
+        return self._replayed[1]
+
+    def _replay_now(self) -> Replay:
         before, after = self._around.sequence_before(), self._around.sequence_after()
         events = PoolEvents.joined([before, self._events, after])
         if not self._judged:
@@ -340,13 +348,14 @@ class Verification:
             span = gap.first, gap.last
             sources = self._agreed.get(span) or self._givers(span)
             names = " and ".join(sorted({str(each) for each in sources})) or "the endpoints"
+            is_end = gap.first == self._first or gap.last == self._last
             if gap.certain and len(sources) < 2:
                 raise ChainError(
                     f"swaps are missing between blocks {gap.first} and {gap.last}: the price moved there, and {names} "
                     f"{'tells' if len(sources) == 1 else 'tell'} no swap that moved it, however the blocks are asked "
-                    "for. Add an endpoint of another provider to APEAGENT_RPC_URLS"
+                    f"for.{' Its logs may be pruned, or it may lag.' if is_end else ''} Add an endpoint of another "
+                    "provider to APEAGENT_RPC_URLS"
                 )
-            is_end = gap.first == self._first or gap.last == self._last
             if is_end and self._is_improbable(gap.last - gap.first):
                 raise ChainError(
                     f"{names} knows no swap in blocks {gap.first} to {gap.last}, a silence that does not fit the rest "
