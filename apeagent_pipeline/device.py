@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NumberFormat = Literal["bfloat16", "float32"]
 _ROWS = 256
 """Rows of a measured product: about as many tokens as a training step of the smallest profile has."""
-_ROUNDS = 8
+_ROUNDS = 24
 _CLEARLY_FASTER = 1.1
 """bfloat16 must be this much faster than float32 to be chosen: it has fewer digits."""
 SMOLLM2_SHAPE = (576, 1536)
@@ -120,24 +120,33 @@ def _remembered(device: "torch.device", shape: tuple[int, int], home: Path) -> M
 
 
 def _measure(device: "torch.device", machine: str, shape: tuple[int, int]) -> MeasuredFormat:
-    """Time a student's two largest matrix products in both formats, in turns; the fastest round of each counts."""
+    """Time a student's two largest matrix products in both formats, in turns; the fastest round of each counts.
+
+    One thread is timed: on a busy machine two threads wait for each other in every round, and the formats cannot be told
+    apart.
+    """
     import torch
 
     fastest = {"float32": float("inf"), "bfloat16": float("inf")}
     wide = torch.randn(_ROWS, shape[0], device=device), torch.randn(shape[1], shape[0], device=device)
     narrow = torch.randn(_ROWS, shape[1], device=device), torch.randn(shape[0], shape[1], device=device)
-    with torch.inference_mode():
-        for round_number in range(_ROUNDS + 1):
-            for name, shortest in fastest.items():
-                products = [[each.to(getattr(torch, name)) for each in pair] for pair in (wide, narrow)]
-                begun = perf_counter()
-                for rows, weights in products:
-                    torch.nn.functional.linear(rows, weights)
-                if device.type == "mps":
-                    torch.mps.synchronize()
-                took = perf_counter() - begun
-                if round_number:  # the first round also prepares kernels
-                    fastest[name] = min(shortest, took)
+    products = {name: [[each.to(getattr(torch, name)) for each in pair] for pair in (wide, narrow)] for name in fastest}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for round_number in range(_ROUNDS + 1):
+                for name, shortest in fastest.items():
+                    begun = perf_counter()
+                    for rows, weights in products[name]:
+                        torch.nn.functional.linear(rows, weights)
+                    if device.type == "mps":
+                        torch.mps.synchronize()
+                    took = perf_counter() - begun
+                    if round_number:  # the first round also prepares kernels
+                        fastest[name] = min(shortest, took)
+    finally:
+        torch.set_num_threads(threads)
     operations = 2 * 2 * _ROWS * shape[0] * shape[1]
     speeds = {name: round(operations / seconds / 1e9, 1) for name, seconds in fastest.items()}
     is_faster = speeds["bfloat16"] >= _CLEARLY_FASTER * speeds["float32"]
