@@ -122,8 +122,7 @@ def _remembered(device: "torch.device", shape: tuple[int, int], home: Path) -> M
 def _measure(device: "torch.device", machine: str, shape: tuple[int, int]) -> MeasuredFormat:
     """Time a student's two largest matrix products in both formats, in turns; the fastest round of each counts.
 
-    One thread is timed: on a busy machine two threads wait for each other in every round, and the formats cannot be told
-    apart.
+    One thread is timed: on a busy machine two threads wait for each other in every round, which hides the difference.
     """
     import torch
 
