@@ -6,9 +6,7 @@ each pool's key into the log when it was initialized. A key that was found is be
 Symbols and decimals are asked of the tokens themselves.
 """
 
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from apeagent_pipeline.amm.pool_spec import (
     PoolSpec,
     Token,
 )
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.settings import Settings, SettingsError
 
@@ -108,7 +107,7 @@ class ChosenPool:
             key, units = client.ask(lambda endpoint: self._ask(endpoint, key, units))
             # What the settings say is not kept: it may be corrected there.
             told = _Told(key=None if self.key else key, units=None if self.units else units)
-            _write(path, told.model_dump_json(indent=2) + "\n")
+            write_atomically(path, told.model_dump_json(indent=2) + "\n")
         return self._spec(key, units)
 
     def _spec(self, key: PoolKey, units: tuple[_Units, _Units]) -> PoolSpec:
@@ -310,12 +309,3 @@ def _address(word: int) -> str:
 
 def _final(message: str) -> RpcError:
     return RpcError(message, RpcErrorKind.FATAL)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

@@ -6,7 +6,6 @@ needs. trl, mlx-lm, LLaMA-Factory and axolotl load ``messages`` as they are; the
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
@@ -126,9 +126,9 @@ class DistillationDataset:
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in getattr(self, split))
-            _write(folder / f"{split}.jsonl", "".join(lines))
-        _write(folder / "README.md", self.card)
-        _write(folder / "dataset_info.json", json.dumps(_LLAMA_FACTORY, indent=2) + "\n")
+            write_atomically(folder / f"{split}.jsonl", "".join(lines))
+        write_atomically(folder / "README.md", self.card)
+        write_atomically(folder / "dataset_info.json", json.dumps(_LLAMA_FACTORY, indent=2) + "\n")
 
 
 def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> DistillationDataset:
@@ -348,12 +348,3 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
         ]
     )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
