@@ -22,8 +22,8 @@ _REFERENCE_SECONDS = {
         "canary_eval": 215, "backtest": 175, "fused_model": 13, "ollama_model": 40,
     },
     "demo": {
-        "raw_swaps": 4, "trained_gan": 60, "synthetic_windows": 3, "synthetic_quality": 12, "lora_adapter": 304,
-        "canary_eval": 80, "backtest": 60, "fused_model": 13, "ollama_model": 20,
+        "raw_swaps": 4, "trained_gan": 100, "synthetic_windows": 4, "synthetic_quality": 38, "lora_adapter": 781,
+        "canary_eval": 160, "backtest": 110, "fused_model": 13, "ollama_model": 20,
     },
 }  # fmt: skip
 _IN_STUDENTS_FORMAT = {"lora_adapter", "canary_eval", "backtest"}
