@@ -29,17 +29,25 @@ class ArtifactIOManager(dg.IOManager):
     without the days that are missing. The input's `partitions.DaysRead` says which days.
     """
 
-    def __init__(self, store: ArtifactStore, externals: Mapping[str, Callable[[], str]], watcher: Watcher) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        externals: Mapping[str, Callable[[], str]],
+        watcher: Watcher,
+        recorded_options: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda asset, options: dict(options),
+    ) -> None:
         """Nothing is read yet.
 
         Args:
             store: Where the artifacts are.
             externals: External asset -> how to ask for its present data version.
             watcher: Is told about every stored artifact.
+            recorded_options: Asset and the options that its run was launched with -> the options to record.
         """
         self.store = store
         self.externals = externals
         self.watcher = watcher
+        self.recorded_options = recorded_options
         self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
@@ -97,10 +105,12 @@ class ArtifactIOManager(dg.IOManager):
     def made_from(self, spec: dg.AssetSpec, config: Mapping[str, Any], step: tuple[str, str]) -> dict[str, Any]:
         """The fields of a manifest that say what an artifact was built from."""
         upstream = [dep.asset_key.to_user_string() for dep in spec.deps]
+        asset = spec.key.to_user_string()
+        options = self.recorded_options(asset, config)
         return {
-            "asset": spec.key.to_user_string(),
-            "config": dict(config),
-            "code_version": code_version((spec.code_version or "").split(".")[0], dict(config)),
+            "asset": asset,
+            "config": options,
+            "code_version": code_version((spec.code_version or "").split(".")[0], options),
             "inputs": {
                 **self._loaded[step],
                 **{name: self.externals[name]() for name in upstream if name in self.externals},

@@ -26,7 +26,7 @@ class Runtime:
         self.profile = configured(settings, profile)
         self.watcher = watcher
         self.store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
-        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher)
+        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher, self.recorded_options)
 
     @cached_property
     def source(self) -> SwapSource:
@@ -54,6 +54,18 @@ class Runtime:
         """The options of an asset with their present values and the seed; empty for an asset without options."""
         config = getattr(self.profile, asset, None)
         return {} if config is None else {**config.model_dump(), "seed": self.settings.seed}
+
+    def recorded_options(self, asset: str, launched: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a run was launched with, as the asset's configuration class writes them.
+
+        The class leaves out options that are off, so that a new option makes no stored artifact stale. Dagster fills
+        them in at launch.
+        """
+        preset = getattr(self.profile, asset, None)
+        if preset is None:
+            return dict(launched)
+        options = {name: value for name, value in launched.items() if name != "seed"}
+        return {**type(preset).model_validate(options).model_dump(), "seed": launched["seed"]}
 
     def student_base(self) -> Path:
         """The folder of the base model, fetched and converted on first use."""
