@@ -1,4 +1,7 @@
-"""Reads one UTC day of swaps from a chain: all of them, each once, or an error."""
+"""Reads one UTC day of swaps from a chain: all of them, each once, or an error.
+
+Over 400 lines: the steps of reading a day share its ranges, endpoints and proof, and are read together.
+"""
 
 import contextlib
 import logging
