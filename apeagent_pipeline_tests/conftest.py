@@ -65,15 +65,17 @@ def devnet_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def devnet(devnet_cache: Path) -> "Iterator[Devnet]":
+def devnet(devnet_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Devnet]":
     """Real contracts on a real node, with 5,000 swaps on the three days ``devnet.days``, all of them final.
 
-    Shared by all tests: whoever changes the chain starts another one.
+    Shared by all tests, in every process: whoever changes the chain starts another one.
     """
-    from apeagent_pipeline.chain.devnet import start_devnet
+    from apeagent_pipeline_tests.chain.shared_devnet import shared_devnet
 
-    with start_devnet(devnet_cache) as running:
-        running.trade(days=3, swaps=5_000)
+    # With pytest-xdist each process has a folder of its own inside that of the run.
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with shared_devnet(run / "devnet", devnet_cache, days=3, swaps=5_000) as running:
         yield running
 
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -50,6 +51,7 @@ _SECONDS_WORTH_TELLING, _SECONDS_BETWEEN_NEWS = 2.0, 10.0
 _SHOWN_CHARACTERS = 300
 _READ_AT_ONCE = 1 << 16
 _LARGEST_CODE = 1 << 31
+_DECIMAL = re.compile("[0-9]{1,18}")
 
 
 class MaskedHTTPProvider:
@@ -339,9 +341,11 @@ def _backoff(failed_rounds: int) -> float:
     return min(30.0, 0.5 * 2 ** (failed_rounds - 1)) + random.uniform(0, 0.5)  # noqa: S311 - not a secret
 
 
-def _number(request_id: Any) -> Any:
-    """The id of an answer as a number, though some nodes send it back as text."""
-    return int(request_id) if isinstance(request_id, str) and request_id.isdigit() else request_id
+def _number(request_id: Any) -> int | float | None:
+    """The id of an answer as a number, though some nodes send it back as text; None for anything else."""
+    if isinstance(request_id, str) and _DECIMAL.fullmatch(request_id):
+        return int(request_id)
+    return request_id if isinstance(request_id, int | float) else None
 
 
 def _has_answers(body: Any) -> bool:

@@ -16,6 +16,7 @@ from apeagent_pipeline_tests.chain.faulty_proxy import (
     http_error,
     in_batches,
     range_limit,
+    refuses_batches,
     rpc_error,
     sometimes,
 )
@@ -109,7 +110,10 @@ def once_in_a_while(share: float, code: int, message: str, seed: int = 1) -> Fau
 DRESSES: dict[str, list[Fault]] = {
     "JSON numbers": [json_numbers()],
     "ids as text": [string_ids()],
-    "lists for single requests": [lists_for_single_requests()],
+    "lists for single requests": [
+        refuses_batches(-32600, "batch requests are not supported"),
+        lists_for_single_requests(),
+    ],
     "a long batch refused by an error in a list": [batches_refused_by_a_list(3)],
     "a long batch answered in part": [batches_answered_in_part(3)],
     "a long batch hangs up": [batches_hang_up(3)],

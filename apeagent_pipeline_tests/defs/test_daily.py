@@ -31,7 +31,8 @@ def test_a_day_made_before_the_day_before_is_made_again_with_the_rows_it_should_
             make(backwards, instance, day)
         recorded = instance.get_latest_data_version_record(dg.AssetKey("swap_features"), partition_key=DAYS[1])
     assert versions(backwards) == versions(in_order)
-    assert stale_artifacts(backwards.assets[:2], backwards.runtime, DAYS) == []
+    made = [asset for asset in backwards.assets if asset.key.to_user_string() in {"raw_swaps", "swap_features"}]
+    assert stale_artifacts(made, backwards.runtime, DAYS) == []
     assert recorded is not None
     assert recorded.asset_materialization is not None
     assert recorded.asset_materialization.tags["dagster/data_version"] == versions(in_order)[DAYS[1]]

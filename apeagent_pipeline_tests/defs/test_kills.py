@@ -21,6 +21,7 @@ from apeagent_pipeline.settings import Settings
 from apeagent_pipeline_tests.tiny_graph import ASSETS, tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
+DAILY = ASSETS[:3]
 LONG = ["trained_gan", "lora_adapter"]
 """Those that go on from a checkpoint; each of the others takes seconds, or keeps every finished answer or range."""
 
@@ -99,7 +100,7 @@ def versions(settings: Settings) -> dict[str, str]:
     store = tiny_graph(settings).runtime.store
     found = {}
     for asset in ASSETS:
-        for day in DAYS if asset in ASSETS[:2] else [None]:
+        for day in DAYS if asset in DAILY else [None]:
             manifest = store.manifest(asset, day)
             if manifest is None:
                 continue
@@ -119,7 +120,7 @@ def test_a_run_killed_anywhere_is_found_gone_on_with_and_ends_in_the_same_data(
     settings = undisturbed.model_copy(update={"home": tmp_path / "killed"})
     run(processes, undisturbed, "", "")
     expected = versions(undisturbed)
-    assert len(expected) == len(ASSETS) + 2
+    assert len(expected) == len(ASSETS) + len(DAILY)  # each daily asset has two days
 
     kills = [(asset, moment) for asset in ASSETS for moment in (["working"] if asset in LONG else []) + ["writing"]]
     with open_instance(settings) as instance:

@@ -232,7 +232,7 @@ def test_an_interrupted_run_keeps_what_is_under_way_shows_what_it_has_and_goes_o
     assert 60 <= interrupted < 200
     assert len(kept(tmp_path)) == interrupted
     told = (tmp_path / "out.txt").read_text()
-    assert "requests under way are finished and kept" in told
+    assert "open requests are finished and their answers kept" in told
     assert "not_asked" in told
     assert "Run the same command to continue" in told
     nursery.start(server, tmp_path)
