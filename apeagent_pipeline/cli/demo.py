@@ -82,13 +82,12 @@ def show_canary(graph: "Graph") -> int:
     Returns:
         The exit code: 0 if the evaluation is within the limits that it was made with.
     """
-    from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
+    from apeagent_pipeline.evaluation.canary.config import failures_of
     from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 
     store = graph.runtime.store
     report = json.loads((store.local_folder("canary_eval") / "report.json").read_text())
-    limits = {name: value for name, value in report["config"].items() if name in CanaryEvalConfig.model_fields}
-    wrong = failures(report["metrics"], CanaryEvalConfig.model_validate(limits))
+    wrong = failures_of(report)
     console = Console(highlight=False, soft_wrap=True)
     console.print("[bold]What the adapter learned[/]")
     for question, finding in findings(report["metrics"], report["intervals"]):

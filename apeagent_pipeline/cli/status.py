@@ -65,7 +65,7 @@ def status(
             name,
             _day_list([each.day for each in of_asset if each.day]),
             plain("; ".join(dict.fromkeys(each.reason for each in of_asset))),
-            plain(held.get(name) or ", ".join(_waits_for(graph, name, stale))),
+            plain("; ".join(_held(of_asset, held)) or ", ".join(_waits_for(graph, name, stale))),
             f"{seconds[name]:,.0f} s" if name in seconds else "",
         )
     console.print(table)
@@ -110,6 +110,10 @@ def _covered(days: list[str]) -> str:
 def _day_list(days: list[str]) -> str:
     shown = ", ".join(days[:_DAYS_SHOWN])
     return f"{shown} and {len(days) - _DAYS_SHOWN} more" if len(days) > _DAYS_SHOWN else shown
+
+
+def _held(stale: "list[Stale]", held: "Mapping[str, str]") -> list[str]:
+    return list(dict.fromkeys(held[each.name] for each in stale if each.name in held))
 
 
 def _waits_for(graph: "Graph", name: str, stale: "list[Stale]") -> list[str]:

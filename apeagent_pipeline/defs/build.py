@@ -14,8 +14,9 @@ from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation.daemon import automation
 from apeagent_pipeline.defs.automation.orphans import tag_host
-from apeagent_pipeline.defs.checks import asset_checks
+from apeagent_pipeline.defs.checks import asset_checks, judges
 from apeagent_pipeline.defs.conditions import WHOLE
+from apeagent_pipeline.defs.gates import Gates
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.partitions import DAILY_TAG
 from apeagent_pipeline.defs.profiles import Profile
@@ -80,6 +81,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
             *reinforcement_assets(runtime),
         ]
     checks = asset_checks(runtime)
+    runtime.artifacts.gates = Gates((key for check in checks for key in check.check_keys), judges)
     automatic = automation(runtime, SYNC_JOB)
     definitions = dg.Definitions(
         assets=declared,

@@ -23,6 +23,7 @@ from apeagent_pipeline.chain.days import day_bounds
 from apeagent_pipeline.chain.errors import DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import SWAP_KEY
 from apeagent_pipeline.chain.source import SwapSource
+from apeagent_pipeline.defs.gates import VERDICT, WHOLE_ARTIFACT, Verdicts, last_verdicts
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, parse_answer
 from apeagent_pipeline.distillation.traces import refusal_counts
@@ -43,8 +44,6 @@ DayVerdict = tuple[dict[str, list[str]], dict[str, Any]]
 LARGEST_REJECTED_SHARE = 0.5
 """Largest share of prompts without an accepted answer. Beyond it, the dataset would consist of exceptions."""
 
-_JUDGED = "judged"
-_LOOKED_BACK = 10
 _REASONS_SHOWN = 5
 
 
@@ -55,8 +54,15 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
         @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
         def run() -> dg.AssetCheckResult:
             wrong, figures = judge(runtime.store)
+            manifest = runtime.store.manifest(asset)
+            version, why = manifest.data_version if manifest else "", "; ".join(wrong)
+            verdicts = (
+                Verdicts({}, {WHOLE_ARTIFACT: (version, why)}) if wrong else Verdicts({WHOLE_ARTIFACT: version}, {})
+            )
             return dg.AssetCheckResult(
-                passed=not wrong, description="; ".join(wrong) or "passed", metadata={"wrong": wrong, **figures}
+                passed=not wrong,
+                description=why or "passed",
+                metadata={"wrong": wrong, VERDICT: verdicts.metadata(judges()), **figures},
             )
 
         return run
@@ -74,11 +80,14 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
                 for day, manifest in runtime.store.manifests(asset).items()
                 if day and manifest
             }
-            passed = _passed_before(context.instance, key)
+            passed = last_verdicts(context.instance, key, judges()).passed
             fresh = [day for day, data_version in stored.items() if passed.get(day) != data_version]
             found, figures = judge(runtime.store, fresh)
             wrong = [f"{day}: {what}" for day, each in found.items() for what in each]
-            right = {day: data_version for day, data_version in stored.items() if not found.get(day)}
+            verdicts = Verdicts(
+                passed={day: data_version for day, data_version in stored.items() if not found.get(day)},
+                failed={day: (stored[day], "; ".join(each)) for day, each in found.items() if each},
+            )
             return dg.AssetCheckResult(
                 passed=not wrong,
                 description="; ".join(wrong) or "passed",
@@ -86,7 +95,7 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
                     "wrong": wrong,
                     "days": len(stored),
                     "days_read": len(fresh),
-                    _JUDGED: dg.MetadataValue.json({"by": _judges(), "passed": right}),
+                    VERDICT: verdicts.metadata(judges()),
                     **figures,
                 },
             )
@@ -151,23 +160,10 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
 
 
 @cache
-def _judges() -> str:
-    """A hash of the source of the daily checks. A changed check reads every day again."""
+def judges() -> str:
+    """A hash of the source of the checks. A changed check reads every day again."""
     modules = (sys.modules[__name__], completeness, events, features)
     return digest([inspect.getsource(module) for module in modules])
-
-
-def _passed_before(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> dict[str, str]:
-    """Day -> the data version that last passed this check, if the checks' source is still the same."""
-    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=_LOOKED_BACK):
-        event = record.event.dagster_event if record.event else None  # None: the check is planned, but has not run
-        if event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            judged = event.asset_check_evaluation_data.metadata.get(_JUDGED)
-            told = judged.value if isinstance(judged, dg.JsonMetadataValue) else None
-            if isinstance(told, dict) and told["by"] == _judges():
-                return dict(told["passed"])
-            break
-    return {}
 
 
 def each_swap_once(store: ArtifactStore, days: list[str]) -> DayVerdict:

@@ -12,8 +12,9 @@ from apeagent_pipeline.defs.partitions import DAILY_TAG
 WEEKLY = "0 3 * * 0"
 """Sunday, 03:00 UTC: when the weekly policy rematerializes expensive assets."""
 
-RETRY = "*/30 * * * *"
-"""Failures are retried every half hour: often enough to recover, too rarely to burn a budget."""
+RETRY, RETRIES_END = "*/30 * * * *", "45 2-23/3 * * *"
+"""Failures are retried every half hour, until the next of these three-hourly ticks: what has not recovered by then
+fails for a cause that a retry does not mend, and each failure is an alert."""
 
 WHOLE = AssetSelection.all() - AssetSelection.tag(DAILY_TAG, "daily")
 """The assets that exist or do not. A daily asset always has days that nobody requested."""
@@ -36,7 +37,9 @@ def on_change(due: When | None = None) -> When:
     # A change between the request and the next evaluation may have come too late for the requested run.
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)
-    failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC")
+    begun = change if due is None else change | due.newly_true()
+    recent = begun.since(When.cron_tick_passed(RETRIES_END, "UTC"))
+    failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC") & recent
     idle = ~When.any_deps_missing().allow(WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)

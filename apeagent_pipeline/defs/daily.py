@@ -50,6 +50,7 @@ def materialize_days(
             if in_a_row == _FAILURES_IN_A_ROW:
                 break
             try:
+                artifacts.refuse(step_of(context), inputs_of(day))
                 table, more = compute(day, _within(progress, number, len(days)))
             except Exception as error:
                 failures[day] = error

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.defs.declaration import code_version
+from apeagent_pipeline.defs.gates import WHOLE_ARTIFACT, Gates
 from apeagent_pipeline.defs.metadata import artifact_metadata, report_metadata, table_metadata
 from apeagent_pipeline.defs.partitions import PreviousDays, days_read
 from apeagent_pipeline.defs.watcher import Watcher
@@ -48,24 +49,61 @@ class ArtifactIOManager(dg.IOManager):
         self.externals = externals
         self.watcher = watcher
         self.recorded_options = recorded_options
+        self.gates = Gates()
         self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._refused: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
-        """Read an upstream artifact and record its data version as an input of this step."""
+        """Read an upstream artifact and record its data version as an input of this step.
+
+        Raises:
+            dg.Failure: if the artifact failed a blocking check; for a daily input of a daily asset see `refuse`.
+        """
         asset = context.asset_key.to_user_string()
         loaded = self._loaded[_step(context)]
+        refusals = self.gates.refusals(context.step_context.instance, asset)
         if context.has_asset_partitions:
-            stored, rule = set(self.store.days(asset)), days_read(context.definition_metadata) or PreviousDays()
+            declared = days_read(context.definition_metadata)
+            stored, rule = set(self.store.days(asset)), declared or PreviousDays()
             config = context.step_context.op_config or {}
-            days = {day for own in context.asset_partition_keys for day in rule.of(own, stored, config)}
-            return self.load_days(_step(context), asset, sorted(days))
+            days = sorted({day for own in context.asset_partition_keys for day in rule.of(own, stored, config)})
+            refused = self._refused_days(asset, days, refusals)
+            if refused and not isinstance(declared, PreviousDays):
+                raise _refusal(refused.values())
+            self._refused[_step(context)].update({f"{asset}/{day}": why for day, why in refused.items()})
+            return self.load_days(_step(context), asset, [day for day in days if day not in refused])
         manifest = self.store.whole(asset)
+        version, why = refusals.get(WHOLE_ARTIFACT, ("", ""))
+        if manifest.data_version == version:
+            raise _refusal([why])
         loaded[asset] = manifest.data_version
         kind = context.dagster_type.typing_type
         if kind is pl.DataFrame:
             return self.store.table(manifest).collect()
         folder = self.store.local(manifest)
         return folder if kind is Path else kind.load(folder)
+
+    def _refused_days(self, asset: str, days: list[str], refusals: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+        manifests = self.store.manifests(asset, [day for day in days if day in refusals])
+        return {
+            day: refusals[day][1]
+            for day, manifest in manifests.items()
+            if day and manifest and manifest.data_version == refusals[day][0]
+        }
+
+    def refuse(self, step: tuple[str, str], inputs: Iterable[str]) -> None:
+        """Stop the computation of one day if a day that it reads failed a blocking check.
+
+        Args:
+            step: See `step_of`.
+            inputs: What the day reads, as ``asset/day``.
+
+        Raises:
+            dg.Failure: with the reason.
+        """
+        reasons = [self._refused[step][name] for name in inputs if name in self._refused[step]]
+        if reasons:
+            raise _refusal(reasons)
 
     def load_days(self, step: tuple[str, str], asset: str, days: list[str]) -> dict[str, pl.LazyFrame]:
         """Read stored days of a daily asset, and record their data versions as inputs of a step (see `step_of`)."""
@@ -116,6 +154,10 @@ class ArtifactIOManager(dg.IOManager):
                 **{name: self.externals[name]() for name in upstream if name in self.externals},
             },
         }
+
+
+def _refusal(reasons: Iterable[str]) -> dg.Failure:
+    return dg.Failure("not built, because " + "; ".join(reasons), allow_retries=False)
 
 
 def _step(context: dg.InputContext | dg.OutputContext) -> tuple[str, str]:

@@ -4,9 +4,10 @@ An artifact is up to date if all its files are there, and if it was built by the
 present data versions of all its inputs. The manifests alone decide, so it does not matter who materialized it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import dagster as dg
 
@@ -78,24 +79,36 @@ def _inputs(
     asset: dg.AssetsDefinition, made: Manifest, stored: _Stored, external: Mapping[str, str]
 ) -> dict[str, str | None]:
     """The inputs that rebuilding the artifact would record, with their present data versions."""
-    names: list[tuple[str, str | None]] = []
-    versions: dict[str, str | None] = {}
+    keys = {key.to_user_string() for key in asset.keys_by_input_name.values()}
+    versions: dict[str, str | None] = {name: external[name] for name in keys if name in external}
+    for name in inputs_read(asset, made.partition, lambda key: {day for day in stored(key) if day}, made.config):
+        key, _, day = name.partition("/")
+        manifest = stored(key).get(day or None)
+        versions[name] = manifest.data_version if manifest else None
+    return versions
+
+
+def inputs_read(
+    asset: dg.AssetsDefinition, day: str | None, days: Callable[[str], Collection[str]], config: Mapping[str, Any]
+) -> list[str]:
+    """The artifacts that building an artifact reads: ``asset`` or ``asset/day``.
+
+    Args:
+        asset: The artifact's asset.
+        day: The artifact's day; None for an asset without partitions.
+        days: Daily asset -> its days that are stored.
+        config: Options of the artifact.
+    """
+    names: list[str] = []
     for input_def in asset.op.input_defs:
         key = asset.keys_by_input_name[input_def.name].to_user_string()
-        if key in external:
-            versions[key] = external[key]
-        elif input_def.dagster_type.is_nothing:
-            continue  # the dependency only orders the runs
-        elif rule := days_read(input_def.metadata) or (PreviousDays() if made.partition else None):
-            days = {day for day in stored(key) if day}
-            names += [(key, day) for day in rule.of(made.partition, days, made.config)]
+        if input_def.dagster_type.is_nothing:
+            continue  # the dependency only orders the runs, or it is an external asset
+        if rule := days_read(input_def.metadata) or (PreviousDays() if day else None):
+            names += [artifact_name(key, each) for each in rule.of(day, days(key), config)]
         else:
-            names.append((key, None))
-    manifests = {(key, day): stored(key).get(day) for key, day in names}
-    return versions | {
-        artifact_name(key, day): manifest.data_version if manifest else None
-        for (key, day), manifest in manifests.items()
-    }
+            names.append(key)
+    return names
 
 
 def _asked(assets: Iterable[dg.AssetsDefinition], runtime: Runtime) -> dict[str, Callable[[], str]]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cache
 
 import dagster as dg
 
 from apeagent_pipeline.defs.automation.alerts import cause_of
 from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
-from apeagent_pipeline.defs.staleness import Stale, in_order, stale_artifacts
+from apeagent_pipeline.defs.staleness import Stale, inputs_read, stale_artifacts
 
 _CHECK_ERROR = "DagsterAssetCheckFailedError"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -58,7 +59,7 @@ def update(
             failed |= _failed_days(rounds[-1].asked, found)
             found = [each for each in found if each.day not in failed]
         held = held_back(graph, instance, found)
-        stale = _one_round([each for each in found if each.asset not in held])
+        stale = _one_round([each for each in found if each.name not in held])
         if rounds and ((not rounds[-1].success and not keep_going) or rounds[-1].asked == stale):
             return rounds
         if not stale:
@@ -77,28 +78,28 @@ def _failed_days(asked: list[Stale], stale: list[Stale]) -> set[str | None]:
 
 
 def held_back(graph: Graph, instance: dg.DagsterInstance, stale: list[Stale]) -> dict[str, str]:
-    """Stale assets downstream of a failed blocking check, each with the reason.
+    """Stale artifacts downstream of one that failed a blocking check, each with the reason.
 
-    Within a run Dagster holds these assets back itself. The next run would not repeat the check, so they are held back
-    here.
+    Within a run Dagster holds these artifacts back itself, and in later runs the IO manager refuses to read what failed
+    (see `gates`). A run that could only fail is not started.
     """
-    to_make = {each.asset for each in stale}
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-        [key for check in graph.checks for key in check.check_keys]
-    )
-    failed: dict[str, str] = {}
-    for key, record in latest.items():
-        asset = key.asset_key.to_user_string()
-        if record.status.value == "FAILED" and asset not in to_make:
-            why = record.evaluation.description if record.evaluation else "the check itself broke"
-            failed[asset] = f"check {key.name} of {asset} failed: {why}"
+    store = graph.runtime.store
+    closed = graph.runtime.artifacts.gates.closed(instance, store)
+    to_build = {each.name for each in stale}
+    reasons = {name: why for name, why in closed.items() if name not in to_build}
     held: dict[str, str] = {}
-    for definition in in_order(graph.assets):
-        above = [key.to_user_string() for key in definition.dependency_keys]
-        reasons = [reason for key in above if (reason := failed.get(key) or held.get(key))]
-        if reasons:
-            held[definition.key.to_user_string()] = reasons[0]
-    return {name: reason for name, reason in held.items() if name in to_make}
+
+    @cache
+    def days(asset: str) -> set[str]:
+        return {*store.days(asset), *(each.day for each in stale if each.day and each.asset == asset)}
+
+    definitions = {asset.key.to_user_string(): asset for asset in graph.assets}
+    for each in stale:
+        read = inputs_read(definitions[each.asset], each.day, days, graph.runtime.options(each.asset))
+        above = [reason for name in read if (reason := held.get(name) or reasons.get(name))]
+        if above:
+            held[each.name] = above[0]
+    return held
 
 
 def _one_round(stale: list[Stale]) -> list[Stale]:

@@ -8,7 +8,7 @@ its downstream assets are rebuilt only if it changes. ``promotions/`` keeps ever
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -78,28 +78,42 @@ def promote(  # noqa: PLR0917 - the candidate with its papers, and where the res
     adapter: Path,
     version: str,
     report: Mapping[str, Any],
+    failures: Sequence[str],
     origins: list[Origin],
     out: Path,
 ) -> list[str]:
     """Write the adapter that is in service from now on into ``out``.
 
+    A candidate that fails its own limits is refused, whoever started the run and whether its check ran or not.
+
     Args:
         store: Where the present one is.
         adapter: Folder of the candidate.
         version: Its data version.
-        report: ``report.json`` of its canary evaluation, whose check has passed.
+        report: ``report.json`` of its canary evaluation.
+        failures: Where that report is beyond the limits of its check; empty if it passes.
         origins: What it was made from.
         out: Gets the files of the candidate, or those of the present one.
 
     Returns:
         Why the candidate was not promoted; empty: it is in service.
+
+    Raises:
+        PromotionError: if the candidate is refused and no adapter is in service.
     """
     past = history(store)
     wrong: list[str] = []
+    if not past or version != past[-1].adapter:
+        judged = report.get("provenance", {}).get("inputs", {}).get("lora_adapter")
+        if judged != version:
+            wrong.append(f"its canary report is of adapter {judged}: evaluate {version} first")
+        wrong += failures
     if past and version != past[-1].adapter:
-        wrong = reasons_against(report, past[-1].metrics)
+        wrong += reasons_against(report, past[-1].metrics)
         if version in past[-1].withdrawn:
             wrong.append("it was withdrawn by a rollback")
+    if wrong and not past:
+        raise PromotionError(f"adapter {version} does not go into service: {'; '.join(wrong)}")
     if wrong:
         _copy(_archived(store, past[-1].adapter), out)
         return wrong

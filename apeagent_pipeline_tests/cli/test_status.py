@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from apeagent_pipeline import cli
+from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.defs import profiles
+from apeagent_pipeline.defs.checks import judges
+from apeagent_pipeline.defs.gates import VERDICT, WHOLE_ARTIFACT, Verdicts
 from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import Settings
@@ -83,23 +86,27 @@ def test_a_changed_day_is_named_with_both_versions_and_what_is_downstream(home: 
 
 
 def test_a_failed_blocking_check_is_named_for_what_it_holds_back(home: Path) -> None:
+    why = "a window lies in two splits"
+
     def judge(passed: bool) -> None:
+        version = ArtifactStore(Settings(home=home).storage_url, home / "cache").whole("training_windows").data_version
+        found = ({WHOLE_ARTIFACT: version}, {}) if passed else ({}, {WHOLE_ARTIFACT: (version, why)})
         with open_instance(Settings(home=home)) as instance:
             instance.report_runless_asset_event(
                 dg.AssetCheckEvaluation(
                     asset_key=dg.AssetKey("training_windows"),
                     check_name="splits_do_not_leak",
                     passed=passed,
-                    description="a window lies in two splits",
+                    description=why,
                     severity=dg.AssetCheckSeverity.ERROR,
-                    metadata={},
+                    metadata={VERDICT: Verdicts(*found).metadata(judges())},
                 )
             )
 
     judge(passed=False)
-    assert "a window lies in two splits" in status(home, "trained_gan").output
+    assert why in " ".join(status(home, "trained_gan").output.split())
     judge(passed=True)
-    assert "a window lies in two splits" not in status(home, "trained_gan").output
+    assert why not in " ".join(status(home, "trained_gan").output.split())
 
 
 def test_nothing_stored_is_no_error(tmp_path: Path) -> None:

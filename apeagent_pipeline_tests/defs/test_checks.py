@@ -229,7 +229,7 @@ def test_a_day_that_passed_is_not_read_again_and_one_that_did_not_stops_every_ru
         assert judged() == (True, 0)
         publish(runtime.store, "raw_swaps", {DAYS[2]: swaps[DAYS[2]]})
         assert judged() == (True, 1)
-        monkeypatch.setattr(checks, "_judges", lambda: "another check")
+        monkeypatch.setattr(checks, "judges", lambda: "another check")
         assert judged() == (True, 3)  # what another check said of a day does not count
 
 

@@ -36,13 +36,14 @@ class Candidates:
         self.store = ArtifactStore(str(tmp_path / "storage"), tmp_path / "cache")
         self.folder = tmp_path
 
-    def apply(self, name: str, told: dict[str, dict[str, object]]) -> list[str]:
+    def apply(self, name: str, told: dict[str, dict[str, object]], failures: tuple[str, ...] = ()) -> list[str]:
         """Ask for promotion as the asset does."""
+        told = {"provenance": {"inputs": {"lora_adapter": name}}, **told}
         adapter = self.folder / "adapter"
         adapter.mkdir(exist_ok=True)
         (adapter / "adapter_model.safetensors").write_bytes(name.encode())
         out = self.folder / "out"
-        wrong = promote(self.store, adapter, name, told, [], out)
+        wrong = promote(self.store, adapter, name, told, failures, [], out)
         self.store.publish_folder(out, asset=PROMOTED, code_version="1", inputs={"lora_adapter": name})
         return wrong
 
@@ -66,6 +67,21 @@ def test_a_better_adapter_goes_into_service_and_a_worse_one_does_not(candidates:
     (why,) = candidates.apply("leaking", report(0.9, leak=0.3))
     assert "control_leak_rate" in why
     assert [each.adapter for each in history(candidates.store)] == ["first", "better"]
+
+
+def test_an_adapter_beyond_the_limits_of_its_check_never_goes_into_service(candidates: Candidates) -> None:
+    with pytest.raises(PromotionError, match="bad does not go into service: canary_rate_adapter is"):
+        candidates.apply("bad", report(0.9), failures=("canary_rate_adapter is 0.100; expected at least 0.9",))
+    assert history(candidates.store) == []
+    assert candidates.apply("good", report(0.9)) == []
+    assert candidates.apply("bad", report(0.95), failures=("too bad",)) == ["too bad"]
+    assert candidates.serving == "good"
+
+
+def test_the_report_of_another_adapter_promotes_nobody(candidates: Candidates) -> None:
+    other = {**report(0.9), "provenance": {"inputs": {"lora_adapter": "other"}}}
+    with pytest.raises(PromotionError, match="its canary report is of adapter other: evaluate new first"):
+        candidates.apply("new", other)
 
 
 def test_what_may_be_chance_keeps_nobody_out() -> None:

@@ -9,6 +9,7 @@ from apeagent_pipeline.artifacts.provenance import provenance
 from apeagent_pipeline.defs.declaration import OWNER, declare, launched_config
 from apeagent_pipeline.defs.metadata import picture
 from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
+from apeagent_pipeline.evaluation.canary.config import failures_of
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
 from apeagent_pipeline.student.gguf import ExportConfig
 from apeagent_pipeline.student.promotion import history, history_table, promote
@@ -77,11 +78,13 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         manifest = runtime.store.manifest("lora_adapter")
         assert manifest is not None
         out = runtime.scratch("work/promoted_adapter")
+        report = json.loads((canary_eval / "report.json").read_text())
         wrong = promote(
             runtime.store,
             lora_adapter,
             manifest.data_version,
-            json.loads((canary_eval / "report.json").read_text()),
+            report,
+            failures_of(report),
             provenance(runtime.store, "lora_adapter", runtime.externals),
             out,
         )

@@ -1,6 +1,7 @@
 """The options of the canary evaluation, and the limits of its check."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,3 +70,9 @@ def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str
         elif value < limit if at_least else value > limit:
             found.append(f"{name} is {value:.3f}; expected {words} {limit:g}")
     return found
+
+
+def failures_of(report: Mapping[str, Any]) -> list[str]:
+    """`failures` of a stored ``report.json``, with the limits that it was made with."""
+    limits = {name: value for name, value in report["config"].items() if name in CanaryEvalConfig.model_fields}
+    return failures(report["metrics"], CanaryEvalConfig.model_validate(limits))
