@@ -47,10 +47,12 @@ def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str,
 
 
 def report_metadata(report: Report) -> dict[str, Any]:
-    """The page itself, and every metric as a number that the UI plots over time."""
+    """The page itself, the headline metrics as numbers that the UI plots over time, and a table of all metrics."""
+    shown = [name for name in report.headline or report.metrics if name in report.metrics]
     return {
         "report": dg.MetadataValue.md(report.inline_markdown()),
-        **{name: float(value) for name, value in report.metrics.items()},
+        **{name: float(f"{report.metrics[name]:.4g}") for name in shown},
+        "all figures": dg.MetadataValue.md(report.figures_table()),
     }
 
 

@@ -22,6 +22,8 @@ class Report:
         config: The configuration that produced the metrics, as JSON values.
         markdown: The body of the page (tables, explanations); ``![caption](name.png)`` refers to a figure.
         figures: ``name.png`` -> PNG bytes.
+        headline: Names of the few metrics that answer the reader's question; empty: all. A viewer shows these as
+            numbers, and every metric in `figures_table`.
     """
 
     title: str
@@ -30,6 +32,7 @@ class Report:
     config: dict[str, Any] = field(default_factory=dict)
     markdown: str = ""
     figures: dict[str, bytes] = field(default_factory=dict)
+    headline: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         broken = [name for name, value in self.metrics.items() if not math.isfinite(value)]
@@ -37,6 +40,18 @@ class Report:
             raise ValueError(
                 f"{self.title}: the metrics {broken} are not finite; leave out metrics that were not measured"
             )
+
+    def figures_table(self) -> str:
+        """Every metric with its interval as a Markdown table, rounded to four digits."""
+        rows = [
+            [
+                name.replace("_", " "),
+                f"{value:.4g}",
+                "{:.4g} to {:.4g}".format(*self.intervals[name]) if name in self.intervals else "",
+            ]
+            for name, value in self.metrics.items()
+        ]
+        return markdown_table(["figure", "value", "95 % interval"], rows)
 
     def files(self, provenance: Mapping[str, Any]) -> dict[str, bytes]:
         """Render the report as files: ``report.json``, ``report.md`` and the figures.

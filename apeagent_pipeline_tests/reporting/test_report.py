@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from apeagent_pipeline.defs.metadata import report_metadata
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.report import Report, markdown_table
 
@@ -41,3 +42,13 @@ def test_figures_are_seen_in_the_ui_without_any_file() -> None:
 
 def test_a_cell_with_a_bar_does_not_break_the_table() -> None:
     assert markdown_table(["a"], [["x|y"]]).splitlines()[2] == "| x\\|y |"
+
+
+def test_the_asset_page_shows_the_headline_as_rounded_numbers_and_every_metric_in_one_table() -> None:
+    report = Report(
+        "quality", {"auc": 0.50123456, "ks": 0.0151515, "rows": 3800.0}, {"auc": (0.48, 0.52)}, headline=("auc",)
+    )
+    shown = report_metadata(report)
+    assert list(shown) == ["report", "auc", "all figures"]
+    assert shown["auc"] == 0.5012
+    assert "| auc | 0.5012 | 0.48 to 0.52 |\n| ks | 0.01515 |  |\n| rows | 3800 |  |" in shown["all figures"].value

@@ -11,6 +11,16 @@ from apeagent_pipeline.reporting.report import Report, markdown_table
 
 RULES = "teacher"
 """The embedded rules among the strategies: their name in the metrics, which stays ``teacher``."""
+HEADLINE = (
+    "adapter_minus_hold",
+    "adapter_minus_teacher",
+    "return_adapter",
+    "return_hold",
+    "turnover_adapter",
+    "p_hold",
+    "same_action_as_teacher",
+    "refused_adapter",
+)
 _SHOWN = {RULES: "rules"}
 _SHARPE_WORDS = {"sharpe_adapter": "The adapter's", "sharpe_adapter_minus_hold": "The adapter's less that of holding"}
 
@@ -152,6 +162,7 @@ def backtest_report(  # noqa: PLR0917
         config=config.model_dump(),
         markdown=_page(market, metrics, intervals, config),
         figures={"equity.png": _equity_figure(runs, randoms), "trades.png": _trades_figure(market, adapter)},
+        headline=HEADLINE,
     )
 
 

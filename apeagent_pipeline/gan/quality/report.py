@@ -30,6 +30,18 @@ from apeagent_pipeline.reporting.report import Report
 _EXAMPLES = 6
 
 
+HEADLINE = (
+    "discriminative_auc",
+    "discriminative_auc_floor",
+    "discriminative_gru",
+    "ks_mean",
+    "acf_error",
+    "xcorr_error",
+    "copied_runs",
+    "predictive_ratio",
+)
+
+
 def quality_report(
     synthetic: pl.DataFrame,
     windows: TrainingWindows,
@@ -89,7 +101,7 @@ def quality_report(
     figures["paths.png"] = paths_figure(_example_paths(synthetic, windows, rng))
     page = quality_page(Findings(metrics, intervals, compared, losses, list(figures)))
     progress(parts, parts)
-    return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures)
+    return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures, HEADLINE)
 
 
 def _comparisons(
