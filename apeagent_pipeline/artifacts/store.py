@@ -148,7 +148,9 @@ class ArtifactStore:
                         raise
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-            for name in _outdated([each.name for each in copies.iterdir() if not DAY.fullmatch(each.name)]):
+            for name in _outdated(
+                [each.name for each in copies.iterdir() if not DAY.fullmatch(each.name)], _KEPT_AFTER_ITS_SUCCESSOR
+            ):
                 shutil.rmtree(copies / name, ignore_errors=True)
         return copy
 
@@ -184,6 +186,30 @@ class ArtifactStore:
             StorageError: There is no whole artifact.
         """
         return self.local(self.whole(asset))
+
+    def superseded(self, age: timedelta) -> dict[str, int]:
+        """Files of versions that were replaced at least ``age`` ago, of every asset: name below the root -> bytes."""
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        listed = self._files.find("")
+        for name, size in listed.items():
+            asset, _, rest = name.partition(f"/{_VERSIONS}/")
+            if rest:
+                day, _, _ = rest.partition("/")
+                of = f"{asset}/{_VERSIONS}/{day}" if DAY.fullmatch(day) else f"{asset}/{_VERSIONS}"
+                found[of][name] = size
+        outdated: dict[str, int] = {}
+        for folder, files in found.items():
+            asset, _, day = folder.partition(f"/{_VERSIONS}")
+            present = self._present(asset, day.strip("/") or None)
+            versions = {name.removeprefix(f"{folder}/").partition("/")[0] for name in files}
+            old = {f"{folder}/{each}/" for each in _outdated(versions, age)}
+            old -= {f"{asset}/{present.folder}/"} if present else set()
+            outdated |= {name: size for name, size in files.items() if name.startswith(tuple(old))}
+        return outdated
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove files that `superseded` listed."""
+        self._files.remove(list(names))
 
     def publish_table(self, table: pl.DataFrame, **made_from: Any) -> Manifest:
         """Publish one table; keyword arguments are fields of the manifest (asset, partition, inputs, ...)."""
@@ -251,7 +277,7 @@ class ArtifactStore:
             name, _, file = listed.partition("/")
             if not DAY.fullmatch(name):
                 files[name].add(file)
-        outdated = {name for name in _outdated(files) if f"{versions}/{name}" not in spared}
+        outdated = {name for name in _outdated(files, _KEPT_AFTER_ITS_SUCCESSOR) if f"{versions}/{name}" not in spared}
         kept = set().union(*(files[name] for name in files.keys() - outdated))
         for name in outdated:
             copies = [_in(asset, file) for file in files[name] - kept]
@@ -306,10 +332,10 @@ def _days(listed: Collection[str]) -> list[str]:
     )
 
 
-def _outdated(versions: Collection[str]) -> list[str]:
-    """Versions whose successor is old; their names begin with their times."""
+def _outdated(versions: Collection[str], age: timedelta) -> list[str]:
+    """Versions whose successor is older than ``age``; their names begin with their times."""
     ordered = sorted(versions)
-    old = f"{datetime.now(UTC) - _KEPT_AFTER_ITS_SUCCESSOR:{_VERSION_NAME}}"
+    old = f"{datetime.now(UTC) - age:{_VERSION_NAME}}"
     return [each for each, successor in itertools.pairwise(ordered) if successor < old]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from apeagent_pipeline.cli import demo, doctor, evaluate, import_file, provenance, server, serving, status, teach
+from apeagent_pipeline.cli import clean, demo, doctor, evaluate, import_file, provenance, server, serving, status, teach
 from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
 from apeagent_pipeline.errors import ApeagentError
 
@@ -37,7 +37,13 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "export-swaps": import_file.export_swaps,
         "rollback": serving.rollback,
     },
-    "Operate": {"ui": server.ui, "doctor": doctor.doctor, "config": doctor.config, "devnet": server.devnet},
+    "Operate": {
+        "ui": server.ui,
+        "doctor": doctor.doctor,
+        "config": doctor.config,
+        "clean": clean.clean,
+        "devnet": server.devnet,
+    },
 }
 for _group, _commands in _GROUPS.items():
     for _name, _command in _commands.items():
