@@ -11,6 +11,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import DynamicFeeError, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
+from apeagent_pipeline.chain.archive.swap_archive import IMPORT_VERSION
 from apeagent_pipeline.chain.day_records import DayRecords, notes_of
 from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, SECONDS_PER_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
@@ -101,9 +102,9 @@ class ArchiveSource:
         """Nobody can be asked: the archive is what it is."""
 
     def fingerprint(self) -> str:
-        """Depends on the files' contents, on the pool, and on whether signs are flipped."""
+        """Depends on the importer's version, the files' contents, the pool, and whether signs are flipped."""
         signs = "-pool-signs" if self._flips else ""
-        return f"archive-{self._archive.content_hash}-{self.pool.chain_id}-{self.pool.pool_id}{signs}"
+        return f"archive-v{IMPORT_VERSION}-{self._archive.content_hash}-{self.pool.chain_id}-{self.pool.pool_id}{signs}"
 
     def days(self) -> tuple[date, date]:
         """First and last day with a swap."""

@@ -1,5 +1,6 @@
 """``apeagent import`` and ``apeagent export-swaps``: swaps from files, and to files."""
 
+import logging
 import os
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,8 @@ def import_swaps(
     from apeagent_pipeline.chain.archive import SwapArchive
     from apeagent_pipeline.chain.pool_lookup import chosen_pool
 
+    # `show` prints the notices of the import, which are also logged.
+    logging.getLogger("apeagent_pipeline.chain.archive").setLevel(logging.ERROR)
     settings = load_settings()
     archive = SwapArchive(
         path,
