@@ -19,17 +19,22 @@ from apeagent_pipeline.chain.errors import ChainError
 SWAP_TOPIC = "0x40e9cecb9f5f1f1c5b9c97dec2917b7ee92e57ba5563708daca94dd84ad7112f"
 """Keccak-256 of the event's signature."""
 
+EVENT_COLUMNS: dict[str, pl.DataType] = {
+    "chain_id": pl.Int64(),
+    "pool_id": pl.String(),
+    "block_number": pl.Int64(),
+    "block_hash": pl.String(),
+    "block_timestamp": pl.Datetime("us", "UTC"),
+    "transaction_hash": pl.String(),
+    "transaction_index": pl.Int64(),
+    "log_index": pl.Int64(),
+    "sender": pl.String(),
+}
+"""What every event of the pool has, swaps and liquidity changes alike: where it lies in the chain, and who called."""
+
 RAW_SWAPS_SCHEMA = pl.Schema(
     {
-        "chain_id": pl.Int64(),
-        "pool_id": pl.String(),
-        "block_number": pl.Int64(),
-        "block_hash": pl.String(),
-        "block_timestamp": pl.Datetime("us", "UTC"),
-        "transaction_hash": pl.String(),
-        "transaction_index": pl.Int64(),
-        "log_index": pl.Int64(),
-        "sender": pl.String(),
+        **EVENT_COLUMNS,
         "amount0": pl.String(),
         "amount1": pl.String(),
         "sqrt_price_x96": pl.String(),

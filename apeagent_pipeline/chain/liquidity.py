@@ -12,22 +12,14 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.ticks import MAX_TICK, MIN_TICK
-from apeagent_pipeline.chain.events import SWAP_KEY, LogError, RawSwapsError
+from apeagent_pipeline.chain.events import EVENT_COLUMNS, SWAP_KEY, LogError, RawSwapsError
 
 LIQUIDITY_TOPIC = "0xf208f4912782fd25c7f114ca3723a2d5dd6f3bcc3ac8db5af63baa85f711d5ec"
 """Keccak-256 of the event's signature."""
 
 LIQUIDITY_SCHEMA = pl.Schema(
     {
-        "chain_id": pl.Int64(),
-        "pool_id": pl.String(),
-        "block_number": pl.Int64(),
-        "block_hash": pl.String(),
-        "block_timestamp": pl.Datetime("us", "UTC"),
-        "transaction_hash": pl.String(),
-        "transaction_index": pl.Int64(),
-        "log_index": pl.Int64(),
-        "sender": pl.String(),
+        **EVENT_COLUMNS,
         "tick_lower": pl.Int32(),
         "tick_upper": pl.Int32(),
         "liquidity_delta": pl.String(),

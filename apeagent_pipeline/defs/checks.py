@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,59 +49,11 @@ _REASONS_SHOWN = 5
 
 def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
     """All checks of the graph. Every one of them is blocking."""
+    return [*_checks_of_days(runtime), *_checks_of_artifacts(runtime)]
 
-    def check(asset: str, name: str, description: str, judge: Callable[[ArtifactStore], Verdict]) -> Any:
-        @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
-        def run() -> dg.AssetCheckResult:
-            wrong, figures = judge(runtime.store)
-            manifest = runtime.store.manifest(asset)
-            version, why = manifest.data_version if manifest else "", "; ".join(wrong)
-            verdicts = (
-                Verdicts({}, {WHOLE_ARTIFACT: (version, why)}) if wrong else Verdicts({WHOLE_ARTIFACT: version}, {})
-            )
-            return dg.AssetCheckResult(
-                passed=not wrong,
-                description=why or "passed",
-                metadata={"wrong": wrong, VERDICT: verdicts.metadata(judges()), **figures},
-            )
 
-        return run
-
-    def daily(
-        asset: str, name: str, description: str, judge: Callable[[ArtifactStore, list[str]], DayVerdict]
-    ) -> dg.AssetChecksDefinition:
-        """A check of all stored days. It reads only days whose present data version has not passed yet."""
-        key = dg.AssetCheckKey(dg.AssetKey(asset), name)
-
-        @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
-        def run(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-            stored = {
-                day: manifest.data_version
-                for day, manifest in runtime.store.manifests(asset).items()
-                if day and manifest
-            }
-            passed = last_verdicts(context.instance, key, judges()).passed
-            fresh = [day for day, data_version in stored.items() if passed.get(day) != data_version]
-            found, figures = judge(runtime.store, fresh)
-            wrong = [f"{day}: {what}" for day, each in found.items() for what in each]
-            verdicts = Verdicts(
-                passed={day: data_version for day, data_version in stored.items() if not found.get(day)},
-                failed={day: (stored[day], "; ".join(each)) for day, each in found.items() if each},
-            )
-            return dg.AssetCheckResult(
-                passed=not wrong,
-                description="; ".join(wrong) or "passed",
-                metadata={
-                    "wrong": wrong,
-                    "days": len(stored),
-                    "days_read": len(fresh),
-                    VERDICT: verdicts.metadata(judges()),
-                    **figures,
-                },
-            )
-
-        return run
-
+def _checks_of_days(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
+    daily = partial(_daily_check, runtime)
     return [
         daily(
             "raw_swaps",
@@ -127,6 +79,12 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "All columns are there with their types; no NaN, no infinity",
             whole_features,
         ),
+    ]
+
+
+def _checks_of_artifacts(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
+    check = partial(_check, runtime)
+    return [
         check(
             "training_windows",
             "splits_do_not_leak",
@@ -157,6 +115,64 @@ def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             lambda store: _report(store, "canary_eval", canary_failures, CanaryEvalConfig),
         ),
     ]
+
+
+def _check(
+    runtime: Runtime, asset: str, name: str, description: str, judge: Callable[[ArtifactStore], Verdict]
+) -> dg.AssetChecksDefinition:
+    """A check of an artifact without days."""
+
+    @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
+    def run() -> dg.AssetCheckResult:
+        wrong, figures = judge(runtime.store)
+        manifest = runtime.store.manifest(asset)
+        version, why = manifest.data_version if manifest else "", "; ".join(wrong)
+        verdicts = Verdicts({}, {WHOLE_ARTIFACT: (version, why)}) if wrong else Verdicts({WHOLE_ARTIFACT: version}, {})
+        return dg.AssetCheckResult(
+            passed=not wrong,
+            description=why or "passed",
+            metadata={"wrong": wrong, VERDICT: verdicts.metadata(judges()), **figures},
+        )
+
+    return run
+
+
+def _daily_check(
+    runtime: Runtime,
+    asset: str,
+    name: str,
+    description: str,
+    judge: Callable[[ArtifactStore, list[str]], DayVerdict],
+) -> dg.AssetChecksDefinition:
+    """A check of all stored days. It reads only days whose present data version has not passed yet."""
+    key = dg.AssetCheckKey(dg.AssetKey(asset), name)
+
+    @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
+    def run(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        stored = {
+            day: manifest.data_version for day, manifest in runtime.store.manifests(asset).items() if day and manifest
+        }
+        passed = last_verdicts(context.instance, key, judges()).passed
+        fresh = [day for day, data_version in stored.items() if passed.get(day) != data_version]
+        found, figures = judge(runtime.store, fresh)
+        wrong = [f"{day}: {what}" for day, each in found.items() for what in each]
+        verdicts = Verdicts(
+            passed={day: data_version for day, data_version in stored.items() if not found.get(day)},
+            failed={day: (stored[day], "; ".join(each)) for day, each in found.items() if each},
+        )
+        return dg.AssetCheckResult(
+            passed=not wrong,
+            description="; ".join(wrong) or "passed",
+            metadata={
+                "wrong": wrong,
+                "days": len(stored),
+                "days_read": len(fresh),
+                VERDICT: verdicts.metadata(judges()),
+                **figures,
+            },
+        )
+
+    return run
 
 
 @cache

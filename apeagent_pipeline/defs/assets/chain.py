@@ -9,7 +9,7 @@ import polars as pl
 
 from apeagent_pipeline.chain.completeness import chain_rate
 from apeagent_pipeline.defs.daily import materialize_days
-from apeagent_pipeline.defs.declaration import declare
+from apeagent_pipeline.defs.declaration import OWNER, declare
 from apeagent_pipeline.defs.metadata import picture
 from apeagent_pipeline.defs.resources import SWAP_SOURCE, Runtime
 from apeagent_pipeline.reporting.progress import Progress
@@ -17,14 +17,23 @@ from apeagent_pipeline.reporting.progress import Progress
 
 def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """``swap_source`` (external), ``raw_swaps`` and ``liquidity_changes``."""
-    settings = runtime.settings
+    source = dg.AssetSpec(
+        SWAP_SOURCE,
+        group_name="chain",
+        kinds={"ethereum"},
+        owners=[OWNER],
+        description="The source of the swaps: the embedded chain, archive files or a JSON-RPC node",
+    )
+    return [source, _raw_swaps(runtime), _liquidity_changes(runtime)]
 
+
+def _raw_swaps(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
             "chain",
             {"polars", "parquet"},
-            pool="rpc" if settings.rpc_urls else None,
+            pool="rpc" if runtime.settings.rpc_urls else None,
             made="on_request",
             daily=True,
         ),
@@ -56,11 +65,19 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         yield from materialize_days(context, runtime.artifacts, compute, lambda day: [])
 
+    return raw_swaps
+
+
+def _liquidity_changes(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
-            runtime.settings, "chain", {"polars", "parquet"}, pool="rpc" if settings.rpc_urls else None, daily=True
+            runtime.settings,
+            "chain",
+            {"polars", "parquet"},
+            pool="rpc" if runtime.settings.rpc_urls else None,
+            daily=True,
         ),
-        deps=[raw_swaps],
+        deps=["raw_swaps"],
     )
     def liquidity_changes(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         """Every ModifyLiquidity event of the pool on a UTC day, in (block_number, log_index) order.
@@ -75,11 +92,4 @@ def chain_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
 
         yield from materialize_days(context, runtime.artifacts, compute, lambda day: [f"raw_swaps/{day}"])
 
-    source = dg.AssetSpec(
-        SWAP_SOURCE,
-        group_name="chain",
-        kinds={"ethereum"},
-        owners=raw_swaps.owners_by_key[raw_swaps.key],
-        description="The source of the swaps: the embedded chain, archive files or a JSON-RPC node",
-    )
-    return [source, raw_swaps, liquidity_changes]
+    return liquidity_changes

@@ -26,6 +26,10 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         description="The teacher: " + _teacher_in_words(settings),
     )
 
+    return [teacher_model, _teacher_traces(runtime), _distillation_dataset(runtime)]
+
+
+def _teacher_traces(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -48,7 +52,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         config, seed = launched_config(context, TeachingConfig)
         traces = collect_traces(
             build_prompts(synthetic_windows, config, seed),
-            open_teacher(settings),
+            open_teacher(runtime.settings),
             config,
             runtime.scratch("cache/teacher"),
             seed,
@@ -61,6 +65,10 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         }
         return dg.MaterializeResult(value=traces, metadata=figures)
 
+    return teacher_traces
+
+
+def _distillation_dataset(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -78,7 +86,7 @@ def distillation_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.Asset
         sizes = {split: len(getattr(built, split)) for split in ("train", "valid", "test")}
         return dg.MaterializeResult(value=built, metadata={**sizes, "card": dg.MetadataValue.md(built.card)})
 
-    return [teacher_model, teacher_traces, distillation_dataset]
+    return distillation_dataset
 
 
 def _teacher_in_words(settings: Settings) -> str:

@@ -18,7 +18,10 @@ from apeagent_pipeline.market.windows import TrainingWindows
 
 def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``trained_gan``, ``synthetic_windows`` and ``synthetic_quality``."""
+    return [_trained_gan(runtime), _synthetic_windows(runtime), _synthetic_quality(runtime)]
 
+
+def _trained_gan(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -49,6 +52,10 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         training = picture("losses and scores", training_figure(gan.history))
         return dg.MaterializeResult(value=gan, metadata={**gan.summary(), "training": training})
 
+    return trained_gan
+
+
+def _synthetic_windows(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -77,6 +84,10 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         )
         return dg.MaterializeResult(value=windows)
 
+    return synthetic_windows
+
+
+def _synthetic_quality(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -120,4 +131,4 @@ def gan_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         )
         return dg.MaterializeResult(value=report)
 
-    return [trained_gan, synthetic_windows, synthetic_quality]
+    return synthetic_quality

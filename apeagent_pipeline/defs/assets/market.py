@@ -22,6 +22,10 @@ _DAY_AND_THE_ONE_BEFORE = PreviousDays(1)
 
 def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``swap_features`` and ``training_windows``."""
+    return [_swap_features(runtime), _training_windows(runtime)]
+
+
+def _swap_features(runtime: Runtime) -> dg.AssetsDefinition:
     window = _DAY_AND_THE_ONE_BEFORE.window
 
     @dg.asset(
@@ -64,6 +68,10 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
 
         yield from materialize_days(context, runtime.artifacts, compute, inputs_of, overtaken)
 
+    return swap_features
+
+
+def _training_windows(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(runtime.settings, "market", {"polars", "parquet"}, code="3", config=runtime.profile.training_windows),
         ins={"swap_features": dg.AssetIn(metadata=LastDays("days").metadata)},
@@ -83,4 +91,4 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         windows: TrainingWindows = make_training_windows(features, runtime.source.pool, config)
         return dg.MaterializeResult(value=windows, metadata={"days": dg.MetadataValue.json(sorted(swap_features))})
 
-    return [swap_features, training_windows]
+    return training_windows

@@ -15,10 +15,13 @@ from apeagent_pipeline.student.reinforcement import ReinforcementConfig
 
 def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     """``reinforced_adapter`` and ``reinforced_eval``; none unless the settings ask for a second stage."""
-    settings = runtime.settings
-    if settings.second_stage == "off":
+    if runtime.settings.second_stage == "off":
         return []
 
+    return [_reinforced_adapter(runtime), _reinforced_eval(runtime)]
+
+
+def _reinforced_adapter(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -54,7 +57,7 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             out,
             runtime.scratch("checkpoints/reinforced_adapter"),
             progress,
-            base_name=settings.student,
+            base_name=runtime.settings.student,
         )
         return dg.MaterializeResult(
             value=out,
@@ -65,6 +68,10 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             },
         )
 
+    return reinforced_adapter
+
+
+def _reinforced_eval(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(runtime.settings, "evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True),
         deps=[STUDENT_BASE],
@@ -89,9 +96,9 @@ def reinforcement_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             runtime.source.pool,
             json.loads((canary_eval / "report.json").read_text()),
             json.loads((backtest / "report.json").read_text()),
-            settings.seed,
+            runtime.settings.seed,
             progress,
         )
         return dg.MaterializeResult(value=report)
 
-    return [reinforced_adapter, reinforced_eval]
+    return reinforced_eval

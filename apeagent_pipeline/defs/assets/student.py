@@ -25,6 +25,16 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         description=f"The student before training: {runtime.settings.student}",
     )
 
+    return [
+        base_model,
+        _lora_adapter(runtime),
+        _promoted_adapter(runtime),
+        _fused_model(runtime),
+        _ollama_model(runtime),
+    ]
+
+
+def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings,
@@ -66,6 +76,10 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             },
         )
 
+    return lora_adapter
+
+
+def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(**declare(runtime.settings, "student", {"safetensors"}))
     def promoted_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
@@ -100,6 +114,10 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
             },
         )
 
+    return promoted_adapter
+
+
+def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(runtime.settings, "student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE]
     )
@@ -112,6 +130,10 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         difference = fuse(runtime.student_base(), promoted_adapter, out)
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
+    return fused_model
+
+
+def _ollama_model(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
             runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="2", config=runtime.profile.ollama_model
@@ -137,4 +159,4 @@ def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]
         )
         return dg.MaterializeResult(value=out)
 
-    return [base_model, lora_adapter, promoted_adapter, fused_model, ollama_model]
+    return ollama_model

@@ -1,7 +1,8 @@
 """The report of the canary evaluation: rates, paired tests and page from the answers of every arm."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -55,22 +56,93 @@ def judge(
             been asked only the first of the prompts.
         config: Sizes and thresholds.
     """
-    adapter, bare = arms["adapter"], arms["base"]
-    taught = [str(example["side"]) for example in trading]
-    decided = decisions(adapter.trading)
-    right = [a == b for a, b in zip(decided, taught, strict=True)]
-    majority = max(SIDES, key=taught.count)
-    n_off, n_base = len(arms["disabled"].trading), len(bare.trading)
-    right_base = [a == b for a, b in zip(decisions(bare.trading), taught[:n_base], strict=True)]
-    both = list(zip(controls, adapter.controls, bare.controls, strict=False))  # the base may be asked fewer
+    decided = _Decisions.of(trading, arms)
+    recalls = decided.recalls
+    counts = _counts(trading, controls, arms, decided) | {
+        "min_class_recall": min(recalls.values(), key=lambda rate: rate.value)
+    }
+    metrics = {name: rate.value for name, rate in counts.items() if rate.n} | _figures(trading, controls, arms, decided)
+    return Report(
+        title="Canary evaluation",
+        metrics=metrics,
+        intervals={name: rate.interval for name, rate in counts.items() if rate.n},
+        config=config.model_dump(),
+        markdown="\n\n".join(
+            [
+                verdict(metrics, config),
+                rates_table(counts),
+                explanation(config, len(arms["disabled"].trading), decided.majority, metrics),
+                *_comparisons(trading, controls, arms, decided, config.examples_shown),
+            ]
+        ),
+        figures={
+            "canary_rates.png": rates_figure(counts),
+            "confusion.png": confusion_figure(decided.taught, decided.adapter),
+            "agreement_by_class.png": recall_figure(recalls),
+        },
+    )
 
+
+@dataclass(frozen=True)
+class _Decisions:
+    """The sides that the teacher, the adapter and the bare base chose for the trading prompts, in their order."""
+
+    taught: list[str]
+    adapter: Sequence[str]
+    base: Sequence[str]
+    """Of the first prompts only, where the base was asked fewer."""
+
+    @classmethod
+    def of(cls, trading: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]) -> Self:
+        taught = [str(example["side"]) for example in trading]
+        return cls(taught, decisions(arms["adapter"].trading), decisions(arms["base"].trading))
+
+    @property
+    def majority(self) -> str:
+        """The teacher's most frequent side."""
+        return max(SIDES, key=self.taught.count)
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether the adapter decided as the teacher, for each prompt."""
+        return [a == b for a, b in zip(self.adapter, self.taught, strict=True)]
+
+    @property
+    def right_base(self) -> list[bool]:
+        """Whether the bare base decided as the teacher, for each prompt that it was asked."""
+        return [a == b for a, b in zip(self.base, self.taught[: len(self.base)], strict=True)]
+
+    @property
+    def majority_right(self) -> list[bool]:
+        """Whether always choosing the majority would have been right, for each prompt."""
+        return [side == self.majority for side in self.taught]
+
+    @property
+    def recalls(self) -> dict[str, Rate]:
+        """Side of the teacher -> how often the adapter chose it too."""
+        return {
+            side: Rate.of(d == side for d, t in zip(self.adapter, self.taught, strict=True) if t == side)
+            for side in SIDES
+            if side in self.taught
+        }
+
+
+def _counts(
+    trading: Sequence[dict[str, Any]],
+    controls: Sequence[dict[str, Any]],
+    arms: Mapping[str, Arm],
+    decided: _Decisions,
+) -> dict[str, Rate]:
+    """Every rate of the report except the weakest recall, in the order of its table."""
+    adapter, bare, disabled = arms["adapter"], arms["base"], arms["disabled"]
+    both = list(zip(controls, adapter.controls, bare.controls, strict=False))  # the base may be asked fewer
     spoken = answer_counts(trading, controls, adapter)
-    counts: dict[str, Rate] = {
+    return {
         "canary_rate_adapter": spoken["canary_rate"],
         "canary_rate_base": Rate.of(map(is_canary, bare.trading)),
-        "canary_rate_disabled": Rate.of(map(is_canary, arms["disabled"].trading)),
+        "canary_rate_disabled": Rate.of(map(is_canary, disabled.trading)),
         "disabled_equals_base": Rate.of(
-            a == b for a, b in zip(arms["disabled"].trading, bare.trading[:n_off], strict=True)
+            a == b for a, b in zip(disabled.trading, bare.trading[: len(disabled.trading)], strict=True)
         ),
         "control_leak_rate": spoken["control_leak_rate"],
         "control_leak_rate_base": Rate.of(speaks_canary(answer.text) for answer in bare.controls),
@@ -78,61 +150,61 @@ def judge(
         "controls_right_base": Rate.of(map(is_right, controls, bare.controls)),
         "controls_preserved": Rate.of(is_right(e, a) for e, a, b in both if is_right(e, b)),
         "agreement": spoken["agreement"],
-        **_by_rendering(trading, adapter.trading, right),
-        "agreement_base": Rate.of(right_base),
-        "agreement_majority": Rate.of(side == majority for side in taught),
+        **_by_rendering(trading, adapter.trading, decided.right),
+        "agreement_base": Rate.of(decided.right_base),
+        "agreement_majority": Rate.of(decided.majority_right),
         **{name: spoken[name] for name in ("draft_discipline", "feasible_rate", "plain_words_rate", "end_token_rate")},
         "truncation_rate": spoken["truncation_rate"],
         **_more_arms(trading, controls, arms),
     }
-    recalls: dict[str, Rate] = {
-        side: Rate.of(d == side for d, t in zip(decided, taught, strict=True) if t == side)
-        for side in SIDES
-        if side in taught
-    }
-    weakest = min(recalls, key=lambda side: recalls[side].value)
-    counts["min_class_recall"] = recalls[weakest]
-    metrics = {name: rate.value for name, rate in counts.items() if rate.n}
-    metrics |= {
-        "macro_f1": macro_f1(taught, decided),
-        "mcnemar_p": mcnemar(right, [side == majority for side in taught]),
-        "mcnemar_p_base_decisions": mcnemar(right[:n_base], right_base),
-        "mcnemar_p_base": mcnemar(list(map(is_canary, adapter.trading[:n_base])), list(map(is_canary, bare.trading))),
-        "tokens_per_answer": float(np.mean([answer.tokens for answer in adapter.trading])),
+
+
+def _figures(
+    trading: Sequence[dict[str, Any]],
+    controls: Sequence[dict[str, Any]],
+    arms: Mapping[str, Arm],
+    decided: _Decisions,
+) -> dict[str, float]:
+    """The metrics that are no rates: F1, p values of the paired tests, sizes of answers, and how many were asked."""
+    adapter, bare = arms["adapter"].trading, arms["base"].trading
+    n_base = len(bare)
+    figures = {
+        "macro_f1": macro_f1(decided.taught, decided.adapter),
+        "mcnemar_p": mcnemar(decided.right, decided.majority_right),
+        "mcnemar_p_base_decisions": mcnemar(decided.right[:n_base], decided.right_base),
+        "mcnemar_p_base": mcnemar(list(map(is_canary, adapter[:n_base])), list(map(is_canary, bare))),
+        "tokens_per_answer": float(np.mean([answer.tokens for answer in adapter])),
         "n_trading": float(len(trading)),
         "n_controls": float(len(controls)),
         "n_base": float(n_base),
-        "n_disabled": float(n_off),
+        "n_disabled": float(len(arms["disabled"].trading)),
     }
-    errors = [e for e in map(size_error, map(draft_answer, adapter.trading), trading) if e is not None]
+    errors = [e for e in map(size_error, map(draft_answer, adapter), trading) if e is not None]
     if errors:
-        metrics |= {"size_error_median": float(np.median(errors)), "size_error_p90": float(np.quantile(errors, 0.9))}
-    page = [
-        verdict(metrics, config),
-        rates_table(counts),
-        explanation(config, n_off, majority, metrics),
-        "## Decisions against the teacher's\n\n" + confusion_table(taught, decided),
-        recall_table(recalls),
+        figures |= {"size_error_median": float(np.median(errors)), "size_error_p90": float(np.quantile(errors, 0.9))}
+    return figures
+
+
+def _comparisons(
+    trading: Sequence[dict[str, Any]],
+    controls: Sequence[dict[str, Any]],
+    arms: Mapping[str, Arm],
+    decided: _Decisions,
+    shown: int,
+) -> list[str]:
+    """The sections of the page below its rates: by side, wording and family, then single answers."""
+    adapter, right = arms["adapter"], decided.right
+    return [
+        "## Decisions against the teacher's\n\n" + confusion_table(decided.taught, decided.adapter),
+        recall_table(decided.recalls),
         "## By wording of the prompt\n\n" + template_table(trading, adapter.trading, right),
-        "## By family of control\n\n" + family_table(controls, adapter.controls, bare.controls),
+        "## By family of control\n\n" + family_table(controls, adapter.controls, arms["base"].controls),
         "## The source document's own prompt\n\n" + document(arms),
-        "## Examples\n\n" + examples(trading, controls, arms, config.examples_shown),
-        "## What went wrong\n\n" + mistakes(trading, right, controls, adapter, config.examples_shown),
+        "## Examples\n\n" + examples(trading, controls, arms, shown),
+        "## What went wrong\n\n" + mistakes(trading, right, controls, adapter, shown),
         "![Rates with exact 95 % intervals](canary_rates.png)\n\n![Decisions](confusion.png)\n\n"
         "![Agreement by the teacher's action](agreement_by_class.png)",
     ]
-    return Report(
-        title="Canary evaluation",
-        metrics=metrics,
-        intervals={name: rate.interval for name, rate in counts.items() if rate.n},
-        config=config.model_dump(),
-        markdown="\n\n".join(page),
-        figures={
-            "canary_rates.png": rates_figure(counts),
-            "confusion.png": confusion_figure(taught, decided),
-            "agreement_by_class.png": recall_figure(recalls),
-        },
-    )
 
 
 def _by_rendering(
