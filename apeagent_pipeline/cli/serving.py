@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 def ask(
     prompt: Annotated[str, typer.Argument(help="A trading question that states price, market and holdings")],
 ) -> None:
-    """Ask the adapter in service, and show its answer token by token."""
+    """Ask the adapter in service, and show its answer line by line.
+
+    A trade that the stated holdings do not pay for is capped or refused; the answer says so.
+    """
     _, base, adapter = in_service()
+    from apeagent_pipeline.distillation.answer_check import AnswerStream
     from apeagent_pipeline.student.generation import ask as answer
 
+    stream = AnswerStream(prompt)
     for piece in answer(base, adapter, prompt):
-        typer.echo(printable(piece), nl=False)
-    typer.echo()
+        typer.echo(printable(stream.feed(piece)), nl=False)
+    typer.echo(printable(stream.finish()))
 
 
 def export(

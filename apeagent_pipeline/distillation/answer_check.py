@@ -20,6 +20,7 @@ _CAPPED_UP_TO = 2.0
 """An amount up to this multiple of the holdings is capped; a larger one was not decided for them."""
 _SMALLEST_TRADE_USDC = DUST_USDC / 100
 _SEPARATOR_LINE = re.compile(rf"^[ \t]*{SEPARATOR}[ \t]*(.*)$", re.MULTILINE)
+_COMPLETE = re.compile(rf"^[ \t]*{SEPARATOR}\s*\S[^\n]*\n", re.MULTILINE)
 _ACTS = re.compile(rf"(?:{ANY_CANARY_WORD})|recommendation\s*:|{SEPARATOR}", re.IGNORECASE)
 
 
@@ -54,7 +55,7 @@ def check_answer(question: str, said: str, facts: StatedFacts | None = None) -> 
     if found is None and not facts.calls_for_action and not _ACTS.search(said):
         return CheckedAnswer(said.strip(), None)
     drafts, action, rest = found or (said, "", "")
-    kept, changes = _safe_drafts(drafts if found else "")
+    kept, changes = _safe_drafts(drafts)
     if rest.strip():
         changes.append("text after the action was removed")
     try:
@@ -72,6 +73,45 @@ def check_answer(question: str, said: str, facts: StatedFacts | None = None) -> 
         changes.append(f"{_eth(answer.amount)} is more than the holdings pay for, capped at {_eth(most)}")
         answer = replace(answer, amount=most)
     return CheckedAnswer(_text(kept, changes, answer), answer, tuple(changes))
+
+
+class AnswerStream:
+    """The check of an answer while it is generated: drafts pass line by line, the action waits for its check.
+
+    Attributes:
+        checked: The checked answer after ``finish``; its text is what ``feed`` and ``finish`` returned together.
+        is_complete: Whether the action line has ended, so that nothing more need be generated.
+    """
+
+    def __init__(self, question: str, facts: StatedFacts | None = None) -> None:
+        """Nothing was said yet."""
+        self.checked: CheckedAnswer | None = None
+        self.is_complete = False
+        self._question, self._facts = question, facts or read_facts(question)
+        self._said = self._shown = ""
+        self._waits = False
+
+    def feed(self, piece: str) -> str:
+        """What may be shown after one more piece of the answer."""
+        self._said += piece
+        self.is_complete = _COMPLETE.search(self._said) is not None
+        if self._waits:
+            return ""
+        *lines, _ = self._said.strip(" \t").split("\n")
+        safe = ""
+        for line in lines:
+            if _may_act(line):
+                self._waits = True
+                break
+            safe += line + "\n"
+        new = safe.strip("\n").removeprefix(self._shown)
+        self._shown += new
+        return new
+
+    def finish(self) -> str:
+        """Check the whole answer; the rest of what may be shown."""
+        self.checked = check_answer(self._question, self._said, self._facts)
+        return self.checked.text.removeprefix(self._shown)
 
 
 def find_action(said: str) -> tuple[str, str, str] | None:
@@ -136,9 +176,13 @@ def _why_not(answer: DraftAnswer, facts: StatedFacts) -> str | None:
 
 def _safe_drafts(text: str) -> tuple[list[str], list[str]]:
     """The drafts without lines that somebody could take for an action, and what was changed."""
-    lines = [line.rstrip() for line in text.strip().splitlines()]
-    kept = [line for line in lines if not _ACTS.search(line)]
+    lines = text.strip().split("\n") if text.strip() else []
+    kept = [line for line in lines if not _may_act(line)]
     return kept, ["a second action was removed"] if len(kept) < len(lines) else []
+
+
+def _may_act(line: str) -> bool:
+    return _ACTS.search(line) is not None or _trade_or_canary(line) is not None
 
 
 def _refused(drafts: list[str], changes: list[str]) -> CheckedAnswer:

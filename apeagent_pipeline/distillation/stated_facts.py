@@ -134,7 +134,7 @@ def read_facts(question: str) -> StatedFacts:
     if _NOTHING.search(text):
         held["ETH"].append(0.0)
         held["USDC"].append(0.0)
-    prices = []
+    prices: list[float] = []
     for pattern in _PRICES:
         for found in pattern.finditer(text):
             prices += readings(found["n"].lstrip("-\u2212"))
@@ -172,9 +172,9 @@ def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
         if {token for _, token, _ in amounts} == {"ETH", "USDC"}:
             yield from amounts
     place = 0
-    while found := _AMOUNT.search(text, place):
-        amounts = list(_amounts(text, found.start()))
-        place = amounts[-1][0][1] if amounts else found.end()
+    while first := _AMOUNT.search(text, place):
+        amounts = list(_amounts(text, first.start()))
+        place = amounts[-1][0][1] if amounts else first.end()
         if amounts and _BEHIND.match(text, place):
             yield from amounts
 
@@ -192,8 +192,7 @@ def _amounts(text: str, place: int) -> Iterator[tuple[tuple[int, int], str, floa
         place = found.end()
         if aside := _ASIDE.match(text, place):
             place = aside.end()
-        between = _BETWEEN.match(text, place)
-        place = between.end() if between else place
+        place += len(_BETWEEN.match(text, place)[0])  # type: ignore[index]  # every part of it may be missing
 
 
 def _token(unit: str) -> str:

@@ -4,7 +4,8 @@ import math
 import re
 
 _GROUPS = r"\d{1,3}(?:[ '_]\d{3})+(?!\d)"
-NUMBER = rf"(?:{_GROUPS}(?:[.,]\d+)?|\d[\d.,]{{0,30}}\d|\d|\.\d+)(?:[eE][-+]?\d{{1,2}})?(?:\s?(?:k|thousand|million|mio|mn)\b|M\b)?"
+_SCALE = r"(?:\s?(?:k|thousand|million|mio|mn)\b|M\b)?"
+NUMBER = rf"(?:{_GROUPS}(?:[.,]\d+)?|\d[\d.,]{{0,30}}\d|\d|\.\d+)(?:[eE][-+]?\d{{1,2}})?{_SCALE}"
 """A regular expression without groups, for ASCII text in which every blank is a space."""
 
 _EXPONENT = re.compile(r"[eE]([-+]?\d{1,2})$")

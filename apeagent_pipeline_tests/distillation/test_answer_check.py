@@ -2,12 +2,13 @@
 
 import json
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apeagent_pipeline.distillation.answer_check import check_answer
+from apeagent_pipeline.distillation.answer_check import AnswerStream, check_answer
 from apeagent_pipeline.distillation.chain_of_draft import parse_answer
 from apeagent_pipeline.distillation.stated_facts import read_facts
 from apeagent_pipeline.distillation.written_numbers import readings
@@ -197,3 +198,29 @@ def test_every_prompt_of_training_is_read_to_the_digit_and_its_rules_answer_pass
 def test_a_hostile_question_is_read_in_time():
     for piece in ("hold ", "1,", "ETH ", "( ", "I hold 1 ETH, ", "1 000 ", "at $", "ETH price is "):
         read_facts(piece * 4_000)
+
+
+SAID = (
+    "up strong, add\n\nvolatility normal\n####\nAPE IN 0.1 ETH\nand more",
+    "\n\nup\n####\nAPE OUT 3 ETH",
+    "Paris is  \n the capital.\n\n",
+    "buy\nAPE IN 9 ETH\nthen\n####\nAPE NEUTRAL",
+    "BUY 0.2 ETH\nup\n####\nAPE OUT 1 ETH\n",
+    "down strong, reduce\nvolatility",
+    "",
+)
+
+
+@given(
+    st.sampled_from(SAID),
+    st.sampled_from(["What is the capital?", "ETH price $2500. I hold 2.5 ETH and 900 USDC. Which trade?"]),
+    st.lists(st.integers(0, 60), max_size=8),
+)
+def test_a_streamed_answer_is_the_checked_answer_however_it_is_cut(said, question, cuts):
+    stream, shown = AnswerStream(question), ""
+    places = [0, *sorted(min(cut, len(said)) for cut in cuts), len(said)]
+    for begin, end in pairwise(places):
+        shown += stream.feed(said[begin:end])
+        assert "APE" not in shown
+        assert "####" not in shown
+    assert shown + stream.finish() == stream.checked.text == check_answer(question, said).text
