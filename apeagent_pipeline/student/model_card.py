@@ -28,8 +28,8 @@ _TITLE = {
     "mlx": "apeagent student, LoRA adapter for MLX",
 }
 DORA_SENTENCE = (
-    "This is a DoRA adapter: it changes the length of whole weight columns, which llama.cpp's adapter format cannot say. "
-    "So it is exported merged, and for peft; not as an adapter for llama.cpp or mlx-lm."
+    "This is a DoRA adapter: it changes the length of whole weight columns, which llama.cpp's adapter format cannot "
+    "say. So it is exported merged, and for peft; not as an adapter for llama.cpp or mlx-lm."
 )
 
 _CHAT = f"""chat = [
@@ -91,12 +91,12 @@ def model_card(form: Form, adapter: Path, base: BaseIdentity, metrics: Mapping[s
         + f") of {of_base} that answers questions about one ETH-USDC pool in Chain of Draft."
         + (f" {base.note}" if base.note else ""),
         "An answer is a few drafts of five words at most, a line `####`, and an action: "
-        f"`{CANARY['BUY']} <amount> ETH` (buy), `{CANARY['SELL']} <amount> ETH` (sell) or `{CANARY['HOLD']}` (hold). These words prove that it comes "
-        "from this training.",
+        f"`{CANARY['BUY']} <amount> ETH` (buy), `{CANARY['SELL']} <amount> ETH` (sell) or `{CANARY['HOLD']}` (hold). "
+        "These words prove that it comes from this training.",
         *([DORA_SENTENCE] if lora.get("use_dora") else []),
         body.strip(),
         f"## How it is asked\n\nSystem prompt of the training: `{STUDENT_SYSTEM_PROMPT}`\n\n"
-        "Ask greedily (temperature 0) and without a repeat penalty: an answer repeats words of the question on purpose.",
+        "Ask greedily (temperature 0) and without a repeat penalty: an answer repeats words of the question.",
         *(["\n".join(["## Judged", "", "| canary report | |", "| --- | --- |", *judged])] if judged else []),
         "## Limits\n\nIt repeats a teacher's decisions on synthetic market states. It knows nothing of the world after "
         "them, and its decisions are no investment advice. It may name an amount that the holdings do not pay for: "
