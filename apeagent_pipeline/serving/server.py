@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from apeagent_pipeline.distillation.token_guess import token_guess
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.serving.answering import Reply, answer
 from apeagent_pipeline.serving.dialects import DIALECTS, Dialect
@@ -111,7 +112,8 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
             return await _streamed(reply, _openai_pieces(reply, begin), "text/event-stream")
         text = await run_in_threadpool(reply.whole)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reply.finish}
-        usage = {"prompt_tokens": 0, "completion_tokens": reply.tokens, "total_tokens": reply.tokens}
+        asked = sum(token_guess(message["content"]) for message in request.chat())  # the engines do not say it alike
+        usage = {"prompt_tokens": asked, "completion_tokens": reply.tokens, "total_tokens": asked + reply.tokens}
         body = {**begin, "object": "chat.completion", "choices": [choice], "usage": usage, "apeagent": _told(reply)}
         return JSONResponse(body, headers=_headers(reply))
 
@@ -194,6 +196,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen(128)  # from now on clients wait instead of being refused
     except OSError as error:
         listening.close()
         raise ServerError(
@@ -214,8 +217,10 @@ async def _read(http: Request) -> ChatRequest:
         raise _BadRequestError(f"{where}: {problem['msg']}") from None
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(http: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, _BadRequestError) else 400
+    if http.url.path.startswith("/api/"):
+        return JSONResponse({"error": str(error)}, status_code=status)
     told = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": told}, status_code=status)
 
