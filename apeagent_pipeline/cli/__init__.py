@@ -9,7 +9,19 @@ from collections.abc import Callable
 
 import typer
 
-from apeagent_pipeline.cli import clean, demo, doctor, evaluate, import_file, provenance, server, serving, status, teach
+from apeagent_pipeline.cli import (
+    clean,
+    demo,
+    doctor,
+    evaluate,
+    import_file,
+    provenance,
+    serve,
+    server,
+    serving,
+    status,
+    teach,
+)
 from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
 from apeagent_pipeline.errors import ApeagentError
 
@@ -33,6 +45,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Serve": {
         "ask": serving.ask,
+        "serve": serve.serve,
         "export": serving.export,
         "export-swaps": import_file.export_swaps,
         "rollback": serving.rollback,

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 def ask(
     prompt: Annotated[str, typer.Argument(help="A trading question that states price, market and holdings")],
 ) -> None:
-    """Ask the adapter in service, and show its answer token by token."""
+    """Ask the adapter in service, and show its answer line by line.
+
+    A trade that the stated holdings do not pay for is capped or refused; the answer says so.
+    """
     _, base, adapter = in_service()
+    from apeagent_pipeline.distillation.answer_check import AnswerStream
     from apeagent_pipeline.student.generation import ask as answer
 
+    stream = AnswerStream(prompt)
     for piece in answer(base, adapter, prompt):
-        typer.echo(printable(piece), nl=False)
-    typer.echo()
+        typer.echo(printable(stream.feed(piece)), nl=False)
+    typer.echo(printable(stream.finish()))
 
 
 def export(
@@ -34,10 +39,20 @@ def export(
     The folder appears only when it is complete. A folder that holds other files is refused.
     """
     from apeagent_pipeline.student.export import export_folder
+    from apeagent_pipeline.student.promotion import history
 
     runtime, base, adapter = in_service()
     with bar("export") as progress:
-        export_folder(base, adapter, to, runtime.profile.ollama_model, runtime.scratch("cache/converter"), progress)
+        export_folder(
+            base,
+            adapter,
+            to,
+            runtime.profile.ollama_model,
+            runtime.scratch("cache/converter"),
+            progress,
+            metrics=history(runtime.store)[-1].metrics,
+            dataset=_stored(runtime, "distillation_dataset"),
+        )
     for path in sorted(each for each in to.rglob("*") if each.is_file()):
         Console().print(f"{path}  {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
 
@@ -84,6 +99,12 @@ def in_service() -> "tuple[Runtime, Path, Path]":
     runtime = open_runtime()
     adapter = promotion.in_service(runtime.store)
     return runtime, runtime.student_base(), adapter
+
+
+def _stored(runtime: "Runtime", asset: str) -> Path | None:
+    """The folder of a stored artifact, or None."""
+    manifest = runtime.store.manifest(asset)
+    return None if manifest is None else runtime.store.local(manifest)
 
 
 def open_runtime() -> "Runtime":

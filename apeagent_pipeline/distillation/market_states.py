@@ -112,6 +112,13 @@ def market_states(windows: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     ).drop("mean_volume", "long_volume", "signed", "move_bps")
 
 
+def words_for(move_bps: float, volatility_bps: float, words: StateWords) -> tuple[str, str]:
+    """The trend word and the volatility word of a price change and a volatility, both in basis points."""
+    state = pl.DataFrame({"move_bps": [float(move_bps)], "volatility_bps": [float(volatility_bps)]})
+    trend, volatility = state.select(_trend_word(words), volatility=_volatility_word(words)).row(0)
+    return trend, volatility
+
+
 def _ratio(above: str, below: str, otherwise: float) -> pl.Expr:
     return pl.when(pl.col(below) > 0).then(pl.col(above) / pl.col(below)).otherwise(otherwise)
 

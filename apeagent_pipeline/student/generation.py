@@ -18,6 +18,7 @@ from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
+from apeagent_pipeline.student.end_of_turn import end_token_ids
 
 Messages = list[dict[str, str]]
 Ending = Literal["end_token", "action", "length"]
@@ -59,9 +60,7 @@ class Student:
         self.model, self.tokenizer = model, tokenizer
         self.has_adapter = hasattr(model, "disable_adapter")
         self._breaks_line: dict[int, bool] = {}  # token -> whether it holds a line break
-        end_of_turn = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        known = end_of_turn is not None and end_of_turn != self.tokenizer.unk_token_id
-        self.end_tokens = sorted({self.tokenizer.eos_token_id, *([end_of_turn] if known else [])})
+        self.end_tokens = sorted(end_token_ids(tokenizer))
 
     @classmethod
     def load(cls, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> Self:

@@ -1,5 +1,6 @@
 """GGUF files and the Modelfile, written by llama.cpp's own converter."""
 
+import json
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,9 @@ CONVERTER_PACKAGE = PinnedPackage(
 _CONVERTER_IN_PACKAGE = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
 _CONVERTER_FILES = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 
+_CONTEXT = 4096
+_LONGEST_ANSWER = 256
+"""Limits that Ollama is told: a question and its answer take a few hundred tokens, and an answer must end."""
 _CONVERTERS = 2
 """Conversions that run at once."""
 
@@ -87,7 +91,8 @@ def export_gguf(
 
     Args:
         fused: Folder that ``fuse`` wrote.
-        out: Gets ``apeagent-<format>.gguf``, ``Modelfile`` and, if an adapter is given, ``apeagent-adapter-f16.gguf``.
+        out: Gets ``apeagent-<format>.gguf``, ``Modelfile`` and, for a LoRA adapter, ``apeagent-adapter-f16.gguf``.
+            llama.cpp's adapter format cannot say DoRA: such an adapter is exported merged alone.
         config: Number formats.
         cache_dir: Where the converter is kept after its first download.
         progress: Told after every file, in the order of the configuration.
@@ -112,7 +117,7 @@ def export_gguf(
             (f"apeagent-{kind}.gguf", "convert_hf_to_gguf.py", [str(named[0]), "--outtype", kind])
             for kind in config.quantizations
         ]
-        if adapter is not None:
+        if adapter is not None and not _is_dora(adapter):
             named[1].symlink_to(adapter.absolute())
             arguments = [str(named[1]), "--base", str(base), "--outtype", "f16"]
             jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
@@ -176,12 +181,39 @@ def _convert(script: Path, arguments: Sequence[str], target: Path, pre_tokenizer
             )
 
 
+def _is_dora(adapter: Path) -> bool:
+    return bool(json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"))
+
+
 def _modelfile(gguf_name: str, fused: Path) -> str:
+    """How Ollama serves the model. Its lines end with a line feed on every system: the template holds line ends."""
+    config = json.loads((fused / "config.json").read_text())
     lines = [f"FROM ./{gguf_name}"]
     template = fused / "chat_template.jinja"
-    if template.is_file() and "<|im_start|>" in template.read_text():
+    if template.is_file() and "<|im_start|>" in template.read_text(encoding="utf-8"):
         lines += [f'TEMPLATE """{_CHATML}"""', "PARAMETER stop <|im_end|>"]
     else:
         lines += ["# The chat template of this model is the one inside the GGUF file."]
-    lines += [f'SYSTEM """{STUDENT_SYSTEM_PROMPT}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0"]
+    context = min(config.get("max_position_embeddings") or _CONTEXT, _CONTEXT)
+    lines += [
+        f'SYSTEM """{STUDENT_SYSTEM_PROMPT}"""',
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1.0",
+        f"PARAMETER num_ctx {context}",
+        f"PARAMETER num_predict {_LONGEST_ANSWER}",
+    ]
+    if license_text := _license(fused):
+        lines += [f'LICENSE """{license_text}"""']
     return "\n".join(lines) + "\n"
+
+
+def _license(fused: Path) -> str:
+    """The licence that the merged model's card names, and of whom it is."""
+    from huggingface_hub import ModelCard
+
+    if not (fused / "README.md").is_file():
+        return ""
+    data = ModelCard.load(fused / "README.md").data.to_dict()
+    name = data.get("license_name") or data.get("license", "")
+    link = data.get("license_link", "")
+    return f"{name}, the licence of the base model {data.get('base_model', '')}" + (f" ({link})" if link else "")

@@ -51,7 +51,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             {"pytorch", "markdown"},
             memory_gib=4,
             gpu=True,
-            code="2",
+            code="3",
             config=runtime.profile.backtest,
         ),
         deps=[STUDENT_BASE],

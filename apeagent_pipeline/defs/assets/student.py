@@ -119,7 +119,8 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
 
 def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
-        **declare(runtime.settings, "student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True), deps=[STUDENT_BASE]
+        **declare(runtime.settings, "student", {"pytorch", "safetensors"}, memory_gib=4, gpu=True, code="2"),
+        deps=[STUDENT_BASE],
     )
     def fused_model(context: dg.AssetExecutionContext, promoted_adapter: Path) -> dg.MaterializeResult:
         """The adapter merged into the base model. Its logits equal those of base plus adapter within a tolerance."""
@@ -127,7 +128,8 @@ def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:
 
         runtime.watcher.started(context)
         out = runtime.scratch("work/fused_model")
-        difference = fuse(runtime.student_base(), promoted_adapter, out)
+        metrics = history(runtime.store)[-1].metrics
+        difference = fuse(runtime.student_base(), promoted_adapter, out, metrics=metrics)
         return dg.MaterializeResult(value=out, metadata={"largest_logit_difference": float(difference)})
 
     return fused_model
@@ -136,7 +138,7 @@ def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:
 def _ollama_model(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
-            runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="2", config=runtime.profile.ollama_model
+            runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="3", config=runtime.profile.ollama_model
         )
     )
     def ollama_model(

@@ -8,18 +8,23 @@ No look-ahead: a decision sees the last ``window`` swaps up to now and is execut
 price and liquidity of that moment. The replayed swaps do not react to our trades. Gas is not counted. A swap is
 computed inside one liquidity range, because swaps do not show the liquidity beyond its end.
 
+Every answer passes the check that stands behind ``apeagent ask`` and ``apeagent serve``: a trade that the holdings do
+not pay for is capped or refused, and a refused one trades nothing.
+
 An answer without an action trades nothing. The bare base gives no other answers, so its portfolio stays that of
 holding; ``base_decisions`` limits how often it is asked to show this. After a single answer with an action the base is
 replayed to the end.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
+from apeagent_pipeline.distillation.answer_check import check_answer
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, student_chat
 from apeagent_pipeline.distillation.execution import Holding
 from apeagent_pipeline.distillation.market_states import market_states
@@ -67,15 +72,20 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     asked: list[DraftAnswer | None] = []
     by_rules: list[DraftAnswer | None] = []
 
-    def answers(decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
-        prompts = [student_chat(text) for text in states["prompt"]]
-        said = [read_answer(a.text) for a in student.answers(prompts, max_new_tokens=config.max_new_tokens)]
+    refused = {"adapter": 0, "base": 0}
+
+    def answers(arm: str, decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
+        questions = states["prompt"].to_list()
+        said = student.answers([student_chat(text) for text in questions], max_new_tokens=config.max_new_tokens)
+        checked = [check_answer(question, answer.text) for question, answer in zip(questions, said, strict=True)]
         progress(decision + 1, config.decisions)
-        return said
+        readable = [read_answer(answer.text) is not None for answer in said]
+        refused[arm] += sum(each.refused for each, read in zip(checked, readable, strict=True) if read)
+        return [each.answer if read else None for each, read in zip(checked, readable, strict=True)]
 
     def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         states = _states(market, decision, holdings, config)
-        asked.extend(answers(decision, states, part_of(progress, 0, rounds)))
+        asked.extend(answers("adapter", decision, states, part_of(progress, 0, rounds)))
         by_rules.extend(rules_answer(row) for row in states.iter_rows(named=True))
         return asked[-len(holdings) :]
 
@@ -86,7 +96,7 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
         if decision >= base_decisions and not any(said_by_base):
             return [DraftAnswer((), "HOLD")] * len(holdings)
         states = _states(market, decision, holdings, config)
-        said_by_base.extend(answers(decision, states, part_of(progress, config.decisions, rounds)))
+        said_by_base.extend(answers("base", decision, states, part_of(progress, config.decisions, rounds)))
         return said_by_base[-len(holdings) :]
 
     def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
@@ -95,6 +105,8 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     runs = {"adapter": simulate(market, ask, config.start_usdc)}
     with student.adapter_off():
         runs["base"] = simulate(market, ask_base, config.start_usdc)
+    for arm, count in refused.items():
+        runs[arm] = replace(runs[arm], refused=runs[arm].refused + count)
     runs[RULES] = simulate(market, rules, config.start_usdc)
     runs["rebalance"] = simulate(market, rebalance(market), config.start_usdc)
     runs["hold"] = simulate(market, hold, config.start_usdc)

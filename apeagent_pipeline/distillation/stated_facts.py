@@ -1,0 +1,225 @@
+"""What a question states: the price of ETH, what is held, and amounts that it names for other reasons.
+
+The words may be anybody's. Only outright statements are read: an amount behind a word for holdings ("I hold 2,5 ETH and
+900 USDC", "USDC balance: $900"), a price behind a word for the price. Where a question states a fact twice, the reading
+that allows the smaller trade counts, so a hidden sentence can only take away from what may be traded.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
+
+_FLAGS = re.IGNORECASE | re.ASCII
+_ETH = r"(?:w?eth(?:er(?:eum)?)?\b)"
+_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|\$(?!\s?\d))"
+_UNIT = rf"(?:{_ETH}|{_USDC})"
+_SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%])"
+
+# One amount of a token, in each order that people write it.
+_AMOUNT = re.compile(
+    rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
+    rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
+    rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
+    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})",
+    _FLAGS,
+)
+_BETWEEN = re.compile(
+    r"[\s,;:&+/|\u2022*\u2013-]*(?:\b(?:and|plus|und)\b\s?)?(?:(?:also|about|around|approximately|approx|roughly|exactly|"
+    r"another|only|just|~)\s?)*[\s:\u2022*\u2013]*(?:-\s)?",
+    _FLAGS,
+)
+_ASIDE = re.compile(r"\s?\([^()]*\)")
+
+_FILLER = (
+    r"(?:\s|[:=,~\u2022*\u2013]|-\s|\([^()\d]*\)|\b(?:currently|now|still|only|just|about|around|approximately|approx|roughly|"
+    r"exactly|total|of|in|on|my|our|the|a|wallet|account|portfolio|balances?|holdings?|is|are|at|moment|contains?|holds?|"
+    r"with|has|have|status|left|available|for|trading|today|both|there|this|here|base|uniswap|consists?)\b)*"
+)
+_CUE = re.compile(
+    r"\b(?:hold(?:s|ing|ings)?|have|has|own(?:s|ing)?|got|wallet|balances?|portfolio|position|inventory|funds|assets|"
+    rf"account|treasury|available|my|our)\b{_FILLER}",
+    _FLAGS,
+)
+_NOT_YET = re.compile(r"(?:\b(?:to|should|would|will|could|must|can|if|i'd|i'll|let me)\s(?:i\s|we\s)?)$", _FLAGS)
+_PAIR_CUE = re.compile(r"\bwith\s", _FLAGS)
+_BEHIND = re.compile(
+    r"\s?(?:(?:are|is)\s)?(?:in\s(?:my|our|the)\s(?:wallet|account|portfolio|balance)|held\b|on\shand|in\shand|available\b)",
+    _FLAGS,
+)
+_MOST = {"ETH": 1e9, "USDC": 1e12}
+"""More than there is of a token; such a holding is read as not stated."""
+_HELD = r"(?:balance|available|holdings?|held|amount|position|free|owned|in wallet|for trading)"
+_LABEL = re.compile(
+    rf"(?:\b(?P<a>{_UNIT})\s(?:{_HELD}\s?)+|\b{_HELD}\s\(?(?P<b>{_UNIT})\)?\s?)(?:[:=]|is|of)\s?\$?\s?(?P<n>{_SIGNED})"
+    rf"(?:\s?{_UNIT})?",
+    _FLAGS,
+)
+_NOTHING = re.compile(
+    r"\b(?:(?:hold|have|own|got)\s(?:nothing|no\s(?:money|funds|tokens|holdings|coins))|(?:wallet|portfolio|account|balance)"
+    r"\s(?:is|stands)?\s?(?:now\s|currently\s)?empty|empty\s(?:wallet|portfolio|account))\b",
+    _FLAGS,
+)
+_WORTH = re.compile(rf"\(\s?(?:worth|~|=|about|around)?\s?\$?{NUMBER}\s?{_UNIT}?[^()]*\)", _FLAGS)
+
+_IS = r"(?:\s?(?:\([^()]*\)|is|are|at|of|now|currently|stands|around|about|[:=,~@]))*\s?"
+_PRICES = tuple(
+    re.compile(pattern, _FLAGS)
+    for pattern in (
+        rf"\b{_ETH}(?:\s?[/-]\s?{_USDC})?(?:\s(?:market|spot|current|mid))?\sprice{_IS}\$?\s?(?P<n>{_SIGNED})",
+        rf"(?:^|[.,;:(\u2022*-]\s?|\b(?:the|current|market|spot|mid|its|and|with|now)\s)price{_IS}\$?\s?(?P<n>{_SIGNED})",
+        rf"\b{_ETH}\s?(?:is|costs?|trades?|trading|sits|stands|now|currently|at|worth|for|around|about|[:=@~]|\s)*"
+        rf"\$\s?(?P<n>{_SIGNED})",
+        rf"\b{_ETH}\s(?:is|costs?|trades?|trading|sits|stands|quoted|priced)(?:\s(?:now|currently|at|for|around|about))*"
+        rf"\s(?P<n>{_SIGNED})\s?{_USDC}",
+        rf"\bprice\sof\s(?:1\s|one\s|an\s)?{_ETH}{_IS}\$?\s?(?P<n>{_SIGNED})",
+        rf"\b{_ETH}\s?[/-]?\s?{_USDC}{_IS}\$?\s?(?P<n>{_SIGNED})(?!\s?{_UNIT})",
+        rf"(?:\bat\s|@\s?)\$\s?(?P<n>{_SIGNED})",
+        rf"\b(?:1|one|an|a|per)\s{_ETH}\s?(?:is|=|costs|for|at|\u2248|\s)+\$?\s?(?P<n>{_SIGNED})",
+        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each)\s{_ETH}",
+    )
+)
+_OWN_TOKENS = {"ETH", "WETH", "USDC", "USD", "ETHER", "ETHEREUM"}
+_OTHER_PAIR = re.compile(
+    r"\b(?P<x>[A-Z][A-Z0-9]{1,6})\s?[/-]\s?(?P<y>[A-Z][A-Z0-9]{1,6})\b"
+    r"|\b(?P<z>[A-Z][A-Z0-9]{1,6}|[Bb]itcoin|[Ss]olana|[Dd]ogecoin)(?i:\s(?:market\s|spot\s|current\s)?price\s?(?:is|at|of|:|=|\$|\d))",
+    re.ASCII,
+)
+_QUOTED_IN = {"ETH", "WETH", "BTC", "WBTC", "USDC", "USDT", "USD", "DAI", "EUR", "EURC", "USDS", "CBBTC"}
+_NO_TOKENS = {"THE", "CURRENT", "MARKET", "SPOT", "LAST", "MY", "ITS", "ENTRY", "NEW", "NOW"}
+_ASKS = re.compile(
+    r"\b(?:actions?|trad(?:e|es|ing)|buy|sell|swap|move|recommend\w*|decision|what (?:do|should) I do)\b", _FLAGS
+)
+_TO_THE_END = re.compile(r"\b(?:all|everything|entire|whole|100\s?(?:%|percent)|max(?:imum)?)\b", _FLAGS)
+
+
+@dataclass(frozen=True)
+class StatedFacts:
+    """What a question states.
+
+    Attributes:
+        price: USDC an ETH; the highest that is stated, or None.
+        eth, usdc: What is held; the least that is stated, or None where nothing is said.
+        other_amounts: ETH amounts that the question names and that are no holding, such as an order to sell them.
+        names_whole: Whether a word such as "all" or "everything" stands in the question.
+        other_pair: The first pair or token that is priced beside ETH-USDC, or None.
+        asks: Whether a word such as "action" or "trade" stands in the question.
+    """
+
+    price: float | None = None
+    eth: float | None = None
+    usdc: float | None = None
+    other_amounts: tuple[float, ...] = ()
+    names_whole: bool = False
+    other_pair: str | None = None
+    asks: bool = False
+
+    @property
+    def calls_for_action(self) -> bool:
+        """Whether the question asks for a trade: it says so, and states a price and a holding."""
+        return self.asks and self.price is not None and (self.eth is not None or self.usdc is not None)
+
+
+def read_facts(question: str) -> StatedFacts:
+    """Read what a question states, in whatever words and number formats."""
+    text = _plain(question)
+    held: dict[str, list[float]] = {"ETH": [], "USDC": []}
+    claimed: list[tuple[int, int]] = [found.span() for found in _WORTH.finditer(text)]
+    for span, token, amount in _holdings(text):
+        claimed.append(span)
+        if amount < _MOST[token]:
+            held[token].append(amount)
+    if _NOTHING.search(text):
+        held["ETH"].append(0.0)
+        held["USDC"].append(0.0)
+    prices: list[float] = []
+    for pattern in _PRICES:
+        for found in pattern.finditer(text):
+            prices += readings(found["n"].lstrip("-\u2212"))
+            claimed.append(found.span("n"))
+    return StatedFacts(
+        price=max(prices, default=None),
+        eth=min(held["ETH"], default=None),
+        usdc=min(held["USDC"], default=None),
+        other_amounts=tuple(_other_amounts(text, claimed)),
+        names_whole=_TO_THE_END.search(text) is not None,
+        other_pair=_other_pair(text),
+        asks=_ASKS.search(text) is not None,
+    )
+
+
+def _plain(question: str) -> str:
+    """The text in one line: ASCII forms of digits and blanks, no hidden characters, no marks of Markdown or JSON."""
+    text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
+    text = "".join(
+        " " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
+    )
+    text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)
+    return re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text)).strip()
+
+
+def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
+    """Every stated holding: where it stands, its token and its amount."""
+    for found in _LABEL.finditer(text):
+        yield found.span(), *_least(found["a"] or found["b"], found["n"])
+    for cue in _CUE.finditer(text):
+        if not _NOT_YET.search(text[max(cue.start() - 20, 0) : cue.start()]):
+            yield from _amounts(text, cue.end())
+    for cue in _PAIR_CUE.finditer(text):
+        amounts = list(_amounts(text, cue.end()))
+        if {token for _, token, _ in amounts} == {"ETH", "USDC"}:
+            yield from amounts
+    place = 0
+    while first := _AMOUNT.search(text, place):
+        amounts = list(_amounts(text, first.start()))
+        place = amounts[-1][0][1] if amounts else first.end()
+        if amounts and _BEHIND.match(text, place):
+            yield from amounts
+
+
+def _amounts(text: str, place: int) -> Iterator[tuple[tuple[int, int], str, float]]:
+    """The amounts of a list that begins at a place, such as ``3.7 ETH (worth $9,000) and $900``."""
+    while found := _AMOUNT.match(text, place):
+        if found["none"]:
+            yield found.span(), _token(found["of_none"]), 0.0
+        elif found["then"] and re.match(rf"{_ETH}\s?[:=]?\s?\$", found[0], _FLAGS):
+            return  # "ETH: $2,500" is a price
+        else:
+            unit = found["first"] or found["unit"] or "usdc"
+            yield found.span(), *_least(unit, found["then"] or found["dollars"] or found["number"])
+        place = found.end()
+        if aside := _ASIDE.match(text, place):
+            place = aside.end()
+        place += len(_BETWEEN.match(text, place)[0])  # type: ignore[index]  # every part of it may be missing
+
+
+def _token(unit: str) -> str:
+    return "ETH" if re.fullmatch(_ETH, unit, _FLAGS) else "USDC"
+
+
+def _least(unit: str, number: str) -> tuple[str, float]:
+    """The token and the least that a number of it can mean; dollars have cents, so ``9,507`` of them is no 9.507."""
+    name = _token(unit)
+    if number.startswith(("-", "\u2212")):
+        return name, 0.0
+    values = readings(number) or (0.0,)
+    return name, values[0] if name == "USDC" else min(values)
+
+
+def _other_amounts(text: str, claimed: Sequence[tuple[int, int]]) -> Iterator[float]:
+    for found in re.finditer(rf"(?P<n>{NUMBER})\s?(?:{_ETH})|\b{_ETH}\s(?P<m>{NUMBER})", text, _FLAGS):
+        name = "n" if found["n"] else "m"
+        begin, end = found.span(name)
+        if not any(first <= begin and end <= last for first, last in claimed):
+            yield from readings(found[name])
+
+
+def _other_pair(text: str) -> str | None:
+    for found in _OTHER_PAIR.finditer(text):
+        named = {name for name in (found["x"], found["y"], found["z"]) if name}
+        is_pair = found["z"] is not None or bool(named & _QUOTED_IN)
+        if is_pair and not named <= _OWN_TOKENS | _NO_TOKENS:
+            return found[0]
+    return None
