@@ -63,11 +63,7 @@ def materialize_days(
                 table, **{**made_from, "partition": day, "inputs": {**external, **inputs}}
             )
             versions[day] = manifest.data_version
-            metadata[day] = {
-                **table_metadata(table, partition=True),
-                **artifact_metadata(manifest, artifacts.store),
-                **more,
-            }
+            metadata[day] = table_metadata(table, partition=True) | artifact_metadata(manifest, artifacts.store) | more
             artifacts.watcher.stored(context.asset_key.to_user_string(), day, table.height)
         if failures:
             raise _failure(failures, done=done, of=len(days))
