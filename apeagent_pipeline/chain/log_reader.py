@@ -93,7 +93,7 @@ class LogReader:
             nonlocal failures
             self._check(endpoint)
             try:
-                return self._read_piece(endpoint, first, last, accept, again, most_blocks)
+                return self._read_piece(endpoint, first, last, accept=accept, again=again, most_blocks=most_blocks)
             except RpcError as error:
                 # A range that is too large for a node may also end in a timeout or a cut-off answer, every time.
                 if error.kind is RpcErrorKind.TRANSIENT:
@@ -110,8 +110,8 @@ class LogReader:
             first, failures = asked.last + 1, 0
         return PoolEvents.joined(found), pieces
 
-    def _read_piece(  # noqa: PLR0917
-        self, endpoint: Endpoint, first: int, last: int, accept: Accept, again: Headers, most_blocks: int | None
+    def _read_piece(
+        self, endpoint: Endpoint, first: int, last: int, *, accept: Accept, again: Headers, most_blocks: int | None
     ) -> tuple[PoolEvents, Piece]:
         size = self.sizes[endpoint]
         unknown_errors = 0

@@ -268,13 +268,17 @@ class _Ticks:
         amount_in, amount_out = (-row.amount0, row.amount1) if down else (-row.amount1, row.amount0)
         end = MIN_SQRT_PRICE + 1 if down else MAX_SQRT_PRICE - 1
         for limit, specified in ((end, -amount_in), (end, amount_out), (row.sqrt_price_x96, -_UNLIMITED)):
-            walk = self._walk(state, down, specified, limit, row, nets) if specified else None
+            walk = (
+                self._walk(state, down=down, specified=specified, limit=limit, row=row, nets=nets)
+                if specified
+                else None
+            )
             if walk and walk[:4] == (row.sqrt_price_x96, row.liquidity, amount_in, amount_out):
                 return walk.growth
         return None
 
-    def _walk(  # noqa: PLR0917
-        self, state: PoolState, down: bool, specified: int, limit: int, row: _Swap, nets: Mapping[int, int]
+    def _walk(
+        self, state: PoolState, *, down: bool, specified: int, limit: int, row: _Swap, nets: Mapping[int, int]
     ) -> _Walk | None:
         """The swap loop of ``Pool.sol`` with these initialised ticks; None where the contract reverts."""
         price, tick, liquidity = state

@@ -1,7 +1,7 @@
 """Where swaps come from, chosen by the settings: the embedded chain, an archive, or a node."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -335,6 +335,23 @@ class RpcSource:
     def day_notes(self, day: date) -> dict[str, Any]:
         """The proof of a day, from whichever process read it last on this machine."""
         return self._records.notes(day)
+
+
+def unconfirmed_days(source: SwapSource, days: Iterable[str]) -> dict[str, str]:
+    """Days whose completeness could not be proven, each with the doubt; days of files are never in doubt.
+
+    Args:
+        source: Where the days were read.
+        days: Stored days.
+    """
+    if isinstance(source, ArchiveSource):
+        return {}
+    notes = {day: source.day_notes(date.fromisoformat(day)) for day in days}
+    return {
+        day: str(each["notes"]).removeprefix("unconfirmed: ")
+        for day, each in notes.items()
+        if each.get("confirmed") is False
+    }
 
 
 def open_swap_source(settings: Settings) -> SwapSource:

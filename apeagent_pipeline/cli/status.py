@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.cli.display import plain
+from apeagent_pipeline.cli.time_left import estimate, in_words
 from apeagent_pipeline.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -47,38 +48,51 @@ def status(
     if asset:
         _require_known(graph, asset, day)
     days = _days(graph, day)
+    covered = _covered([day] if day else days)
     stale = stale_artifacts(graph.assets, graph.runtime, days)
     asked = [each for each in stale if asset in ("", each.asset) and day in ("", each.day or "")]
-    with open_instance(graph.runtime.settings) as instance:
-        held = held_back(graph, instance, stale)
-        seconds = _seconds_last_time(instance, {each.asset for each in stale})
     console = Console(highlight=False)
     if not asked:
-        console.print(
-            f"[green]✓[/] {plain(artifact or 'Everything')} is up to date ({_covered(days)}).", soft_wrap=True
-        )
+        console.print(f"[green]✓[/] {plain(artifact or 'Everything')} is up to date ({covered}).", soft_wrap=True)
+        _list_unconfirmed(console, graph, asset, day)
         return
-    table = Table("asset", "days", "out of date because", "waits for", "last time", title=_covered(days))
+    with open_instance(graph.runtime.settings) as instance:
+        held = held_back(graph, instance, stale)
+        seconds, source = _seconds(graph, instance, {each.asset for each in stale})
+    console.print(_table(graph, asked, stale, held, seconds, title=covered))
+    if artifact:
+        for each in asked:
+            _explain(console, graph, each)
+    _list_unconfirmed(console, graph, asset, day)
+    console.print(
+        f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
+        + (f", about {in_words(sum(seconds.values()))} ({source})." if seconds else "."),
+        soft_wrap=True,
+    )
+    raise typer.Exit(1)
+
+
+def _table(
+    graph: "Graph",
+    asked: "list[Stale]",
+    stale: "list[Stale]",
+    held: "Mapping[str, str]",
+    seconds: "Mapping[str, float]",
+    *,
+    title: str,
+) -> Table:
+    """One row for each asset that was asked about and is out of date."""
+    table = Table("asset", "days", "out of date because", "waits for", "takes", title=title)
     for name in dict.fromkeys(each.asset for each in asked):
         of_asset = [each for each in asked if each.asset == name]
         table.add_row(
             name,
             _day_list([each.day for each in of_asset if each.day]),
             plain("; ".join(dict.fromkeys(each.reason for each in of_asset))),
-            plain("; ".join(_held(of_asset, held)) or ", ".join(_waits_for(graph, name, stale))),
-            f"{seconds[name]:,.0f} s" if name in seconds else "",
+            plain("; ".join(_held(of_asset, held)) or "; ".join(_waits_for(graph, of_asset, stale))),
+            in_words(seconds[name]) if name in seconds else "",
         )
-    console.print(table)
-    if artifact:
-        for each in asked:
-            _explain(console, graph, each)
-    known = [seconds[name] for name in dict.fromkeys(each.asset for each in stale) if name in seconds]
-    console.print(
-        f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
-        + (f", at least {sum(known):,.0f} s if they take as long as last time." if known else "."),
-        soft_wrap=True,
-    )
-    raise typer.Exit(1)
+    return table
 
 
 def _require_known(graph: "Graph", asset: str, day: str) -> None:
@@ -90,17 +104,19 @@ def _require_known(graph: "Graph", asset: str, day: str) -> None:
 
 
 def _days(graph: "Graph", day: str) -> list[str]:
-    """The day asked for, or every day from the first to the last that is stored."""
+    """Every day from the first to the last that is stored, and the day asked for.
+
+    A day may wait for another one, so the others are judged too.
+    """
     from apeagent_pipeline.chain.days import days_between
     from apeagent_pipeline.cli.update import day_argument
 
-    if day:
-        return [str(day_argument(day, "ASSET/DAY"))]
+    asked = {str(day_argument(day, "ASSET/DAY"))} if day else set()
     stored = graph.runtime.store.days(graph.daily[0])
     if not stored:
-        return []
+        return sorted(asked)
     first, last = (day_argument(each, "day") for each in (stored[0], stored[-1]))
-    return [str(each) for each in days_between(first, last)]
+    return sorted(asked.union(map(str, days_between(first, last))))
 
 
 def _covered(days: list[str]) -> str:
@@ -116,11 +132,57 @@ def _held(stale: "list[Stale]", held: "Mapping[str, str]") -> list[str]:
     return list(dict.fromkeys(held[each.name] for each in stale if each.name in held))
 
 
-def _waits_for(graph: "Graph", name: str, stale: "list[Stale]") -> list[str]:
-    """Direct inputs that are out of date themselves."""
-    out_of_date = {each.asset for each in stale}
-    keys = next(asset.dependency_keys for asset in graph.assets if asset.key.to_user_string() == name)
-    return sorted(key.to_user_string() for key in keys if key.to_user_string() in out_of_date)
+def _waits_for(graph: "Graph", waiting: "list[Stale]", stale: "list[Stale]") -> list[str]:
+    """The inputs that artifacts of one asset read and that are out of date themselves: ``asset``, or with its days."""
+    from apeagent_pipeline.defs.partitions import PreviousDays, days_read
+
+    name = waiting[0].asset
+    definition = next(asset for asset in graph.assets if asset.key.to_user_string() == name)
+    rules = {
+        definition.keys_by_input_name[each.name].to_user_string(): days_read(each.metadata)
+        for each in definition.op.input_defs
+    }
+    found = []
+    for key in sorted(rules.keys() & {each.asset for each in stale}):
+        days = {each.day for each in stale if each.asset == key and each.day}
+        rule, options = rules[key] or PreviousDays(), graph.runtime.options(name)
+        candidates = days.union(graph.runtime.store.days(key))
+        read = {day for each in waiting for day in rule.of(each.day, candidates, options)} & days
+        if read or not days:
+            found.append(f"{key} ({_day_list(sorted(read))})" if read else key)
+    return found
+
+
+def _list_unconfirmed(console: Console, graph: "Graph", asset: str, day: str) -> None:
+    """The stored days of swaps whose completeness could not be proven, each with the first doubt.
+
+    Shown when all assets, or the swaps, were asked about.
+    """
+    from apeagent_pipeline.chain.source import unconfirmed_days
+
+    if asset not in ("", graph.daily[0]):
+        return
+    stored = graph.runtime.store.days(graph.daily[0])
+    found = unconfirmed_days(graph.runtime.source, [each for each in stored if day in ("", each)])
+    if not found:
+        return
+    console.print(f"Unconfirmed days of {graph.daily[0]}: {len(found)}. The nightly re-sync reads them again.")
+    for each, doubt in found.items():
+        console.print(f"  {each}: {plain(doubt)}", soft_wrap=True)
+
+
+def _seconds(graph: "Graph", instance: "DagsterInstance", names: set[str]) -> "tuple[Mapping[str, float], str]":
+    """Asset -> how long it will take, and where the figures come from; unknown assets are left out.
+
+    The time of an asset's newest run comes first, then the estimate that `apeagent demo` gives.
+    """
+    known = _seconds_last_time(instance, names)
+    if known.keys() == names:
+        return known, "as measured here before"
+    estimated = estimate(graph.runtime.settings, names)
+    if estimated is None:
+        return known, f"as measured here before, without {len(names - known.keys())} assets that were never built here"
+    return {**estimated.seconds, **known}, estimated.source
 
 
 def _seconds_last_time(instance: "DagsterInstance", names: set[str]) -> "Mapping[str, float]":
@@ -148,11 +210,12 @@ def _explain(console: Console, graph: "Graph", stale: "Stale") -> None:
         console.print(
             f"  {name}: built from {then}, now {stale.present_inputs.get(name) or 'not stored'}", soft_wrap=True
         )
-    if not stale.changed_inputs:
-        present = graph.runtime.options(stale.asset)
-        names = sorted(present.keys() | manifest.config.keys())
-        changed = [name for name in names if present.get(name) != manifest.config.get(name)]
-        for name in changed:
+    if stale.changed_inputs:
+        return
+    present = graph.runtime.options(stale.asset)
+    for name in sorted(present.keys() | manifest.config.keys()):
+        if present.get(name) != manifest.config.get(name):
             console.print(f"  option {name}: built with {manifest.config.get(name)}, now {present.get(name)}")
-        if not changed:
-            console.print(f"  code version: built with {manifest.code_version}", soft_wrap=True)
+    asset = next(each for each in graph.assets if each.key.to_user_string() == stale.asset)
+    now = asset.get_asset_spec(asset.key).code_version
+    console.print(f"  code version: built with {manifest.code_version}, now {now}", soft_wrap=True)

@@ -2,6 +2,8 @@
 
 import time
 from datetime import date
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,10 +13,11 @@ from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
 from apeagent_pipeline.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from dagster import DagsterInstance
 
+    from apeagent_pipeline.cli.display import TerminalWatcher
     from apeagent_pipeline.defs.build import Graph
     from apeagent_pipeline.defs.staleness import Stale
     from apeagent_pipeline.defs.update import Round
@@ -40,9 +43,8 @@ def bring_up_to_date(
     Returns:
         The rounds that ran, the graph, and the days.
     """
-    from apeagent_pipeline.chain.source import RpcSource
     from apeagent_pipeline.cli.display import TerminalWatcher, quiet_console
-    from apeagent_pipeline.cli.time_left import estimate, in_words, remember
+    from apeagent_pipeline.cli.time_left import remember
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.instance import open_instance
     from apeagent_pipeline.defs.update import update
@@ -60,36 +62,54 @@ def bring_up_to_date(
             highlight=False,
         )
 
-        def announce(stale: "list[Stale]") -> None:
-            names = dict.fromkeys(each.asset for each in stale)
-            if "raw_swaps" in names and isinstance(graph.runtime.source, RpcSource):
-                days_to_read = sum(each.asset == "raw_swaps" for each in stale)
-                console.print(f"Reading: {plain(graph.runtime.source.plan(days_to_read))}", highlight=False)
-            reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
-            console.print(
-                "To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim"
-            )
-            if expected := estimate(settings, names):
-                watcher.expect(expected.seconds)
-                console.print(f"This takes about {in_words(expected.total)} ({expected.source}).", highlight=False)
-
         only = set(select(graph)) if select else None
-        rounds = update(graph, instance, days, only=only, keep_going=keep_going, announce=announce)
+        rounds = update(
+            graph,
+            instance,
+            days,
+            only=only,
+            keep_going=keep_going,
+            announce=partial(_announce, console, watcher, graph),
+        )
     seconds = {name: took for each in rounds for name, took in each.seconds.items()}
     if not rounds:
         Console().print(f"Everything is up to date: nothing to recompute ({time.monotonic() - begun:.1f} s).")
     else:
         whole = {name: took for each in rounds if each.success for name, took in each.seconds.items()}
         remember(settings, whole, {asset.key.to_user_string() for asset in graph.assets})
-        wall = time.monotonic() - begun
-        table = Table("asset or check", "seconds", title="Built")
-        for name, took in seconds.items():
-            table.add_row(name, f"{took:.1f}")
-        table.caption = (
-            f"{wall:.0f} s in all, {wall - sum(seconds.values()):.1f} s of it outside the assets. Log: {log}"
-        )
-        Console().print(table)
+        _show_built(seconds, time.monotonic() - begun, log)
     return rounds, graph, days
+
+
+def _announce(console: Console, watcher: "TerminalWatcher", graph: "Graph", stale: "list[Stale]") -> None:
+    """Say what a run will build, why, and how long it takes."""
+    from apeagent_pipeline.chain.source import RpcSource
+    from apeagent_pipeline.cli.time_left import estimate, in_words
+
+    names = dict.fromkeys(each.asset for each in stale)
+    if "raw_swaps" in names and isinstance(graph.runtime.source, RpcSource):
+        days_to_read = sum(each.asset == "raw_swaps" for each in stale)
+        console.print(f"Reading: {plain(graph.runtime.source.plan(days_to_read))}", highlight=False)
+    reasons = {name: next(each.reason for each in stale if each.asset == name) for name in names}
+    console.print("To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim")
+    if expected := estimate(graph.runtime.settings, names):
+        watcher.expect(expected.seconds)
+        console.print(f"This takes about {in_words(expected.total)} ({expected.source}).", highlight=False)
+
+
+def _show_built(seconds: "Mapping[str, float]", wall: float, log: Path) -> None:
+    """A table of how long each asset and check took.
+
+    Args:
+        seconds: Asset or check -> seconds.
+        wall: Seconds of the whole command.
+        log: The log file.
+    """
+    table = Table("asset or check", "seconds", title="Built")
+    for name, took in seconds.items():
+        table.add_row(name, f"{took:.1f}")
+    table.caption = f"{wall:.0f} s in all, {wall - sum(seconds.values()):.1f} s of it outside the assets. Log: {log}"
+    Console().print(table)
 
 
 def sweep_orphans(instance: "DagsterInstance") -> None:

@@ -35,58 +35,83 @@ def materialize_days(
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
         overtaken: Called after all days are published; returns the days, of this run or not, to compute (again) now.
     """
-    spec = context.assets_def.get_asset_spec(context.asset_key)
-    progress = artifacts.watcher.started(context)
+    run = _Run(context, artifacts, compute, inputs_of)
     asked = list(context.partition_keys)
-    versions: dict[str, str] = {}
-    metadata: dict[str, dict[str, Any]] = {}
+    try:
+        run.publish(asked)
+        while days := overtaken():
+            run.publish(days)
+    except Exception:
+        run.record()
+        raise
+    of_asked = {day: run.versions[day] for day in asked}
+    if len(asked) == 1:
+        day = asked[0]
+        yield dg.MaterializeResult(metadata=run.metadata[day], data_version=dg.DataVersion(run.versions.pop(day)))
+    else:
+        yield dg.MaterializeResult(data_version=dg.DataVersion(digest(of_asked)))
+    # Dagster records one version for the whole range; these later events give each day its own.
+    run.record()
 
-    def make(days: list[str]) -> None:
-        made_from = artifacts.made_from(spec, context.op_execution_context.op_config or {}, step_of(context))
-        external = {name: version for name, version in made_from["inputs"].items() if "/" not in name}
+
+class _Run:
+    """The days that one run publishes, with what Dagster shall record of each."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        artifacts: ArtifactIOManager,
+        compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any]]],
+        inputs_of: Callable[[str], list[str]],
+    ) -> None:
+        self._context, self._artifacts, self._compute, self._inputs_of = context, artifacts, compute, inputs_of
+        self._spec = context.assets_def.get_asset_spec(context.asset_key)
+        self._progress = artifacts.watcher.started(context)
+        self.versions: dict[str, str] = {}
+        self.metadata: dict[str, dict[str, Any]] = {}
+
+    def publish(self, days: list[str]) -> None:
+        """Compute and publish each day.
+
+        Raises:
+            Exception: the cause, if the only day failed.
+            dagster.Failure: if some of several days failed; names them.
+        """
+        config = self._context.op_execution_context.op_config or {}
+        made_from = self._artifacts.made_from(self._spec, config, step_of(self._context))
         failures: dict[str, Exception] = {}
         in_a_row = done = 0
         for number, day in enumerate(days):
             if in_a_row == _FAILURES_IN_A_ROW:
                 break
+            if refusal := self._artifacts.refusal(step_of(self._context), self._inputs_of(day)):
+                failures[day] = refusal
+                continue
             try:
-                artifacts.refuse(step_of(context), inputs_of(day))
-                table, more = compute(day, _within(progress, number, len(days)))
+                table, more = self._compute(day, _within(self._progress, number, len(days)))
             except Exception as error:
                 failures[day] = error
                 in_a_row += 1
-                context.log.error(f"{day}: {error}")
+                self._context.log.error(f"{day}: {error}")
                 continue
             in_a_row = 0
             done += 1
-            inputs = {name: made_from["inputs"][name] for name in inputs_of(day) if name in made_from["inputs"]}
-            manifest = artifacts.store.publish_table(
-                table, **{**made_from, "partition": day, "inputs": {**external, **inputs}}
-            )
-            versions[day] = manifest.data_version
-            metadata[day] = {
-                **table_metadata(table, partition=True),
-                **artifact_metadata(manifest, artifacts.store),
-                **more,
-            }
-            artifacts.watcher.stored(context.asset_key.to_user_string(), day, table.height)
+            self._store(day, table, more, made_from)
         if failures:
             raise _failure(failures, done=done, of=len(days))
 
-    try:
-        make(asked)
-        while days := overtaken():
-            make(days)
-    except Exception:
-        _record(context, spec, versions, metadata)
-        raise
-    of_asked = {day: versions[day] for day in asked}
-    if len(asked) == 1:
-        yield dg.MaterializeResult(metadata=metadata[asked[0]], data_version=dg.DataVersion(versions.pop(asked[0])))
-    else:
-        yield dg.MaterializeResult(data_version=dg.DataVersion(digest(of_asked)))
-    # Dagster records one version for the whole range; these later events give each day its own.
-    _record(context, spec, versions, metadata)
+    def _store(self, day: str, table: pl.DataFrame, more: dict[str, Any], made_from: dict[str, Any]) -> None:
+        store, versions = self._artifacts.store, made_from["inputs"]
+        inputs = {name: version for name, version in versions.items() if "/" not in name}  # of external assets
+        inputs |= {name: versions[name] for name in self._inputs_of(day) if name in versions}
+        manifest = store.publish_table(table, **{**made_from, "partition": day, "inputs": inputs})
+        self.versions[day] = manifest.data_version
+        self.metadata[day] = table_metadata(table, partition=True) | artifact_metadata(manifest, store) | more
+        self._artifacts.watcher.stored(self._context.asset_key.to_user_string(), day, table.height)
+
+    def record(self) -> None:
+        """Tell Dagster the data version of each published day that it does not know yet."""
+        _record(self._context, self._spec, self.versions, self.metadata)
 
 
 def _within(progress: Progress, number: int, of: int) -> Progress:

@@ -57,7 +57,7 @@ class ArtifactIOManager(dg.IOManager):
         """Read an upstream artifact and record its data version as an input of this step.
 
         Raises:
-            dg.Failure: if the artifact failed a blocking check; for a daily input of a daily asset see `refuse`.
+            dg.Failure: if the artifact failed a blocking check; for a daily input of a daily asset see `refusal`.
         """
         asset = context.asset_key.to_user_string()
         loaded = self._loaded[_step(context)]
@@ -91,19 +91,15 @@ class ArtifactIOManager(dg.IOManager):
             if day and manifest and manifest.data_version == refusals[day][0]
         }
 
-    def refuse(self, step: tuple[str, str], inputs: Iterable[str]) -> None:
-        """Stop the computation of one day if a day that it reads failed a blocking check.
+    def refusal(self, step: tuple[str, str], inputs: Iterable[str]) -> dg.Failure | None:
+        """Why a day must not be built: a day that it reads failed a blocking check; None if it can be built.
 
         Args:
             step: See `step_of`.
             inputs: What the day reads, as ``asset/day``.
-
-        Raises:
-            dg.Failure: with the reason.
         """
         reasons = [self._refused[step][name] for name in inputs if name in self._refused[step]]
-        if reasons:
-            raise _refusal(reasons)
+        return _refusal(reasons) if reasons else None
 
     def load_days(self, step: tuple[str, str], asset: str, days: list[str]) -> dict[str, pl.LazyFrame]:
         """Read stored days of a daily asset, and record their data versions as inputs of a step (see `step_of`)."""

@@ -337,14 +337,20 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
             "## Licence",
             "",
-            "Prompts and controls: Apache-2.0, as this project. "
-            + (
-                "Answers: those of the embedded policy, Apache-2.0 too."
-                if teacher == RulesTeacher.name
-                else f"Answers: what the licence of `{teacher}` and the terms of its provider allow, and some forbid "
-                f"training other models on them; read both before you publish this."
-            )
-            + " Not investment advice.",
+            _licence(teacher),
             "",
         ]
+    )
+
+
+def _licence(teacher: str) -> str:
+    return (
+        "Prompts and controls: Apache-2.0, as this project. "
+        + (
+            "Answers: those of the embedded policy, Apache-2.0 too."
+            if teacher == RulesTeacher.name
+            else f"Answers: what the licence of `{teacher}` and the terms of its provider allow, and some forbid "
+            f"training other models on them; read both before you publish this."
+        )
+        + " Not investment advice."
     )

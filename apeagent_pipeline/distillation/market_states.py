@@ -66,22 +66,7 @@ def market_states(windows: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     Raises:
         ValueError: if columns are missing, there is no row, or a number that must be positive and finite is not.
     """
-    missing = [name for name in _NEEDED if name not in windows.columns]
-    if missing:
-        raise ValueError(f"windows lack the columns {missing}; pass the table of synthetic_windows")
-    if windows.is_empty():
-        raise ValueError("there are no windows; materialize synthetic_windows with n_windows above 0")
-    bad = windows.filter(
-        ~(pl.col("price").is_finite() & (pl.col("price") > 0)).fill_null(False)
-        | ~(pl.col("volume_usdc").is_finite() & (pl.col("volume_usdc") >= 0)).fill_null(False)
-    )
-    if not bad.is_empty():
-        first = bad.row(0, named=True)
-        raise ValueError(
-            f"{bad.height} of {windows.height} rows have no usable price or volume, first window {first['window_id']} "
-            f"step {first['step']}: price {first['price']}, volume {first['volume_usdc']}; expected finite numbers, "
-            f"price above 0. Sample the windows again"
-        )
+    _require_usable(windows)
     ordered = windows.select(pl.col(name).cast(kind) for name, kind in _NEEDED.items()).sort("window_id", "step")
     first_return = pl.col("tick_change").fill_null(0) * _LOG_TICK
     log_return = pl.col("price").log().diff().over("window_id").fill_null(first_return)
@@ -117,6 +102,25 @@ def words_for(move_bps: float, volatility_bps: float, words: StateWords) -> tupl
     state = pl.DataFrame({"move_bps": [float(move_bps)], "volatility_bps": [float(volatility_bps)]})
     trend, volatility = state.select(_trend_word(words), volatility=_volatility_word(words)).row(0)
     return trend, volatility
+
+
+def _require_usable(windows: pl.DataFrame) -> None:
+    missing = [name for name in _NEEDED if name not in windows.columns]
+    if missing:
+        raise ValueError(f"windows lack the columns {missing}; pass the table of synthetic_windows")
+    if windows.is_empty():
+        raise ValueError("there are no windows; materialize synthetic_windows with n_windows above 0")
+    bad = windows.filter(
+        ~(pl.col("price").is_finite() & (pl.col("price") > 0)).fill_null(False)
+        | ~(pl.col("volume_usdc").is_finite() & (pl.col("volume_usdc") >= 0)).fill_null(False)
+    )
+    if not bad.is_empty():
+        first = bad.row(0, named=True)
+        raise ValueError(
+            f"{bad.height} of {windows.height} rows have no usable price or volume, first window {first['window_id']} "
+            f"step {first['step']}: price {first['price']}, volume {first['volume_usdc']}; expected finite numbers, "
+            f"price above 0. Sample the windows again"
+        )
 
 
 def _ratio(above: str, below: str, otherwise: float) -> pl.Expr:

@@ -115,7 +115,9 @@ def run_ablations(  # noqa: PLR0917 (the order is that of the asset graph's othe
         return part_of(progress, before, total)
 
     rows = {
-        "as_trained": _kept(work / "as_trained.json", lambda: _ask(base, adapter, trading, controls, config, told(0)))
+        "as_trained": _kept(
+            work / "as_trained.json", lambda: _ask(base, adapter, trading, controls, config=config, progress=told(0))
+        )
     }
     done += prompts
     for name, (_, change) in ABLATIONS.items():
@@ -127,7 +129,7 @@ def run_ablations(  # noqa: PLR0917 (the order is that of the asset graph's othe
             if not (student / "training.json").is_file():
                 fine_tune(base, changed, recipe, seed, student, folder / "checkpoints", told(before))
             asked = choose_examples(changed, config, seed)
-            return _ask(base, student, *asked, config, told(before + recipe.steps))
+            return _ask(base, student, *asked, config=config, progress=told(before + recipe.steps))
 
         rows[name] = _kept(work / f"{name}.json", train_and_ask)
         done += recipe.steps + prompts
@@ -137,11 +139,12 @@ def run_ablations(  # noqa: PLR0917 (the order is that of the asset graph's othe
     return _report(rows, chain, config, recipe)
 
 
-def _ask(  # noqa: PLR0917
+def _ask(
     base: Path,
     adapter: Path,
     trading: Sequence[Example],
     controls: Sequence[Example],
+    *,
     config: CanaryEvalConfig,
     progress: Progress,
 ) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def compare_stages(  # noqa: PLR0917 (the order is that of the asset graph's oth
     held_out = json.loads((adapter / "training.json").read_text())["held_out"]
     totals = {who: np.sum(list(parts.values()), axis=0) for who, parts in held_out.items()}
     gain = totals["second"] - totals["first"]
-    second = {**canary.metrics, **replayed.metrics}
-    first = {**first_canary["metrics"], **first_backtest["metrics"]}
+    first, second = first_canary["metrics"] | first_backtest["metrics"], canary.metrics | replayed.metrics
     intervals = {**canary.intervals, **replayed.intervals}
     rewards = {f"reward_{who}": float(total.mean()) for who, total in totals.items()}
     return Report(

@@ -203,7 +203,6 @@ def make_trainer(
     """
     import transformers
     from datasets import Dataset
-    from trl import SFTConfig
 
     from apeagent_pipeline.student.answer_trainer import AnswerTrainer
     from apeagent_pipeline.workers import Workers
@@ -219,22 +218,9 @@ def make_trainer(
     transformers.set_seed(seed)
     with quiet():
         model = _with_adapter(model, config)
-        settings = SFTConfig(
-            **run_settings(config, seed, checkpoint_dir, "lora_adapter"),
-            per_device_train_batch_size=config.batch_size // workers.count,
-            per_device_eval_batch_size=config.batch_size,
-            max_length=config.max_tokens,
-            completion_only_loss=True,
-            packing=False,
-            remove_unused_columns=False,  # pack_examples needs to know which examples are controls
-            eval_strategy="steps",
-            eval_steps=config.valid_every,
-            metric_for_best_model="loss",
-            ddp_find_unused_parameters=False,
-        )
         trainer = AnswerTrainer(
             model=model,
-            args=settings,
+            args=_sft_config(config, seed, checkpoint_dir, workers.count),
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
@@ -244,15 +230,33 @@ def make_trainer(
             asked=asked,
         )
     if workers.count > 1:
-        transformers.set_seed(
-            seed + workers.rank
-        )  # for dropout; the adapter and the order of the examples are already drawn
+        # For dropout: the adapter and the order of the examples are already drawn.
+        transformers.set_seed(seed + workers.rank)
     trainer.remove_callback(transformers.PrinterCallback)
     stopping = [transformers.EarlyStoppingCallback(config.patience)] if config.patience else []
     told = run_callbacks(config.checkpoint_seconds, checkpoint_dir, _TOLD, progress, workers)
     for callback in [*stopping, *told]:
         trainer.add_callback(callback)
     return trainer
+
+
+def _sft_config(config: FineTuningConfig, seed: int, checkpoint_dir: Path, workers: int) -> Any:
+    """The settings of trl's trainer; ``batch_size`` is that of all workers together."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        **run_settings(config, seed, checkpoint_dir, "lora_adapter"),
+        per_device_train_batch_size=config.batch_size // workers,
+        per_device_eval_batch_size=config.batch_size,
+        max_length=config.max_tokens,
+        completion_only_loss=True,
+        packing=False,
+        remove_unused_columns=False,  # pack_examples needs to know which examples are controls
+        eval_strategy="steps",
+        eval_steps=config.valid_every,
+        metric_for_best_model="loss",
+        ddp_find_unused_parameters=False,
+    )
 
 
 def training_figure(curve: dict[str, Any]) -> bytes:

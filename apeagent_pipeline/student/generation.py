@@ -151,13 +151,20 @@ class Student:
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             batch = [ids[index][shared:] for index in indices]
-            said = self._said(batch, start and start.past_key_values, shared, max_new_tokens, temperature, rng)
+            said = self._said(
+                batch,
+                start and start.past_key_values,
+                shared,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                rng=rng,
+            )
             found.update(zip(indices, map(self._answer, said), strict=True))
             progress(len(found), len(order))
         return [found[index] for index in range(len(ids))]
 
-    def _said(  # noqa: PLR0917
-        self, batch: list[list[int]], start: Any, shared: int, max_new_tokens: int, temperature: float, rng: Any
+    def _said(
+        self, batch: list[list[int]], start: Any, shared: int, *, max_new_tokens: int, temperature: float, rng: Any
     ) -> list[list[int]]:
         """The answer tokens of each prompt of a batch, the end token included.
 

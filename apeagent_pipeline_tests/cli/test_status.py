@@ -1,5 +1,6 @@
 """``apeagent status`` as a user asks it: what is out of date, why, and what it would take."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from typer.testing import CliRunner, Result
 
 from apeagent_pipeline import cli
 from apeagent_pipeline.artifacts.store import ArtifactStore
+from apeagent_pipeline.chain.day_records import notes_of
+from apeagent_pipeline.chain.proof import DayProof
+from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.cli.time_left import Estimate
 from apeagent_pipeline.defs import profiles
 from apeagent_pipeline.defs.checks import judges
 from apeagent_pipeline.defs.gates import VERDICT, WHOLE_ARTIFACT, Verdicts
@@ -65,6 +70,9 @@ def test_a_changed_seed_is_named_with_both_values(home: Path) -> None:
     assert done.exit_code == 1
     assert "code or settings changed" in done.output
     assert "option seed: built with 42, now 7" in done.output
+    built, now = re.findall(r"code version: built with (\S+), now (\S+)", done.output)[0]
+    assert built != now
+    assert built.split(".")[0] == now.split(".")[0]  # the code is the same; the options are not
 
 
 def test_a_changed_day_is_named_with_both_versions_and_what_is_downstream(home: Path, tmp_path: Path) -> None:
@@ -83,6 +91,46 @@ def test_a_changed_day_is_named_with_both_versions_and_what_is_downstream(home: 
     finally:
         store.publish_table(table, **made_from)
     assert status(home, f"swap_features/{DAYS[0]}").exit_code == 0
+
+
+def test_a_day_waits_for_the_day_before_that_it_reads(home: Path) -> None:
+    store = tiny_graph(Settings(home=home)).runtime.store
+    manifest = store.whole("raw_swaps", DAYS[0])
+    table = store.table(manifest).collect()
+    made_from = manifest.model_dump(include={"asset", "partition", "config", "code_version", "inputs"})
+    store.publish_table(table.head(table.height - 1), **{**made_from, "code_version": "0"})
+    try:
+        for artifact in (f"swap_features/{DAYS[1]}", "swap_features"):
+            done = status(home, artifact)
+            row = next(line for line in done.output.splitlines() if line.startswith("│ swap_features "))
+            assert f"raw_swaps ({DAYS[0]})" in row, done.output
+    finally:
+        store.publish_table(table, **made_from)
+
+
+def test_unconfirmed_days_are_listed_with_their_doubt(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Unconfirmed" not in status(home, "raw_swaps").output
+    doubtful = notes_of(DayProof(by=(), doubts=("only one endpoint was asked",)))
+    monkeypatch.setattr(
+        EmbeddedSource,
+        "day_notes",
+        lambda self, day: doubtful if str(day) == DAYS[1] else notes_of(DayProof(("chain",))),
+    )
+    for artifact in ([], ["raw_swaps"], [f"raw_swaps/{DAYS[1]}"]):
+        told = status(home, *artifact).output
+        assert "Unconfirmed days of raw_swaps: 1" in told
+        assert f"{DAYS[1]}: only one endpoint was asked" in told
+    for artifact in (["training_windows"], [f"raw_swaps/{DAYS[0]}"]):
+        assert "Unconfirmed" not in status(home, *artifact).output
+
+
+def test_the_time_is_the_measured_one_or_the_estimate_of_demo(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "apeagent_pipeline.cli.status.estimate", lambda _, names: Estimate(dict.fromkeys(names, 600.0), "a guess")
+    )
+    done = status(home, "trained_gan")
+    assert "10 min" in next(line for line in done.output.splitlines() if line.startswith("│ trained_gan "))
+    assert "(a guess)" in done.output
 
 
 def test_a_failed_blocking_check_is_named_for_what_it_holds_back(home: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from apeagent_pipeline.chain.days import FIRST_DAY
+from apeagent_pipeline.chain.source import unconfirmed_days
 from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.resources import Runtime
 
@@ -37,11 +38,7 @@ def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
         night = context.scheduled_execution_time.date()
         stored = runtime.store.days("raw_swaps")
         oldest = str(night - timedelta(days=LONGEST_CATCH_UP))
-        unconfirmed = [
-            day
-            for day in stored
-            if day >= oldest and runtime.source.day_notes(date.fromisoformat(day)).get("confirmed") is False
-        ]
+        unconfirmed = list(unconfirmed_days(runtime.source, [day for day in stored if day >= oldest]))
         first, last = nightly_days(night, settings.nightly_recheck_days, stored, unconfirmed)
         # The run key is the night, so a restarted daemon requests no night twice.
         yield dg.RunRequest(run_key=f"nightly-{night}", tags={RANGE_START: str(first), RANGE_END: str(last)})

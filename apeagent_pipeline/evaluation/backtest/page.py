@@ -86,14 +86,15 @@ def _compared(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, 
     return p, (float(interval.low), float(interval.high))
 
 
-def backtest_report(  # noqa: PLR0917
+def backtest_report(
     market: Market,
     runs: dict[str, Run],
     randoms: list[Run],
+    config: BacktestConfig,
+    *,
+    seed: int,
     same_as_rules: float,
     asked_base: int,
-    config: BacktestConfig,
-    seed: int,
 ) -> Report:
     """The report on finished runs.
 
@@ -101,31 +102,21 @@ def backtest_report(  # noqa: PLR0917
         market: What was replayed.
         runs: Strategy -> its run, ``adapter``, ``base``, ``teacher`` (the rules), ``rebalance`` and ``hold``.
         randoms: Runs of the random traders.
-        same_as_rules: Share of the adapter's decisions that the rules would have taken.
-        asked_base: Decisions that the bare base was asked.
         config: Sizes.
         seed: Of the bootstrap.
+        same_as_rules: Share of the adapter's decisions that the rules would have taken.
+        asked_base: Decisions that the bare base was asked.
     """
     times = market.swaps["block_timestamp"]
     ends = [(market.row(e, 0), market.row(e, market.decisions)) for e in range(len(market.starts))]
     seconds = float(np.mean([(times[last] - times[first]).total_seconds() for first, last in ends])) / market.decisions
+    adapter = runs["adapter"]
     metrics: dict[str, float] = {}
     for name, run in runs.items():
         metrics |= _run_metrics(name, [run], market.every, seconds)
     metrics |= _run_metrics("random", randoms, market.every, seconds)
-    random_returns = np.array([run.returns.mean() for run in randoms])
-    adapter = runs["adapter"]
-    p_hold, against_hold = _compared(adapter.returns, runs["hold"].returns, seed)
-    p_base, against_base = _compared(adapter.returns, runs["base"].returns, seed)
-    p_rebalance, against_rebalance = _compared(adapter.returns, runs["rebalance"].returns, seed)
-    p_rules, against_rules = _compared(adapter.returns, runs[RULES].returns, seed)
-    at_least = int((random_returns >= adapter.returns.mean()).sum())
-    metrics |= {
-        "p_hold": p_hold,
-        "p_base": p_base,
-        "p_rebalance": p_rebalance,
-        "p_teacher": p_rules,
-        "p_random": (1 + at_least) / (1 + len(randoms)),
+    p_values, intervals = _against_others(runs, randoms, seed)
+    metrics |= p_values | {
         "same_action_as_teacher": same_as_rules,
         "unreadable_adapter": float(adapter.unreadable),
         "unreadable_base": float(runs["base"].unreadable),
@@ -140,19 +131,7 @@ def backtest_report(  # noqa: PLR0917
         for name, run in runs.items()
         if name != "adapter"
     }
-    intervals = {
-        "adapter_minus_hold": against_hold,
-        "adapter_minus_teacher": against_rules,
-        "adapter_minus_base": against_base,
-        "adapter_minus_rebalance": against_rebalance,
-    }
-    sharpe = {
-        "sharpe_adapter": sharpe_interval(adapter.equity, market.every, seconds, seed),
-        "sharpe_adapter_minus_hold": sharpe_interval(
-            adapter.equity, market.every, seconds, seed, against=runs["hold"].equity
-        ),
-    }
-    intervals |= {name: found for name, found in sharpe.items() if found is not None}
+    intervals |= _sharpe_intervals(adapter, runs["hold"], market.every, seconds, seed)
     if "sharpe_adapter" in metrics and "sharpe_hold" in metrics:
         metrics["sharpe_adapter_minus_hold"] = metrics["sharpe_adapter"] - metrics["sharpe_hold"]
     return Report(
@@ -164,6 +143,29 @@ def backtest_report(  # noqa: PLR0917
         figures={"equity.png": _equity_figure(runs, randoms), "trades.png": _trades_figure(market, adapter)},
         headline=HEADLINE,
     )
+
+
+def _against_others(
+    runs: dict[str, Run], randoms: list[Run], seed: int
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The p-value of the adapter against each other strategy, and the interval of the difference of their returns."""
+    adapter = runs["adapter"].returns
+    compared = {name: _compared(adapter, runs[name].returns, seed) for name in ("hold", "base", "rebalance", RULES)}
+    at_least = sum(int(run.returns.mean() >= adapter.mean()) for run in randoms)
+    p_values = {f"p_{name}": p for name, (p, _) in compared.items()}
+    p_values["p_random"] = (1 + at_least) / (1 + len(randoms))
+    return p_values, {f"adapter_minus_{name}": compared[name][1] for name in ("hold", RULES, "base", "rebalance")}
+
+
+def _sharpe_intervals(
+    adapter: Run, holding: Run, every: int, seconds: float, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Intervals of the adapter's Sharpe ratio and of its lead over holding, as far as they exist."""
+    found = {
+        "sharpe_adapter": sharpe_interval(adapter.equity, every, seconds, seed),
+        "sharpe_adapter_minus_hold": sharpe_interval(adapter.equity, every, seconds, seed, against=holding.equity),
+    }
+    return {name: interval for name, interval in found.items() if interval is not None}
 
 
 def _run_metrics(name: str, runs: list[Run], every: int, seconds: float) -> dict[str, float]:

@@ -67,47 +67,13 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
     """
     market = make_market(features, pool, config)
     student = Student.load(base, adapter)
-    base_decisions = min(config.base_decisions or config.decisions, config.decisions)
-    rounds = config.decisions + base_decisions
-    asked: list[DraftAnswer | None] = []
-    by_rules: list[DraftAnswer | None] = []
-
-    refused = {"adapter": 0, "base": 0}
-
-    def answers(arm: str, decision: int, states: pl.DataFrame, progress: Progress) -> list[DraftAnswer | None]:
-        questions = states["prompt"].to_list()
-        said = student.answers([student_chat(text) for text in questions], max_new_tokens=config.max_new_tokens)
-        checked = [check_answer(question, answer.text) for question, answer in zip(questions, said, strict=True)]
-        progress(decision + 1, config.decisions)
-        readable = [read_answer(answer.text) is not None for answer in said]
-        refused[arm] += sum(each.refused for each, read in zip(checked, readable, strict=True) if read)
-        return [each.answer if read else None for each, read in zip(checked, readable, strict=True)]
-
-    def ask(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
-        states = _states(market, decision, holdings, config)
-        asked.extend(answers("adapter", decision, states, part_of(progress, 0, rounds)))
-        by_rules.extend(rules_answer(row) for row in states.iter_rows(named=True))
-        return asked[-len(holdings) :]
-
-    said_by_base: list[DraftAnswer | None] = []
-
-    def ask_base(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
-        # A base that has said no action so far still has the portfolio of the start: it is taken to hold.
-        if decision >= base_decisions and not any(said_by_base):
-            return [DraftAnswer((), "HOLD")] * len(holdings)
-        states = _states(market, decision, holdings, config)
-        said_by_base.extend(answers("base", decision, states, part_of(progress, config.decisions, rounds)))
-        return said_by_base[-len(holdings) :]
-
-    def rules(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
-        return [rules_answer(row) for row in _states(market, decision, holdings, config).iter_rows(named=True)]
-
-    runs = {"adapter": simulate(market, ask, config.start_usdc)}
+    questions = _Questions(market, student, config, progress)
+    runs = {"adapter": simulate(market, questions.adapter, config.start_usdc)}
     with student.adapter_off():
-        runs["base"] = simulate(market, ask_base, config.start_usdc)
-    for arm, count in refused.items():
+        runs["base"] = simulate(market, questions.base, config.start_usdc)
+    for arm, count in questions.refused.items():
         runs[arm] = replace(runs[arm], refused=runs[arm].refused + count)
-    runs[RULES] = simulate(market, rules, config.start_usdc)
+    runs[RULES] = simulate(market, questions.rules, config.start_usdc)
     runs["rebalance"] = simulate(market, rebalance(market), config.start_usdc)
     runs["hold"] = simulate(market, hold, config.start_usdc)
     rng = np.random.default_rng([seed, 7])
@@ -115,8 +81,77 @@ def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other lon
         simulate(market, random_like(runs["adapter"], market, rng), config.start_usdc)
         for _ in range(config.random_runs)
     ]
-    same = [a is not None and t is not None and a.side == t.side for a, t in zip(asked, by_rules, strict=True)]
-    return backtest_report(market, runs, randoms, float(np.mean(same)), len(said_by_base), config, seed)
+    return backtest_report(
+        market,
+        runs,
+        randoms,
+        config,
+        seed=seed,
+        same_as_rules=questions.same_as_rules,
+        asked_base=len(questions.said_by_base),
+    )
+
+
+class _Questions:
+    """What the strategies that read prompts decide, and what they said; each method is the policy of one.
+
+    Args:
+        market: What is replayed.
+        student: Answers with its adapter on or off, as it is when asked.
+        config: Sizes.
+        progress: Told after every decision of the adapter and of the base.
+    """
+
+    def __init__(self, market: Market, student: Student, config: BacktestConfig, progress: Progress) -> None:
+        self._market, self._student, self._config, self._progress = market, student, config, progress
+        self._base_decisions = min(config.base_decisions or config.decisions, config.decisions)
+        self._by_adapter: list[DraftAnswer | None] = []
+        self._by_rules: list[DraftAnswer | None] = []
+        self.said_by_base: list[DraftAnswer | None] = []
+        self.refused = {"adapter": 0, "base": 0}
+
+    def adapter(self, decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        """The student decides; for the same states the rules are noted."""
+        states = _states(self._market, decision, holdings, self._config)
+        self._by_rules.extend(rules_answer(row) for row in states.iter_rows(named=True))
+        said = self._answers("adapter", decision, states, before=0)
+        self._by_adapter.extend(said)
+        return said
+
+    def base(self, decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        """The bare base decides, as long as ``base_decisions`` and its answers make that worth while."""
+        # A base that has said no action so far still has the portfolio of the start: it is taken to hold.
+        if decision >= self._base_decisions and not any(self.said_by_base):
+            return [DraftAnswer((), "HOLD")] * len(holdings)
+        states = _states(self._market, decision, holdings, self._config)
+        said = self._answers("base", decision, states, before=self._config.decisions)
+        self.said_by_base.extend(said)
+        return said
+
+    def rules(self, decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
+        """The embedded policy decides."""
+        states = _states(self._market, decision, holdings, self._config)
+        return [rules_answer(row) for row in states.iter_rows(named=True)]
+
+    @property
+    def same_as_rules(self) -> float:
+        """Share of the adapter's decisions whose side the rules would have taken in the same state."""
+        pairs = zip(self._by_adapter, self._by_rules, strict=True)
+        return float(np.mean([a is not None and t is not None and a.side == t.side for a, t in pairs]))
+
+    def _answers(self, arm: str, decision: int, states: pl.DataFrame, before: int) -> list[DraftAnswer | None]:
+        """The answers after the check that every answer passes; trades that it refuses are counted and become HOLD."""
+        questions = states["prompt"].to_list()
+        prompts = [student_chat(text) for text in questions]
+        said = self._student.answers(prompts, max_new_tokens=self._config.max_new_tokens)
+        decisions = self._config.decisions
+        part_of(self._progress, before, decisions + self._base_decisions)(decision + 1, decisions)
+        answers: list[DraftAnswer | None] = []
+        for question, answer in zip(questions, said, strict=True):
+            checked = check_answer(question, answer.text) if read_answer(answer.text) else None
+            self.refused[arm] += checked is not None and checked.refused
+            answers.append(checked.answer if checked else None)
+        return answers
 
 
 def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:

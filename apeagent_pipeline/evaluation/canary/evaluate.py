@@ -43,11 +43,10 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     """
     trading, controls = choose_examples(dataset, config, seed)
     n_base = config.n_base or max(len(trading), len(controls))
-    n_off, n_merged = (min(wanted, len(trading)) for wanted in (config.n_disabled, config.n_merged))
-    n_off = min(n_off, n_base)
+    n_off, n_merged = min(config.n_disabled, len(trading), n_base), min(config.n_merged, len(trading))
     drawn = [trading[: config.n_sampled], controls[: config.n_sampled]]
-    all_prompts = len(trading) + len(controls) + 1 + len(trading[:n_base]) + len(controls[:n_base]) + 1
-    all_prompts += n_off + n_merged + sum(map(len, drawn))
+    by_both = len(trading) + len(controls) + len(trading[:n_base]) + len(controls[:n_base]) + 2  # and the document's
+    all_prompts = by_both + n_off + n_merged + sum(map(len, drawn))
     asked = 0
     student = Student.load(base)
     computed = computed_in(student.model)
