@@ -1,18 +1,18 @@
 """``apeagent ui`` and ``apeagent devnet``: what runs until Ctrl-C."""
 
+import fcntl
 import os
+import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from apeagent_pipeline.cli.update import day_argument, sweep_orphans
-from apeagent_pipeline.settings import load_settings
-
-if TYPE_CHECKING:
-    pass
+from apeagent_pipeline.settings import SettingsError, load_settings
 
 
 def ui(
@@ -31,6 +31,9 @@ def ui(
     settings = load_settings()
     home = prepare_home(settings)
     require_engine(settings)
+    require_free_port(port)
+    if not read_only:
+        require_only_daemon(home)
     with open_instance(settings) as instance:
         sweep_orphans(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
@@ -43,6 +46,39 @@ def ui(
     program = ["apeagent_pipeline.defs.web_server", "--read-only" if read_only else "dev"]
     command = ["-m", *program, "-m", "apeagent_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execve(sys.executable, [sys.executable, *command], environment)  # noqa: S606 - our own interpreter
+
+
+def require_free_port(port: int) -> None:
+    """Make sure that the UI can listen, before a daemon starts that would run without it.
+
+    Raises:
+        SettingsError: if another program listens on the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just closed is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SettingsError(
+                f"--port {port}: {error.strerror} on 127.0.0.1. Stop the program that uses it, or choose another port"
+            ) from None
+
+
+def require_only_daemon(home: Path) -> None:
+    """Take the home's lock for this process and the program that replaces it; the end of that program frees it.
+
+    Raises:
+        SettingsError: if another daemon runs on the same home: each change would be requested twice.
+    """
+    lock = os.open(home / "daemon.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise SettingsError(
+            f"another `apeagent ui` runs on {home}: stop it, or look with `apeagent ui --read-only --port PORT`"
+        ) from None
 
 
 def devnet(
