@@ -166,7 +166,11 @@ def _list_unconfirmed(console: Console, graph: "Graph", asset: str, day: str) ->
     found = unconfirmed_days(graph.runtime.source, [each for each in stored if day in ("", each)])
     if not found:
         return
-    console.print(f"Unconfirmed days of {graph.daily[0]}: {len(found)}. The nightly re-sync reads them again.")
+    console.print(
+        f"Unconfirmed days of {graph.daily[0]}: {len(found)}. The nightly re-sync reads those of the last month again; "
+        "materialize an older day in the UI.",
+        soft_wrap=True,
+    )
     for each, doubt in found.items():
         console.print(f"  {each}: {plain(doubt)}", soft_wrap=True)
 
