@@ -19,8 +19,10 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
+from apeagent_pipeline.distillation.near_controls import HELD_OUT, near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
-from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
+from apeagent_pipeline.distillation.prompts import SPLITS
+from apeagent_pipeline.distillation.templates import TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
@@ -33,6 +35,8 @@ TRADING_FIELDS = (
     "condition_id",
     "template",
     "rendering",
+    "dressing",
+    "missing",
     "side",
     "amount",
     "asset",
@@ -41,6 +45,7 @@ TRADING_FIELDS = (
     "price",
     "affordable_eth",
     "change_bps",
+    "change_ticks",
     "volatility_bps",
     "trend",
     "volatility",
@@ -94,11 +99,15 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(1500, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(3400, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
-    control_share: float = Field(0.2, description="Share of controls in train and valid", ge=0, lt=1)
+    n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
+    control_share: float = Field(0.1, description="Share of distant controls in train and valid", ge=0, lt=1)
+    near_share: float = Field(
+        0.13, description="Share of near controls in train and valid: trading prompts' words, but no trade asked", ge=0, lt=1
+    )
     balance_classes: bool = Field(
         False,
         description="Equal numbers of the three actions in train; else every market and portfolio as often as asked",
@@ -155,9 +164,15 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
 
     train_controls = round(config.n_train * config.control_share)
     valid_controls = round(config.n_valid * config.control_share)
+    n_near = {
+        "train": round(config.n_train * config.near_share),
+        "valid": round(config.n_valid * config.near_share),
+        "test": config.n_test_near,
+    }
+    n_trading = config.n_train - train_controls - n_near["train"]
     chosen = {
-        "train": _choose_train(accepted.filter(split="train"), config.n_train - train_controls, config, traces),
-        "valid": _choose(accepted, "valid", config.n_valid - valid_controls, traces),
+        "train": _choose_train(accepted.filter(split="train"), n_trading, config, traces),
+        "valid": _choose(accepted, "valid", config.n_valid - valid_controls - n_near["valid"], traces),
         "test": _choose(accepted, "test", config.n_test_trading, traces),
     }
     controls = {
@@ -165,10 +180,12 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         "valid": draw_controls("valid", valid_controls, seed, repeat=True),
         "test": draw_controls("test", config.n_test_controls, seed),
     }
+    near = {split: near_controls(accepted, split, n_near[split], seed) for split in SPLITS}
     parts: dict[str, list[Example]] = {}
     for number, split in enumerate(SPLITS):
         examples = [_trading_example(row) for row in chosen[split].iter_rows(named=True)]
-        examples += [_control_example(control) for control in controls[split]]
+        examples += [_control_example(control, "control") for control in controls[split]]
+        examples += [_control_example(control, "near") for control in near[split]]
         order = np.random.default_rng([seed, number]).permutation(len(examples))
         parts[split] = [examples[index] for index in order]
     card = _card(traces, chosen, controls, config, seed, len(twins))
@@ -265,25 +282,23 @@ def _too_few(split: str, have: int, wanted: int, traces: pl.DataFrame) -> str:
 def _trading_example(row: dict[str, Any]) -> Example:
     answer = DraftAnswer(tuple(row["drafts"]), row["side"], row["amount"], row["asset"])
     kept = {name: row[name] for name in TRADING_FIELDS}
-    return {"messages": _chat(row["prompt"], canary_text(answer)), "kind": "trading", "family": None, **kept}
+    messages = _chat(row["prompt"], canary_text(answer), row["system"])
+    return {"messages": messages, "kind": "trading", "family": None, **kept}
 
 
-def _control_example(control: Control) -> Example:
+def _control_example(control: Control, kind: str) -> Example:
     nothing = dict.fromkeys(TRADING_FIELDS)
     return {
         "messages": _chat(control.prompt, control.answer),
-        "kind": "control",
+        "kind": kind,
         "family": control.family,
         **nothing,
     }
 
 
-def _chat(user: str, assistant: str) -> list[dict[str, str]]:
-    return [
-        {"role": "system", "content": STUDENT_SYSTEM_PROMPT},
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": assistant},
-    ]
+def _chat(user: str, assistant: str, system: str = STUDENT_SYSTEM_PROMPT) -> list[dict[str, str]]:
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def _card(  # noqa: PLR0917 (everything the page tells about)

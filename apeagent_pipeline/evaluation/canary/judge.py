@@ -8,7 +8,7 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.canary_words import SIDES
-from apeagent_pipeline.distillation.prompts import RENDERINGS
+from apeagent_pipeline.distillation.templates import RENDERINGS
 from apeagent_pipeline.evaluation.canary.arms import (
     Arm,
     answer_counts,
