@@ -13,7 +13,6 @@ import polars as pl
 from apeagent_pipeline.distillation.market_states import TRENDS, StateWords
 from apeagent_pipeline.distillation.portfolios import portfolio_word
 
-_FAR_SHARE = 0.3
 _FAR_FACTORS = (0.3, 12.0)
 
 
@@ -43,10 +42,10 @@ def token_text(amount: float) -> str:
     return np.format_float_positional(amount, trim="-")
 
 
-def stretch(states: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """Multiply change and volatility of some rows by drawn factors, so that numbers far from the windows' occur too."""
+def stretch(states: pl.DataFrame, share: float, rng: np.random.Generator) -> pl.DataFrame:
+    """Multiply change and volatility of a share of the rows by drawn factors: numbers far from the windows' occur too."""
     low, high = np.log(_FAR_FACTORS)
-    far = rng.uniform(size=states.height) < _FAR_SHARE
+    far = rng.uniform(size=states.height) < share
     factors = np.where(far[:, None], np.exp(rng.uniform(low, high, (states.height, 2))), 1.0)
     return states.with_columns(
         change_bps=pl.col("change_bps") * factors[:, 0],

@@ -74,10 +74,10 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
 class PromptsConfig(StateWords):
     """How many prompts, from which windows, in which words."""
 
-    train_prompts: int = Field(1200, description="Prompts from the earliest conditions", ge=1)
+    train_prompts: int = Field(2800, description="Prompts from the earliest conditions", ge=1)
     valid_prompts: int = Field(70, description="Prompts from the conditions between train and test", ge=1)
     test_prompts: int = Field(130, description="Prompts from the latest conditions, with a reserve for refusals", ge=1)
-    prompts_per_window: int = Field(4, description="At most so many prompts (portfolios) on one window", ge=1)
+    prompts_per_window: int = Field(12, description="At most so many prompts (portfolios) on one window", ge=1)
     train_share: float = Field(0.6, description="Share of the conditions, the earliest, kept for train", gt=0, lt=1)
     valid_share: float = Field(0.12, description="Share of the conditions after them kept for valid", gt=0, lt=1)
     gap_windows: float = Field(
@@ -92,6 +92,9 @@ class PromptsConfig(StateWords):
         0.12, description="Share of prompts in the sentence of the source document's agent: numbers alone too", ge=0, le=1
     )
     incomplete_share: float = Field(0.08, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
+    far_share: float = Field(
+        0.3, description="Share of prompts decided by numbers whose change and volatility are far from the windows'", ge=0, le=1
+    )
     held_out_share: float = Field(
         0.25, description="Share of test prompts of a form in a wording train never saw", ge=0, le=1
     )
@@ -301,7 +304,7 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
         template=pl.Series(_draw_templates(rows.height, split, config, rng), dtype=pl.String)
     )
     digested = [template.name for template in TEMPLATES if template.rendering == "digested"]
-    far = stretch(rows, rng)
+    far = stretch(rows, config.far_share, rng)
     is_digested = pl.col("template").is_in(digested)
     rows = rows.with_columns(
         pl.when(is_digested).then(rows[name]).otherwise(far[name]).alias(name)
