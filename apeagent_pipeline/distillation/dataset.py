@@ -22,7 +22,7 @@ from apeagent_pipeline.distillation.controls import Control, draw_controls
 from apeagent_pipeline.distillation.near_controls import HELD_OUT, near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
 from apeagent_pipeline.distillation.prompts import SPLITS
-from apeagent_pipeline.distillation.templates import TEMPLATES
+from apeagent_pipeline.distillation.templates import NUMBERS_ALONE, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
@@ -188,7 +188,7 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         examples += [_control_example(control, "near") for control in near[split]]
         order = np.random.default_rng([seed, number]).permutation(len(examples))
         parts[split] = [examples[index] for index in order]
-    card = _card(traces, chosen, controls, config, seed, len(twins))
+    card = _card(traces, chosen, controls, near, config, seed, len(twins))
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
 
 
@@ -305,6 +305,7 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
     traces: pl.DataFrame,
     chosen: dict[str, pl.DataFrame],
     controls: dict[str, list[Control]],
+    near: dict[str, list[Control]],
     config: DatasetConfig,
     seed: int,
     n_twins: int,
@@ -313,12 +314,13 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
     rows = []
     for split in SPLITS:
         sides = dict(chosen[split]["side"].value_counts().iter_rows())
-        plain = chosen[split].filter(rendering="plain").height
+        plain = chosen[split].filter(pl.col("rendering").is_in(NUMBERS_ALONE)).height
         seen = chosen[split]["condition_id"].sort()
         numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
-        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split])]
+        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split]), len(near[split])]
         rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
-    header = ["split", "trading", "distinct", "plain", *(CANARY[side] for side in SIDES), "controls", "conditions"]
+    header = ["split", "trading", "distinct", "numbers alone", *(CANARY[side] for side in SIDES)]
+    header += ["controls", "near controls", "conditions"]
     held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
     return "\n".join(
         [
@@ -332,6 +334,10 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
             markdown_table(header, rows),
             "",
+            "Near controls begin like trading prompts or hold one, and ask for something else; their families asked in "
+            f"test alone: {', '.join(HELD_OUT)}. Their written answers are placeholders: this project's trainer keeps "
+            "what the base model itself answers.",
+            "",
             f"Split by time of the condition; {n_twins} train prompts left out as near twins of later ones. Wordings "
             f"asked in test alone: {held_out}. Actions balanced in train: {'yes' if config.balance_classes else 'no'}.",
             "",
@@ -342,7 +348,7 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "## Format",
             "",
             "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
-            f"assistant. `kind` is `trading` or `control`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
+            f"assistant. `kind` is `trading`, `control` or `near`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
             "",
             f"Seed {seed}; configuration `{config.model_dump_json()}`.",
             "",

@@ -148,7 +148,7 @@ def test_trainers_load_the_folder_as_it_is(dataset: DistillationDataset, tmp_pat
 
     dataset.save(tmp_path / "data")
     loaded = load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 200}
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 300}
     assert [message["role"] for message in loaded["train"][0]["messages"]] == ["system", "user", "assistant"]
     index = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
     for split in ("train", "valid", "test"):
