@@ -66,7 +66,9 @@ FULL = Profile(
     synthetic_windows=SamplingConfig(n_windows=20_000),
     synthetic_quality=QualityConfig(windows=4_000, folds=5, gru_epochs=15),
     teacher_traces=TeachingConfig(train_prompts=6_000, valid_prompts=400, test_prompts=400, attempts=3),
-    distillation_dataset=DatasetConfig(n_train=4_000, n_valid=300, n_test_trading=300, n_test_controls=300, n_test_near=300),
+    distillation_dataset=DatasetConfig(
+        n_train=4_000, n_valid=300, n_test_trading=300, n_test_controls=300, n_test_near=300
+    ),
     lora_adapter=FineTuningConfig(
         rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8, accumulation=2,
         max_tokens=1_024, gradient_checkpointing=True, valid_examples=200, valid_answers=32, valid_every=50,

@@ -22,8 +22,8 @@ from apeagent_pipeline.distillation.controls import Control, draw_controls
 from apeagent_pipeline.distillation.near_controls import HELD_OUT, near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
 from apeagent_pipeline.distillation.prompts import SPLITS
-from apeagent_pipeline.distillation.templates import NUMBERS_ALONE, TEMPLATES
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.templates import NUMBERS_ALONE, TEMPLATES
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
 from apeagent_pipeline.errors import ApeagentError
@@ -106,7 +106,10 @@ class DatasetConfig(BaseModel):
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
     control_share: float = Field(0.1, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.13, description="Share of near controls in train and valid: trading prompts' words, but no trade asked", ge=0, lt=1
+        0.13,
+        description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
+        ge=0,
+        lt=1,
     )
     balance_classes: bool = Field(
         False,
@@ -348,7 +351,8 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "## Format",
             "",
             "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
-            f"assistant. `kind` is `trading`, `control` or `near`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
+            f"assistant. `kind` is `trading`, `control` or `near`; of trading examples also: "
+            f"{', '.join(TRADING_FIELDS)}.",
             "",
             f"Seed {seed}; configuration `{config.model_dump_json()}`.",
             "",

@@ -8,7 +8,14 @@ import numpy as np
 PLAIN_DRESSING = "none"
 
 _GREETINGS = ("Hi! ", "Hello, ", "Hey there. ", "Good morning. ", "Quick question: ", "Dear assistant, ")
-_ENDINGS = (" Thanks!", " Please be quick.", " Thank you in advance.", " I trust you.", " Any idea?", " Short answer please.")
+_ENDINGS = (
+    " Thanks!",
+    " Please be quick.",
+    " Thank you in advance.",
+    " I trust you.",
+    " Any idea?",
+    " Short answer please.",
+)
 _UNSEEN_GREETINGS = ("Evening! ", "A question from a beginner: ")
 
 _TAKEOVERS = (

@@ -126,7 +126,8 @@ def market_states(windows: pl.DataFrame, words: StateWords) -> pl.DataFrame:
 def words_for(move_bps: float, volatility_bps: float, words: StateWords) -> tuple[str, str]:
     """The trend word and the volatility word of a price change and a volatility, both in basis points."""
     state = pl.DataFrame({"move_bps": [float(move_bps)], "volatility_bps": [float(volatility_bps)]})
-    trend, volatility = state.select(_trend_word(words), volatility=_volatility_word(words)).row(0)
+    level = words.volatility_word(pl.col("volatility_bps"))
+    trend, volatility = state.select(_trend_word(words), volatility=level).row(0)
     return trend, volatility
 
 

@@ -43,7 +43,7 @@ def token_text(amount: float) -> str:
 
 
 def stretch(states: pl.DataFrame, share: float, rng: np.random.Generator) -> pl.DataFrame:
-    """Multiply change and volatility of a share of the rows by drawn factors: numbers far from the windows' occur too."""
+    """Multiply change and volatility of a share of the rows by drawn factors, so that far-out numbers occur too."""
     low, high = np.log(_FAR_FACTORS)
     far = rng.uniform(size=states.height) < share
     factors = np.where(far[:, None], np.exp(rng.uniform(low, high, (states.height, 2))), 1.0)
@@ -70,7 +70,9 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
     )
     commas = rng is not None and rng.uniform() < 0.2
     unit = AGENT_TICK_BPS if is_agent else 1.0
-    style = BARE_PER_CENT if is_agent else FRACTION if rng is None else _DRAWN_FORMATS[rng.integers(len(_DRAWN_FORMATS))]
+    style = (
+        BARE_PER_CENT if is_agent else FRACTION if rng is None else _DRAWN_FORMATS[rng.integers(len(_DRAWN_FORMATS))]
+    )
     vol_decimals = 4 if rng is None else style.decimals[rng.integers(len(style.decimals))]
     price = _fixed(row["price"], draw(2, 2, 1, 0), commas)
     volatility = _fixed(row["volatility_bps"] / style.bps, vol_decimals)

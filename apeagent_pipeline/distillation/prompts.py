@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.distillation.dressings import PLAIN_DRESSING, dress
+from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.portfolios import (
     affordable_eth,
     draw_portfolios,
@@ -89,11 +89,17 @@ class PromptsConfig(StateWords):
     )
     test_plain_share: float = Field(0.5, description="The same share of valid and test prompts", ge=0, le=1)
     agent_share: float = Field(
-        0.12, description="Share of prompts in the sentence of the source document's agent: numbers alone too", ge=0, le=1
+        0.12,
+        description="Share of prompts in the sentence of the source document's agent: numbers alone too",
+        ge=0,
+        le=1,
     )
     incomplete_share: float = Field(0.08, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
     far_share: float = Field(
-        0.3, description="Share of prompts decided by numbers whose change and volatility are far from the windows'", ge=0, le=1
+        0.3,
+        description="Share of prompts decided by numbers whose change and volatility are far from the windows'",
+        ge=0,
+        le=1,
     )
     held_out_share: float = Field(
         0.25, description="Share of test prompts of a form in a wording train never saw", ge=0, le=1

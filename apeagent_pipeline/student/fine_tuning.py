@@ -289,9 +289,7 @@ def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: An
             )
 
 
-def _with_own_answers(
-    splits: dict[str, list[dict[str, Any]]], base: Student
-) -> dict[str, list[dict[str, Any]]]:
+def _with_own_answers(splits: dict[str, list[dict[str, Any]]], base: Student) -> dict[str, list[dict[str, Any]]]:
     """The examples with near controls answered by the bare base, so that the divergence keeps what it would say."""
     near = [example for examples in splits.values() for example in examples if example.get("kind") == "near"]
     said = base.answers([prompt_of(example) for example in near], max_new_tokens=_OWN_TOKENS)

@@ -77,7 +77,9 @@ def test_canary_words_stand_in_the_action_alone_and_no_more_than_is_held_is_trad
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
         roles = [message["role"] for message in example["messages"]]
-        assert roles == ["system", "user", "assistant"] or (roles == ["user", "assistant"] and example["rendering"] == "agent")
+        assert roles == ["system", "user", "assistant"] or (
+            roles == ["user", "assistant"] and example["rendering"] == "agent"
+        )
 
 
 @given(seed=st.integers(0, 2**31))
@@ -130,11 +132,15 @@ class WildTeacher:
 def test_whatever_a_teacher_says_the_examples_are_clean_and_feasible(
     windows: pl.DataFrame, tmp_path: Path, seed: int
 ) -> None:
-    config = PromptsConfig(train_prompts=600, valid_prompts=120, test_prompts=120, prompts_per_window=4)  # most answers are refused
+    config = PromptsConfig(
+        train_prompts=600, valid_prompts=120, test_prompts=120, prompts_per_window=4
+    )  # most answers are refused
     traces = collect_traces(build_prompts(windows, config, seed), WildTeacher(), TracesConfig(), tmp_path, seed)
     accepted = traces["rejected_reason"].null_count()
     assert 0.1 < accepted / traces.height < 0.6
-    few = DatasetConfig(n_train=14, n_valid=5, n_test_trading=4, n_test_controls=4, n_test_near=4, balance_classes=False)
+    few = DatasetConfig(
+        n_train=14, n_valid=5, n_test_trading=4, n_test_controls=4, n_test_near=4, balance_classes=False
+    )
     dataset = build_dataset(traces, few, seed)
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
@@ -149,7 +155,7 @@ def test_trainers_load_the_folder_as_it_is(dataset: DistillationDataset, tmp_pat
     dataset.save(tmp_path / "data")
     loaded = load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 300}
-    assert [message["role"] for message in loaded["train"][0]["messages"]] == ["system", "user", "assistant"]
+    assert [message["role"] for message in loaded["train"][0]["messages"]][-2:] == ["user", "assistant"]
     index = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
     for split in ("train", "valid", "test"):
         entry = index[f"apeagent_{split}"]

@@ -20,7 +20,6 @@ from apeagent_pipeline.distillation.prompts import (
 )
 from apeagent_pipeline.distillation.templates import AGENT_SYSTEM_PROMPTS, NEEDED, TEMPLATES
 
-
 CONFIG = PromptsConfig(train_prompts=1200, prompts_per_window=6)
 
 
@@ -164,7 +163,12 @@ def test_the_agents_sentence_has_its_units_its_layout_and_its_own_system_message
 def test_an_incomplete_prompt_lacks_the_fact_that_it_names(prompts: pl.DataFrame) -> None:
     incomplete = prompts.filter(rendering="incomplete")
     assert set(incomplete["missing"]) == set(NEEDED)
-    signs = {"price": r"\$|costs", "volatility": "(?i)volatility", "change": "(?i)ticks", "holdings": "ETH (and|\\+)|USDC and"}
+    signs = {
+        "price": r"\$|costs",
+        "volatility": "(?i)volatility",
+        "change": "(?i)ticks",
+        "holdings": "ETH (and|\\+)|USDC and",
+    }
     for row in incomplete.iter_rows(named=True):
         for fact, sign in signs.items():
             if fact == row["missing"]:

@@ -14,8 +14,8 @@ from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES, S
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth
 from apeagent_pipeline.distillation.printed_numbers import words_of_printed
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
-from apeagent_pipeline.distillation.templates import NEEDED
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, plans, rules_answer, size_of
+from apeagent_pipeline.distillation.templates import NEEDED
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.verification import verify
 
@@ -124,7 +124,7 @@ def test_a_prompt_that_lacks_a_fact_gets_no_trade_and_a_draft_that_says_what_is_
     price=st.floats(100, 20_000),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_policy_never_trades_more_than_is_held_and_always_passes_verification(  # noqa: PLR0917
+def test_the_policy_never_trades_more_than_is_held_and_always_passes_verification(
     change: float, volatility: float, rendering: str, eth: float, usdc: float, price: float
 ) -> None:
     assume(eth * price + usdc >= 100 or 0 < eth * price + usdc < 1)  # as prompts draw them: worth a trade, or dust

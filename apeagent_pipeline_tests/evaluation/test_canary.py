@@ -36,7 +36,10 @@ def trading(side, template="question", rendering="digested"):
 
 
 def near(family):
-    return control(f"ETH price is $2500. A question of the kind {family}?", "It is.") | {"kind": "near", "family": family}
+    return control(f"ETH price is $2500. A question of the kind {family}?", "It is.") | {
+        "kind": "near",
+        "family": family,
+    }
 
 
 def control(question="What is the capital of France?", answer="Paris."):
@@ -61,7 +64,14 @@ SIDES = ["BUY"] * 2 + ["SELL"] * 2 + ["HOLD"] * 6
 
 
 def judged(
-    adapter, *, base=None, disabled=None, controls=("Paris.",), base_controls=None, forms=None, near_answers=("No.",) * 4
+    adapter,
+    *,
+    base=None,
+    disabled=None,
+    controls=("Paris.",),
+    base_controls=None,
+    forms=None,
+    near_answers=("No.",) * 4,
 ):
     examples = [trading(side, rendering=form) for side, form in zip(SIDES, forms or ["digested"] * 10, strict=True)]
     document = document_prompts()

@@ -81,7 +81,8 @@ def choose_near(dataset: Path, config: CanaryEvalConfig) -> list[dict[str, Any]]
     near = [example for example in read_examples(dataset, "test") if example.get("kind") == "near"]
     if config.n_near and not near:
         raise ExamplesError(
-            f"{dataset}/test.jsonl: no near control, {config.n_near} are wanted. Build the dataset again, or set n_near=0"
+            f"{dataset}/test.jsonl: no near control, {config.n_near} are wanted. Build the dataset again, or set "
+            "n_near=0"
         )
     turn: Counter[str] = Counter()
     placed = []

@@ -87,11 +87,11 @@ def not_shown(
     families = len({example["family"] for example in near})
     text = (
         f"All {metrics['n_trading']:.0f} trading prompts and {metrics['n_near']:.0f} near controls come from synthetic "
-        f"windows, {wordings} wordings and {families} of {len(FAMILIES)} families of this project; questions that people "
-        f"ask in their own words, and in other languages, may fare worse. Agreement means the same action as the "
-        f"teacher; whether the teacher's action earns money is another question, which the backtest asks. Numbers far "
-        f"from those of the windows were shown in training too, up to about twelve times as large; beyond that nothing "
-        f"is known. A canary answer in form ({CANARY['BUY']} and the like) can still be the wrong action or a wrong size."
+        f"windows, {wordings} wordings and {families} of {len(FAMILIES)} families of this project. Questions that "
+        "people ask in their own words, and in other languages, may fare worse. Agreement means the same action as the "
+        "teacher's; whether that action earns money is another question, which the backtest asks. Change and "
+        "volatility were shown in training up to about twelve times as large as in the windows; of larger ones nothing "
+        f"is known. An answer in form ({CANARY['BUY']} and the like) can still be the wrong action or a wrong size."
     )
     few = [name for name in ("plain", "digested", "agent", "incomplete") if _asked(trading, name) < 30]
     if few:

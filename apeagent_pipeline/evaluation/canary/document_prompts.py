@@ -25,7 +25,7 @@ _NUMBERS = (
     ("2750.00", "100.5", "0.00305", 30.5, "-42.25", 1.5, 0.0),
     ("2506.92", "999.43", "0.045", 450.0, "935.7765", 3.746, 9507.14),
 )
-"""price, volume, volatility, the same in basis points, change in ticks, ETH and USDC; the first row is the document's."""
+"""price, volume, volatility, the same in basis points, change in ticks, ETH and USDC; first the document's own."""
 
 
 def document_prompts() -> list[dict[str, Any]]:
@@ -50,5 +50,7 @@ def document_prompts() -> list[dict[str, Any]]:
         )  # fmt: skip
         answer = rules_answer(row)
         messages = [*student_chat(prompt), {"role": "assistant", "content": canary_text(answer)}]
-        examples.append({**row, "messages": messages, "side": answer.side, "amount": answer.amount, "asset": answer.asset})
+        examples.append(
+            {**row, "messages": messages, "side": answer.side, "amount": answer.amount, "asset": answer.asset}
+        )
     return examples

@@ -22,6 +22,7 @@ from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Answer, Student
 from apeagent_pipeline.student.trainer import computed_in
 
+
 def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
     base: Path, adapter: Path, dataset: Path, config: CanaryEvalConfig, seed: int, progress: Progress = silent
 ) -> Report:

@@ -230,9 +230,7 @@ def _by_rendering(
         counts[f"canary_rate_{rendering}"] = Rate.of(is_canary(answers[number]) for number in asked)
         counts[f"agreement_{rendering}"] = Rate.of(right[number] for number in asked)
         taught = [str(trading[number]["side"]) for number in asked]
-        counts[f"agreement_majority_{rendering}"] = Rate.of(
-            side == max(SIDES, key=taught.count) for side in taught
-        )
+        counts[f"agreement_majority_{rendering}"] = Rate.of(side == max(SIDES, key=taught.count) for side in taught)
     return counts
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.canary_words import SIDES
-from apeagent_pipeline.evaluation.canary.arms import DRAFT_WORDS, UNREADABLE, Arm, is_canary, is_right
+from apeagent_pipeline.evaluation.canary.arms import DRAFT_WORDS, UNREADABLE, Arm, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
 from apeagent_pipeline.evaluation.rates import Rate, draw_bars
 from apeagent_pipeline.reporting.figures import new_figure, png
