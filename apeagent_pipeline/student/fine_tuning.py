@@ -58,7 +58,7 @@ class FineTuningConfig(TrainerConfig):
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
-    max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
+    max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
         1.0,
         ge=0,

@@ -87,7 +87,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=180)
-    table = Table("seed", *SCORES.values(), title=f"{TRADING} trading prompts, {ASKED} distant and {ASKED} near controls a seed")
+    table = Table(
+        "seed", *SCORES.values(), title=f"{TRADING} trading prompts, {ASKED} distant and {ASKED} near controls a seed"
+    )
     rows = []
     for seed in map(int, arguments.seeds.split(",")):
         rows.append(judged(arguments.home, arguments.work / str(seed), seed))
