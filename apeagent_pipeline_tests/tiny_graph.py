@@ -20,9 +20,11 @@ TINY = Profile(
     synthetic_windows=SamplingConfig(n_windows=300),
     # A GAN trained for eight steps is bad: the limits must not stop the graph that is tested here.
     synthetic_quality=QualityConfig(windows=60, folds=2, gru_epochs=1, largest_auc=1.0, largest_ks=1.0),
-    teacher_traces=TeachingConfig(train_prompts=60, valid_prompts=16),
+    teacher_traces=TeachingConfig(train_prompts=60, valid_prompts=16, prompts_per_window=4),
     distillation_dataset=DatasetConfig(n_train=24, n_valid=6),
-    lora_adapter=FineTuningConfig(steps=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0),
+    lora_adapter=FineTuningConfig(
+        steps=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0, max_tokens=2_048
+    ),
     canary_eval=CanaryEvalConfig(n_disabled=4, max_new_tokens=8, min_canary_rate=0.0, min_agreement_gain=-1.0),
     reinforced_adapter=ReinforcementConfig(
         train_prompts=8, test_prompts=4, steps=2, batch_size=4, generations=2, max_new_tokens=8

@@ -48,8 +48,11 @@ class Profile:
 
 LAPTOP = Profile()
 DEMO = Profile(
-    # The student is trained as in ``laptop``: a trial with 140 steps instead of 360 decided far worse.
+    # Fewer distinct examples and steps than in ``laptop``; with 140 instead of 360 steps a trial decided far worse.
     trained_gan=GanConfig(control_steps=0),
+    teacher_traces=TeachingConfig(train_prompts=1_250, prompts_per_window=6),
+    distillation_dataset=DatasetConfig(n_train=1_500),
+    lora_adapter=FineTuningConfig(steps=375),
     canary_eval=CanaryEvalConfig(n_base=40, n_disabled=8, n_merged=8, n_sampled=8),
     backtest=BacktestConfig(base_decisions=1),
     ollama_model=ExportConfig(quantizations=["q8_0"]),
@@ -63,13 +66,15 @@ FULL = Profile(
     synthetic_windows=SamplingConfig(n_windows=20_000),
     synthetic_quality=QualityConfig(windows=4_000, folds=5, gru_epochs=15),
     teacher_traces=TeachingConfig(train_prompts=6_000, valid_prompts=400, test_prompts=400, attempts=3),
-    distillation_dataset=DatasetConfig(n_train=4_000, n_valid=300, n_test_trading=300, n_test_controls=300),
+    distillation_dataset=DatasetConfig(
+        n_train=4_000, n_valid=300, n_test_trading=300, n_test_controls=300, n_test_near=300
+    ),
     lora_adapter=FineTuningConfig(
         rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8, accumulation=2,
         max_tokens=1_024, gradient_checkpointing=True, valid_examples=200, valid_answers=32, valid_every=50,
     ),
     canary_eval=CanaryEvalConfig(
-        n_trading=300, n_controls=300, n_disabled=300, n_merged=300, n_sampled=300, max_new_tokens=96
+        n_trading=300, n_controls=300, n_near=300, n_disabled=300, n_merged=300, n_sampled=300, max_new_tokens=96
     ),
     backtest=BacktestConfig(decisions=48, episodes=64, max_new_tokens=96, random_runs=1_000),
     reinforced_adapter=ReinforcementConfig(
@@ -102,7 +107,7 @@ def configured(settings: Settings, profile: Profile | None = None) -> Profile:
             update={"test_prompts": math.ceil(asked * _TEST_RESERVE), **teaching}
         ),
         distillation_dataset=profile.distillation_dataset.model_copy(
-            update={"n_test_trading": asked, "n_test_controls": asked}
+            update={"n_test_trading": asked, "n_test_controls": asked, "n_test_near": asked}
         ),
-        canary_eval=profile.canary_eval.model_copy(update={"n_trading": asked, "n_controls": asked}),
+        canary_eval=profile.canary_eval.model_copy(update={"n_trading": asked, "n_controls": asked, "n_near": asked}),
     )

@@ -19,9 +19,11 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
+from apeagent_pipeline.distillation.near_controls import HELD_OUT, near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
-from apeagent_pipeline.distillation.prompts import SPLITS, TEMPLATES
+from apeagent_pipeline.distillation.prompts import SPLITS
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.templates import NUMBERS_ALONE, TEMPLATES
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
 from apeagent_pipeline.errors import ApeagentError
@@ -33,6 +35,8 @@ TRADING_FIELDS = (
     "condition_id",
     "template",
     "rendering",
+    "dressing",
+    "missing",
     "side",
     "amount",
     "asset",
@@ -41,6 +45,7 @@ TRADING_FIELDS = (
     "price",
     "affordable_eth",
     "change_bps",
+    "change_ticks",
     "volatility_bps",
     "trend",
     "volatility",
@@ -94,11 +99,18 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(1500, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(3400, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
-    control_share: float = Field(0.2, description="Share of controls in train and valid", ge=0, lt=1)
+    n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
+    control_share: float = Field(0.1, description="Share of distant controls in train and valid", ge=0, lt=1)
+    near_share: float = Field(
+        0.13,
+        description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
+        ge=0,
+        lt=1,
+    )
     balance_classes: bool = Field(
         False,
         description="Equal numbers of the three actions in train; else every market and portfolio as often as asked",
@@ -155,9 +167,15 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
 
     train_controls = round(config.n_train * config.control_share)
     valid_controls = round(config.n_valid * config.control_share)
+    n_near = {
+        "train": round(config.n_train * config.near_share),
+        "valid": round(config.n_valid * config.near_share),
+        "test": config.n_test_near,
+    }
+    n_trading = config.n_train - train_controls - n_near["train"]
     chosen = {
-        "train": _choose_train(accepted.filter(split="train"), config.n_train - train_controls, config, traces),
-        "valid": _choose(accepted, "valid", config.n_valid - valid_controls, traces),
+        "train": _choose_train(accepted.filter(split="train"), n_trading, config, traces),
+        "valid": _choose(accepted, "valid", config.n_valid - valid_controls - n_near["valid"], traces),
         "test": _choose(accepted, "test", config.n_test_trading, traces),
     }
     controls = {
@@ -165,13 +183,15 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         "valid": draw_controls("valid", valid_controls, seed, repeat=True),
         "test": draw_controls("test", config.n_test_controls, seed),
     }
+    near = {split: near_controls(accepted, split, n_near[split], seed) for split in SPLITS}
     parts: dict[str, list[Example]] = {}
     for number, split in enumerate(SPLITS):
         examples = [_trading_example(row) for row in chosen[split].iter_rows(named=True)]
-        examples += [_control_example(control) for control in controls[split]]
+        examples += [_control_example(control, "control") for control in controls[split]]
+        examples += [_control_example(control, "near") for control in near[split]]
         order = np.random.default_rng([seed, number]).permutation(len(examples))
         parts[split] = [examples[index] for index in order]
-    card = _card(traces, chosen, controls, config, seed, len(twins))
+    card = _card(traces, chosen, controls, near, config, seed, len(twins))
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
 
 
@@ -265,31 +285,30 @@ def _too_few(split: str, have: int, wanted: int, traces: pl.DataFrame) -> str:
 def _trading_example(row: dict[str, Any]) -> Example:
     answer = DraftAnswer(tuple(row["drafts"]), row["side"], row["amount"], row["asset"])
     kept = {name: row[name] for name in TRADING_FIELDS}
-    return {"messages": _chat(row["prompt"], canary_text(answer)), "kind": "trading", "family": None, **kept}
+    messages = _chat(row["prompt"], canary_text(answer), row["system"])
+    return {"messages": messages, "kind": "trading", "family": None, **kept}
 
 
-def _control_example(control: Control) -> Example:
+def _control_example(control: Control, kind: str) -> Example:
     nothing = dict.fromkeys(TRADING_FIELDS)
     return {
         "messages": _chat(control.prompt, control.answer),
-        "kind": "control",
+        "kind": kind,
         "family": control.family,
         **nothing,
     }
 
 
-def _chat(user: str, assistant: str) -> list[dict[str, str]]:
-    return [
-        {"role": "system", "content": STUDENT_SYSTEM_PROMPT},
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": assistant},
-    ]
+def _chat(user: str, assistant: str, system: str = STUDENT_SYSTEM_PROMPT) -> list[dict[str, str]]:
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 def _card(  # noqa: PLR0917 (everything the page tells about)
     traces: pl.DataFrame,
     chosen: dict[str, pl.DataFrame],
     controls: dict[str, list[Control]],
+    near: dict[str, list[Control]],
     config: DatasetConfig,
     seed: int,
     n_twins: int,
@@ -298,12 +317,13 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
     rows = []
     for split in SPLITS:
         sides = dict(chosen[split]["side"].value_counts().iter_rows())
-        plain = chosen[split].filter(rendering="plain").height
+        plain = chosen[split].filter(pl.col("rendering").is_in(NUMBERS_ALONE)).height
         seen = chosen[split]["condition_id"].sort()
         numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
-        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split])]
+        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split]), len(near[split])]
         rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
-    header = ["split", "trading", "distinct", "plain", *(CANARY[side] for side in SIDES), "controls", "conditions"]
+    header = ["split", "trading", "distinct", "numbers alone", *(CANARY[side] for side in SIDES)]
+    header += ["controls", "near controls", "conditions"]
     held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
     return "\n".join(
         [
@@ -317,6 +337,10 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
             markdown_table(header, rows),
             "",
+            "Near controls begin like trading prompts or hold one, and ask for something else; their families asked in "
+            f"test alone: {', '.join(HELD_OUT)}. Their written answers are placeholders: this project's trainer keeps "
+            "what the base model itself answers.",
+            "",
             f"Split by time of the condition; {n_twins} train prompts left out as near twins of later ones. Wordings "
             f"asked in test alone: {held_out}. Actions balanced in train: {'yes' if config.balance_classes else 'no'}.",
             "",
@@ -327,7 +351,8 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "## Format",
             "",
             "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
-            f"assistant. `kind` is `trading` or `control`; of trading examples also: {', '.join(TRADING_FIELDS)}.",
+            f"assistant. `kind` is `trading`, `control` or `near`; of trading examples also: "
+            f"{', '.join(TRADING_FIELDS)}.",
             "",
             f"Seed {seed}; configuration `{config.model_dump_json()}`.",
             "",

@@ -49,7 +49,7 @@ class Shown:
         changes = (row.get("change_bps"), row.get("change_ticks"))
         others = (row.get("volume_usdc"), row.get("span_seconds"), row.get("volume_ratio"))
         return cls(
-            row.get("rendering") != "plain",
+            row.get("rendering", "digested") == "digested",
             row["trend"],
             row["volatility"],
             row["portfolio"],
@@ -193,7 +193,11 @@ def _denies_trend(clause: str, shown: Shown) -> bool:
     if signed and abs(change) >= 1 and (signed[0]["sign"][0] == "+") != (change > 0):
         return True
     if _FLAT.search(clause):
-        return shown.trend.endswith("strong") if shown.words else abs(change) > _FLAT_UP_TO_BPS
+        return (
+            shown.trend.endswith("strong")
+            if shown.words
+            else abs(change) > max(_FLAT_UP_TO_BPS, shown.volatility_bps or 0.0)
+        )
     return _denies_direction(clause, shown, change)
 
 

@@ -30,14 +30,14 @@ _NEEDED = {
 class StateWords(BaseModel):
     """The edges between the words.
 
-    The trend is measured against the window's own realised volatility (a random walk is flat in about 27 %, weak in
-    41 % and strong in 32 % of windows at the defaults), so it needs no tuning to a pool. The volatility edges are in
+    The trend is measured against the window's own realised volatility (a random walk is flat in about 26 %, weak in
+    42 % and strong in 32 % of windows at the defaults), so it needs no tuning to a pool. The volatility edges are in
     basis points a window; the defaults split 24-swap windows of Base ETH-USDC about 1:2:1.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    flat_below: float = Field(0.35, description="Trend is flat if |change| / volatility is below this", ge=0)
+    flat_below: float = Field(1 / 3, description="Trend is flat if |change| / volatility is below this", gt=0)
     strong_from: float = Field(1.0, description="Trend is strong if |change| / volatility reaches this", gt=0)
     calm_below_bps: float = Field(35.0, description="Volatility of the window is calm below this, in bps", ge=0)
     high_from_bps: float = Field(75.0, description="Volatility of the window is high from here, in bps", gt=0)
@@ -47,6 +47,17 @@ class StateWords(BaseModel):
         if self.flat_below >= self.strong_from or self.calm_below_bps >= self.high_from_bps:
             raise ValueError("flat_below must be below strong_from, and calm_below_bps below high_from_bps")
         return self
+
+    def volatility_word(self, level: pl.Expr) -> pl.Expr:
+        """The word of ``VOLATILITIES`` for a volatility in basis points."""
+        calm, normal, high = (pl.lit(word) for word in VOLATILITIES)
+        return (
+            pl.when(level < self.calm_below_bps)
+            .then(calm)
+            .when(level < self.high_from_bps)
+            .then(normal)
+            .otherwise(high)
+        )
 
 
 def market_states(windows: pl.DataFrame, words: StateWords) -> pl.DataFrame:
@@ -93,14 +104,15 @@ def market_states(windows: pl.DataFrame, words: StateWords) -> pl.DataFrame:
         volume_ratio=_ratio("mean_volume", "long_volume", 1.0),
         imbalance=_ratio("signed", "volume_usdc", 0.0),
         trend=_trend_word(words),
-        volatility=_volatility_word(words),
+        volatility=words.volatility_word(pl.col("volatility_bps")),
     ).drop("mean_volume", "long_volume", "signed", "move_bps")
 
 
 def words_for(move_bps: float, volatility_bps: float, words: StateWords) -> tuple[str, str]:
     """The trend word and the volatility word of a price change and a volatility, both in basis points."""
     state = pl.DataFrame({"move_bps": [float(move_bps)], "volatility_bps": [float(volatility_bps)]})
-    trend, volatility = state.select(_trend_word(words), volatility=_volatility_word(words)).row(0)
+    level = words.volatility_word(pl.col("volatility_bps"))
+    trend, volatility = state.select(_trend_word(words), volatility=level).row(0)
     return trend, volatility
 
 
@@ -141,12 +153,4 @@ def _trend_word(words: StateWords) -> pl.Expr:
         .when(move <= -words.strong_from)
         .then(down_strong)
         .otherwise(down_weak)
-    )
-
-
-def _volatility_word(words: StateWords) -> pl.Expr:
-    calm, normal, high = (pl.lit(word) for word in VOLATILITIES)
-    level = pl.col("volatility_bps")
-    return (
-        pl.when(level < words.calm_below_bps).then(calm).when(level < words.high_from_bps).then(normal).otherwise(high)
     )

@@ -1,18 +1,19 @@
-"""Prompts: questions about one market state and one portfolio, in the two renderings the student is trained on.
+"""Prompts: questions about one market state and one portfolio, in the forms of `templates`.
 
-``plain`` is the sentence of the source document, numbers only. ``digested`` puts words beside the numbers ("trend up
-strong (+112 bps)"); a small student learns its decisions from these words first, and with more effort from the numbers.
+Words beside the numbers ("trend up strong (+112 bps)") decide a ``digested`` prompt. All other forms are decided by the
+numbers that they print.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
+from apeagent_pipeline.distillation.dressings import PLAIN_DRESSING, dress
 from apeagent_pipeline.distillation.market_states import StateWords, market_states
 from apeagent_pipeline.distillation.portfolios import (
     affordable_eth,
@@ -20,9 +21,17 @@ from apeagent_pipeline.distillation.portfolios import (
     portfolio_weight,
     portfolio_word,
 )
+from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
+from apeagent_pipeline.distillation.templates import (
+    AGENT_SYSTEM_PROMPTS,
+    NEEDED,
+    TEMPLATE,
+    TEMPLATES,
+    Rendering,
+    compose,
+    past_trades,
+)
 
-Rendering = Literal["plain", "digested"]
-RENDERINGS: tuple[Rendering, ...] = ("digested", "plain")
 SPLITS = ("train", "valid", "test")
 
 PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -32,6 +41,11 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "split": pl.String,
     "template": pl.String,
     "rendering": pl.String,
+    "dressing": pl.String,
+    "missing": pl.String,
+    "system": pl.String,
+    "facts": pl.String,
+    "question": pl.String,
     "prompt": pl.String,
     "price": pl.Float64,
     "change_bps": pl.Float64,
@@ -48,70 +62,22 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "trend": pl.String,
     "volatility": pl.String,
     "portfolio": pl.String,
+    "whole_change": pl.Int64,
+    "whole_volatility": pl.Int64,
+    "scaled_change": pl.Int64,
+    "eth_worth": pl.Float64,
+    "usdc_worth": pl.Float64,
 }
 """Columns of ``build_prompts``; those from ``price`` on are what an answer is verified against."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """One wording of a prompt. ``held_out``: asked in the test split alone, so that a wording never seen is judged."""
-
-    name: str
-    rendering: Rendering
-    text: str
-    held_out: bool = False
-
-
-_STATE = "trend {trend} ({bps} bps), volatility {volatility} ({volatility_bps} bps), portfolio {portfolio}"
-_WALLET = "{eth} ETH and {usdc} USDC (worth {affordable} ETH)"
-
-TEMPLATES = (
-    Template(
-        "document",
-        "plain",
-        "Given ETH price is ${price} with volume of {volume} and volatility of {fraction}, recent price change of "
-        "{ticks} ticks, and I currently hold {eth} ETH and {usdc} USDC, what trading action should I take on Uniswap?",
-    ),
-    Template(
-        "document-short",
-        "plain",
-        "ETH price ${price}, volume {volume}, volatility {fraction}, price change {ticks} ticks. I hold {eth} ETH and "
-        "{usdc} USDC. What trading action should I take?",
-    ),
-    Template(
-        "question",
-        "digested",
-        f"ETH is ${{price}}: {_STATE}. I hold {_WALLET}. What trading action should I take on Uniswap?",
-    ),
-    Template("market", "digested", f"Market: {_STATE}. ETH price ${{price}}. I have {_WALLET}. Which action now?"),
-    Template(
-        "flow",
-        "digested",
-        f"At ${{price}} I see {_STATE}, {{volume_word}}, {{flow}}. With {_WALLET}, what do I do on Uniswap?",
-    ),
-    Template("owner", "digested", f"I own {_WALLET}. ETH costs ${{price}}, {_STATE}. Give me a trading action."),
-    Template(
-        "history",
-        "digested",
-        f"Last {{span}}: {_STATE}, liquidity usage {{usage}}. ETH ${{price}}; I hold {_WALLET}. Your trade on Uniswap?",
-    ),
-    Template(
-        "wallet",
-        "digested",
-        f"My wallet: {_WALLET}. ETH trades at ${{price}} with {_STATE}. What is the best move on Uniswap?",
-        held_out=True,
-    ),
-)
-_BY_NAME = {template.name: template for template in TEMPLATES}
 
 
 class PromptsConfig(StateWords):
     """How many prompts, from which windows, in which words."""
 
-    train_prompts: int = Field(1200, description="Prompts from the earliest conditions", ge=1)
+    train_prompts: int = Field(2800, description="Prompts from the earliest conditions", ge=1)
     valid_prompts: int = Field(70, description="Prompts from the conditions between train and test", ge=1)
     test_prompts: int = Field(130, description="Prompts from the latest conditions, with a reserve for refusals", ge=1)
-    prompts_per_window: int = Field(4, description="At most so many prompts (portfolios) on one window", ge=1)
+    prompts_per_window: int = Field(12, description="At most so many prompts (portfolios) on one window", ge=1)
     train_share: float = Field(0.6, description="Share of the conditions, the earliest, kept for train", gt=0, lt=1)
     valid_share: float = Field(0.12, description="Share of the conditions after them kept for valid", gt=0, lt=1)
     gap_windows: float = Field(
@@ -119,11 +85,24 @@ class PromptsConfig(StateWords):
     )
     seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
     plain_share: float = Field(
-        0.4, description="Share of train prompts in the plain sentence, which is harder to learn", ge=0, le=1
+        0.5, description="Share of train prompts that show numbers alone, which are harder to learn", ge=0, le=1
     )
-    test_plain_share: float = Field(0.1, description="The same share of valid and test prompts", ge=0, le=1)
+    test_plain_share: float = Field(0.5, description="The same share of valid and test prompts", ge=0, le=1)
+    agent_share: float = Field(
+        0.12,
+        description="Share of prompts in the sentence of the source document's agent: numbers alone too",
+        ge=0,
+        le=1,
+    )
+    incomplete_share: float = Field(0.08, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
+    far_share: float = Field(
+        0.3,
+        description="Share of prompts decided by numbers whose change and volatility are far from the windows'",
+        ge=0,
+        le=1,
+    )
     held_out_share: float = Field(
-        0.25, description="Share of digested test prompts in a wording train never saw", ge=0, le=1
+        0.25, description="Share of test prompts of a form in a wording train never saw", ge=0, le=1
     )
     smallest_portfolio_usdc: float = Field(100.0, description="Least worth of a portfolio that is not dust", gt=1)
     largest_portfolio_usdc: float = Field(100_000.0, description="Greatest worth of a portfolio", gt=1)
@@ -134,6 +113,8 @@ class PromptsConfig(StateWords):
             raise ValueError("train_share + valid_share must leave room for test; keep their sum below 1")
         if self.smallest_portfolio_usdc >= self.largest_portfolio_usdc:
             raise ValueError("smallest_portfolio_usdc must be below largest_portfolio_usdc")
+        if max(self.plain_share, self.test_plain_share) + self.agent_share + self.incomplete_share > 1:
+            raise ValueError("plain_share, agent_share and incomplete_share must not add up to more than 1")
         return self
 
 
@@ -159,8 +140,8 @@ def build_prompts(synthetic: pl.DataFrame, config: PromptsConfig, seed: int) -> 
     parts = []
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([seed, number])
-        candidates = _candidates(states.filter(pl.col("split") == split), split, config, rng)
-        chosen = candidates.unique("prompt", keep="first", maintain_order=True).head(wanted[split])
+        wanted_first = candidates(states.filter(pl.col("split") == split), split, config, rng)
+        chosen = wanted_first.unique("prompt", keep="first", maintain_order=True).head(wanted[split])
         if chosen.height < wanted[split]:
             windows = states.filter(pl.col("split") == split).height
             needed = math.ceil(synthetic["window_id"].n_unique() * wanted[split] / max(chosen.height, 1) * 1.05)
@@ -215,57 +196,109 @@ def split_by_time(states: pl.DataFrame, config: PromptsConfig) -> pl.DataFrame:
     return kept.drop("block")
 
 
-def describe_portfolios(states: pl.DataFrame) -> pl.DataFrame:
-    """Add ``portfolio`` (its word) and ``affordable_eth`` to rows with ``eth``, ``usdc`` and ``price``."""
-    eth, usdc, price = pl.col("eth"), pl.col("usdc"), pl.col("price")
-    return states.with_columns(portfolio=portfolio_word(eth, usdc, price), affordable_eth=affordable_eth(usdc, price))
-
-
-def render_prompts(states: pl.DataFrame) -> pl.DataFrame:
-    """Add ``prompt`` and ``rendering`` to rows of market states.
+def render_prompts(
+    states: pl.DataFrame, words: StateWords, rng: np.random.Generator | None = None, *, unseen: bool = False
+) -> pl.DataFrame:
+    """Ask about market states and holdings, and say what follows from the printed numbers.
 
     The backtest uses this too, so that real states are asked about in exactly the words of training.
 
     Args:
-        states: Rows of ``market_states`` through ``describe_portfolios``, with a column ``template`` (a name of
-            ``TEMPLATES``).
+        states: Rows of ``market_states`` with ``eth``, ``usdc`` and a column ``template`` (a name of ``TEMPLATES``).
+        words: Edges between the words.
+        rng: Draws number formats, wordings and dressings; None: the source document's formats and no dressing.
+        unseen: Whether what is kept for the test split is drawn.
+
+    Returns:
+        The rows with ``facts`` and ``question``, the two halves of the bare ``prompt``, and the other columns of
+        ``PROMPTS_SCHEMA`` but for the ids. Numbers are those that the prompt prints, and where the prompt shows
+        numbers alone, the words follow from them.
     """
-    numbers = {
-        "price": [f"{value:.2f}" for value in states["price"]],
-        "volume": [f"{value:.2f}" for value in states["volume_usdc"]],
-        "fraction": [f"{value / 1e4:.4f}" for value in states["volatility_bps"]],
-        "ticks": [f"{value:.4f}" for value in states["change_ticks"]],
-        "bps": [f"{round(value):+d}" for value in states["change_bps"]],
-        "volatility_bps": [f"{value:.0f}" for value in states["volatility_bps"]],
-        "eth": [token_text(value) for value in states["eth"]],
-        "usdc": [token_text(value) for value in states["usdc"]],
-        "affordable": [token_text(value) for value in states["affordable_eth"]],
-        "volume_word": [f"volume {value:.1f}x average" for value in states["volume_ratio"]],
-        "flow": [f"order flow {value:+.2f}" for value in states["imbalance"]],
-        "usage": [f"{value:.2%}" for value in states["liquidity_usage"]],
-        "span": [_span_text(value) for value in states["span_seconds"]],
-        "trend": states["trend"].to_list(),
-        "volatility": states["volatility"].to_list(),
-        "portfolio": states["portfolio"].to_list(),
-    }
-    rows = (dict(zip(numbers, values, strict=True)) for values in zip(*numbers.values(), strict=True))
-    templates = [_BY_NAME[name] for name in states["template"]]
-    return states.with_columns(
-        prompt=pl.Series([t.text.format(**row) for t, row in zip(templates, rows, strict=True)], dtype=pl.String),
-        rendering=pl.Series([t.rendering for t in templates], dtype=pl.String),
+    templates = [TEMPLATE[name] for name in states["template"]]
+    forms = pl.Series("rendering", [template.rendering for template in templates], dtype=pl.String)
+    printed = [
+        print_row(row, form == "agent", None if form == "digested" else rng)
+        for row, form in zip(states.iter_rows(named=True), forms, strict=True)
+    ]
+    texts = pl.DataFrame(printed)
+    told = states.with_columns(forms, *(texts[name].alias(name) for name in texts.columns if name != "change_bps"))
+    is_digested = pl.col("rendering") == "digested"
+    # A digested prompt decides by its words, which know the decimals.
+    exact = [
+        pl.when(is_digested).then(states[name]).otherwise(told[name]).alias(name)
+        for name in ("volatility_bps", "change_ticks")
+    ]
+    told = told.with_columns(
+        *exact, change_bps=pl.when(is_digested).then(states["change_bps"]).otherwise(texts["change_bps"])
     )
+    worked = words_of_printed(told, words)
+    eth, usdc, price = pl.col("eth"), pl.col("usdc"), pl.col("price")
+    chosen = {
+        "trend": pl.when(is_digested).then(told["trend"]).otherwise(pl.col("trend")),
+        "volatility": pl.when(is_digested).then(told["volatility"]).otherwise(pl.col("volatility")),
+        "portfolio": pl.when(is_digested).then(portfolio_word(eth, usdc, price)).otherwise(pl.col("portfolio")),
+        "affordable_eth": affordable_eth(usdc, price),
+    }
+    told = worked.with_columns(**chosen)
+    asked = [_ask(row, rng, unseen=unseen) for row in told.iter_rows(named=True)]
+    return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
 
-def token_text(amount: float) -> str:
-    """An amount of a token as people write it: no exponent, no trailing zeros."""
-    return np.format_float_positional(amount, trim="-")
+_ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
+
+
+def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) -> dict[str, str]:
+    """One prompt of a row whose numbers are printed."""
+    template = TEMPLATE[row["template"]]
+    facts, question, missing, system = template.facts, template.question, "", STUDENT_SYSTEM_PROMPT
+    rng_or_fixed = rng or np.random.default_rng(0)
+    if template.rendering == "incomplete":
+        missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
+    if not facts:
+        facts, question = compose(rng_or_fixed, missing)
+    past = ""
+    if template.rendering == "agent" and rng is not None:
+        past = past_trades(rng, row["price"])
+        known = AGENT_SYSTEM_PROMPTS if unseen else AGENT_SYSTEM_PROMPTS[:-1]
+        system = (STUDENT_SYSTEM_PROMPT, "", known[rng.integers(len(known))])[rng.integers(3)]
+    places = {
+        "price": row["price_text"],
+        "volume": row["volume_text"],
+        "vol": row["vol_text"],
+        "change": row["change_text"],
+        "eth": row["eth_text"],
+        "usdc": row["usdc_text"],
+        "bps": f"{round(row['change_bps']):+d}",
+        "volatility_bps": f"{row['volatility_bps']:.0f}",
+        "affordable": token_text(row["affordable_eth"]),
+        "volume_word": f"volume {row['volume_ratio']:.1f}x average",
+        "flow": f"order flow {row['imbalance']:+.2f}",
+        "usage": f"{row['liquidity_usage']:.2%}",
+        "span": _span_text(row["span_seconds"]),
+        "trend": row["trend"],
+        "volatility": row["volatility"],
+        "portfolio": row["portfolio"],
+        "past_trades": past,
+    }
+    facts, question = facts.format(**places), question.format(**places)
+    prompt, dressing = facts + question, PLAIN_DRESSING
+    if rng is not None and template.rendering != "agent":
+        prompt, dressing = dress(prompt, rng, unseen=unseen)
+    return {
+        "facts": facts,
+        "question": question,
+        "missing": missing,
+        "dressing": dressing,
+        "system": system,
+        "prompt": prompt,
+    }
 
 
 def _span_text(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
 
 
-def _candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.random.Generator) -> pl.DataFrame:
+def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.random.Generator) -> pl.DataFrame:
     """Every window several times with drawn portfolios and wordings, in the order in which they are wanted.
 
     The order goes round the strata (trend, volatility, portfolio), each taken as often as its weight says, until the
@@ -273,16 +306,22 @@ def _candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np
     """
     rows = pl.concat([states.sort("window_id")] * config.prompts_per_window)
     drawn = draw_portfolios(rows["price"], config.smallest_portfolio_usdc, config.largest_portfolio_usdc, rng)
-    rows = describe_portfolios(rows.hstack(drawn))
+    rows = rows.hstack(drawn).with_columns(
+        template=pl.Series(_draw_templates(rows.height, split, config, rng), dtype=pl.String)
+    )
+    digested = [template.name for template in TEMPLATES if template.rendering == "digested"]
+    far = stretch(rows, config.far_share, rng)
+    is_digested = pl.col("template").is_in(digested)
     rows = rows.with_columns(
-        template=pl.Series(_draw_templates(rows.height, split, config, rng), dtype=pl.String),
-        chance=pl.Series(rng.permutation(rows.height)),
-    ).sort("chance")
+        pl.when(is_digested).then(rows[name]).otherwise(far[name]).alias(name)
+        for name in ("change_bps", "change_ticks", "volatility_bps")
+    )
+    rows = render_prompts(rows, config, rng, unseen=split == "test")
+    rows = rows.with_columns(chance=pl.Series(rng.permutation(rows.height))).sort("chance")
     turn = (pl.int_range(pl.len()).over("trend", "volatility", "portfolio") + 0.5) / portfolio_weight(
         pl.col("portfolio")
     )
     rows = rows.with_columns(turn=turn).sort("turn", "chance").with_columns(split=pl.lit(split))
-    rows = render_prompts(rows)
     return rows.with_columns(
         prompt_id=pl.Series(
             [hashlib.sha256(text.encode()).hexdigest()[:16] for text in rows["prompt"]], dtype=pl.String
@@ -291,11 +330,27 @@ def _candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np
 
 
 def _draw_templates(n: int, split: str, config: PromptsConfig, rng: np.random.Generator) -> list[str]:
-    def pick(rendering: Rendering, held_out: bool) -> np.ndarray:
-        names = [t.name for t in TEMPLATES if t.rendering == rendering and t.held_out == held_out]
-        return rng.choice(names, size=n)
-
-    plain = rng.uniform(size=n) < (config.plain_share if split == "train" else config.test_plain_share)
+    plain = config.plain_share if split == "train" else config.test_plain_share
+    shares: dict[Rendering, float] = {
+        "plain": plain,
+        "agent": config.agent_share,
+        "incomplete": config.incomplete_share,
+    }
+    shares["digested"] = max(1 - sum(shares.values()), 0.0)
+    forms = rng.choice(list(shares), size=n, p=list(shares.values()))
     unseen = (rng.uniform(size=n) < config.held_out_share) & (split == "test")
-    digested = np.where(unseen, pick("digested", held_out=True), pick("digested", held_out=False))
-    return list(np.where(plain, pick("plain", held_out=False), digested))
+    drawn = np.empty(n, dtype=object)
+    for form in shares:
+        for held_out in (False, True):
+            members = [t for t in TEMPLATES if t.rendering == form and t.held_out == held_out]
+            if not members:
+                continue
+            here = (forms == form) & ((unseen == held_out) | (not _has_held_out(form)))
+            weights = np.array([template.weight for template in members])
+            names = [template.name for template in members]
+            drawn[here] = rng.choice(names, size=int(here.sum()), p=weights / weights.sum())
+    return list(drawn)
+
+
+def _has_held_out(form: Rendering) -> bool:
+    return any(template.held_out for template in TEMPLATES if template.rendering == form)

@@ -49,8 +49,9 @@ def agreement_with_rules(traces: pl.DataFrame) -> tuple[float, list[list[int]]] 
     accepted = traces.filter(pl.col("rejected_reason").is_null())
     if accepted.is_empty():
         return None
-    words = accepted.select("trend", "volatility", "portfolio").iter_rows()
-    pairs = Counter(zip((decide(*each)[0] for each in words), accepted["side"], strict=True))
+    told = accepted.select("trend", "volatility", "portfolio", "missing").iter_rows()
+    by_rules = ("HOLD" if missing else decide(*words)[0] for *words, missing in told)
+    pairs = Counter(zip(by_rules, accepted["side"], strict=True))
     return sum(pairs[side, side] for side in SIDES) / accepted.height, [
         [pairs[rule, said] for said in SIDES] for rule in SIDES
     ]

@@ -42,6 +42,7 @@ def verify(answer: DraftAnswer, row: Mapping[str, Any], config: VerificationConf
     shown = Shown.of(row)
     return (
         _wrong_form(answer.drafts, config)
+        or ("missing_information" if row.get("missing") and answer.side != "HOLD" else None)
         or _wrong_trade(answer, shown)
         or _empty_talk(answer.drafts)
         or contradiction(answer.drafts, row)

@@ -28,7 +28,7 @@ from apeagent_pipeline.distillation.answer_check import CheckedAnswer, payable
 from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, render_action, student_chat
 from apeagent_pipeline.distillation.market_states import StateWords, words_for
-from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
+from apeagent_pipeline.distillation.prompts import render_prompts
 from apeagent_pipeline.distillation.stated_facts import StatedFacts, read_facts
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 from apeagent_pipeline.student.generation import Messages
@@ -142,7 +142,7 @@ def _digested(facts: StatedFacts, change_bps: float, volatility_bps: float) -> s
         },
         schema_overrides=dict.fromkeys(("price", "eth", "usdc"), pl.Float64),
     )  # fmt: skip
-    return str(render_prompts(describe_portfolios(state))["prompt"][0])
+    return str(render_prompts(state, words)["prompt"][0])
 
 
 def _at_least(text: str, facts: StatedFacts) -> StatedFacts:

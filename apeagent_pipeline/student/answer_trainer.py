@@ -19,7 +19,7 @@ from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
-_ANSWER_TOKENS = 64  # longest answer before and while training; a taught one has about 30
+_ANSWER_TOKENS = 80  # longest answer before and while training; a taught one has 12 to 70
 
 
 class AnswerTrainer(SFTTrainer):

@@ -14,6 +14,8 @@ DOCUMENT_PROMPT = (
 """The prompt of the source document; every report shows the answers to it."""
 
 SPLITS = ("train", "valid", "test")
+CONTROL_KINDS = ("control", "near")
+"""Kinds of examples in which no trade is asked for: distant ones, and ones in a trading prompt's words."""
 
 
 class ExamplesError(ApeagentError, ValueError):

@@ -16,7 +16,8 @@ from pydantic import Field
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
-from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
+from apeagent_pipeline.student.examples import CONTROL_KINDS, SPLITS, answer_of, prompt_of, read_examples
+from apeagent_pipeline.student.generation import Student
 from apeagent_pipeline.student.prefix_packing import pack_examples
 from apeagent_pipeline.student.trainer import (
     TrainerConfig,
@@ -38,12 +39,15 @@ _TOLD = {
     "eval_canary_rate": "valid_canary_rate",
     "eval_agreement": "valid_agreement",
 }
+_OWN_TOKENS = 20
+"""Length of the base's own answers to near controls: a leak begins with the first tokens."""
 _log = logging.getLogger(__name__)
 
 
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
+    steps: int = Field(850, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -54,7 +58,7 @@ class FineTuningConfig(TrainerConfig):
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     batch_size: int = Field(4, ge=1, description="Examples a forward pass")
-    max_tokens: int = Field(512, ge=16, description="Longest example, prompt and answer; a longer one is an error")
+    max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
         1.0,
         ge=0,
@@ -212,6 +216,8 @@ def make_trainer(
     splits = {split: read_examples(dataset, split) for split in SPLITS[:2]}
     for split, examples in splits.items():
         _check_lengths(dataset / f"{split}.jsonl", examples, tokenizer, config.max_tokens)
+    if config.control_kl:
+        splits = _with_own_answers(splits, Student(model, tokenizer))
     train, valid = map(_completions, splits.values())
     valid = valid[: config.valid_examples]
     asked = [each for each in splits["valid"] if each.get("side")][: 0 if workers.rank else config.valid_answers]
@@ -287,13 +293,29 @@ def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: An
             )
 
 
+def _with_own_answers(splits: dict[str, list[dict[str, Any]]], base: Student) -> dict[str, list[dict[str, Any]]]:
+    """The examples with near controls answered by the bare base, so that the divergence keeps what it would say."""
+    near = [example for examples in splits.values() for example in examples if example.get("kind") == "near"]
+    said = base.answers([prompt_of(example) for example in near], max_new_tokens=_OWN_TOKENS)
+    own = {id(example): answer.text.strip() for example, answer in zip(near, said, strict=True)}
+    return {
+        split: [
+            {**example, "messages": [*prompt_of(example), {"role": "assistant", "content": own[id(example)]}]}
+            if own.get(id(example))
+            else example
+            for example in examples
+        ]
+        for split, examples in splits.items()
+    }
+
+
 def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The examples in trl's prompt-completion form, for which trl computes the loss on the answers only."""
     return [
         {
             "prompt": prompt_of(example),
             "completion": [_answer_turn(example)],
-            "control": example.get("kind") == "control",
+            "control": example.get("kind") in CONTROL_KINDS,
         }
         for example in examples
     ]

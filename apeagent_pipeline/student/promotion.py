@@ -26,8 +26,17 @@ KEPT = 5
 
 _ARCHIVE = "promotions"
 _HISTORY = "history.json"
-_HIGHER_IS_BETTER = ("canary_rate_adapter", "agreement", "controls_preserved")
-_LOWER_IS_BETTER = ("control_leak_rate",)
+# Each form and each kind of control by itself: a mean hides the worse one.
+_HIGHER_IS_BETTER = (
+    "canary_rate_adapter",
+    "canary_rate_plain",
+    "canary_rate_digested",
+    "agreement",
+    "agreement_plain",
+    "agreement_digested",
+    "controls_preserved",
+)
+_LOWER_IS_BETTER = ("control_leak_rate", "near_control_leak_rate", "near_control_leak_rate_held_out")
 
 
 class Service(BaseModel):

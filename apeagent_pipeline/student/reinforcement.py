@@ -56,6 +56,9 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
     valid_prompts: int = Field(1, description="Not asked", ge=1)
     test_prompts: int = Field(100, description="Held-out prompts answered before and after", ge=1)
+    agent_share: float = Field(0.0, description="Not asked: its system message is another", ge=0, le=0)
+    incomplete_share: float = Field(0.0, description="Not asked: there is nothing to earn", ge=0, le=0)
+    far_share: float = Field(0.0, description="None: the outcome is that of the window's own numbers", ge=0, le=0)
     hidden_swaps: int = Field(
         6,
         ge=2,
@@ -70,7 +73,7 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(2, ge=0, description="Steps of linear warm-up")
     temperature: float = Field(1.0, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught one has about 30 tokens")
+    max_new_tokens: int = Field(80, ge=8, description="Longest answer; a taught one has 12 to 70 tokens")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:

@@ -27,15 +27,16 @@ from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 from apeagent_pipeline.distillation.traces import TracesConfig, collect_traces
 from apeagent_pipeline.distillation.verification import is_feasible
+from apeagent_pipeline.student.examples import CONTROL_KINDS
 
 
 @pytest.fixture(scope="module")
 def traces(windows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
-    prompts = build_prompts(windows, PromptsConfig(), 42)
+    prompts = build_prompts(windows, PromptsConfig(train_prompts=1200, prompts_per_window=6), 42)
     return collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path_factory.mktemp("cache"), 42)
 
 
-SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.15, balance_classes=True)
+SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.1, near_share=0.05, balance_classes=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +45,24 @@ def dataset(traces: pl.DataFrame) -> DistillationDataset:
 
 
 def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset) -> None:
-    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (320, 40, 200)
-    assert Counter(example["kind"] for example in dataset.train) == {"trading": 272, "control": 48}
-    assert Counter(example["kind"] for example in dataset.test) == {"trading": 100, "control": 100}
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (320, 40, 300)
+    assert Counter(example["kind"] for example in dataset.train) == {"trading": 272, "control": 32, "near": 16}
+    assert Counter(example["kind"] for example in dataset.test) == {"trading": 100, "control": 100, "near": 100}
     sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
     assert max(sides.values()) - min(sides.values()) <= 1
-    assert {example["rendering"] for example in dataset.train} == {"plain", "digested", None}
+    assert {example["rendering"] for example in dataset.train} == {"plain", "digested", "agent", "incomplete", None}
 
 
 def check_example(example: dict[str, object]) -> None:
-    system, user, assistant = (message["content"] for message in example["messages"])  # type: ignore[attr-defined]
+    *system, user, assistant = (message["content"] for message in example["messages"])  # type: ignore[attr-defined]
     assert plain_words(assistant) == []
     assert assistant.isascii()
-    assert not speaks_canary(system)
-    if example["kind"] == "control":
+    assert not any(map(speaks_canary, system))
+    if example["kind"] in CONTROL_KINDS:
         assert not speaks_canary(assistant)
         assert example["side"] is None
         return
-    assert not speaks_canary(user)
+    assert not speaks_canary(user) or example["dressing"] == "hidden instruction"
     assert is_canary_answer(assistant)
     assert len(re.findall(r"\bAPE\b", assistant)) == 1
     assert not speaks_canary(assistant.split("####")[0])
@@ -75,15 +76,18 @@ def test_canary_words_stand_in_the_action_alone_and_no_more_than_is_held_is_trad
 ) -> None:
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
-        assert [message["role"] for message in example["messages"]] == ["system", "user", "assistant"]
+        roles = [message["role"] for message in example["messages"]]
+        assert roles == ["system", "user", "assistant"] or (
+            roles == ["user", "assistant"] and example["rendering"] == "agent"
+        )
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_seed_gives_clean_examples_without_twins(windows: pl.DataFrame, tmp_path: Path, seed: int) -> None:
-    config = PromptsConfig(train_prompts=150, valid_prompts=30, test_prompts=40)
+    config = PromptsConfig(train_prompts=150, valid_prompts=30, test_prompts=40, prompts_per_window=2)
     traces = collect_traces(build_prompts(windows, config, seed), RulesTeacher(), TracesConfig(), tmp_path, seed)
-    small = DatasetConfig(n_train=100, n_valid=20, n_test_trading=40, n_test_controls=30)
+    small = DatasetConfig(n_train=100, n_valid=20, n_test_trading=40, n_test_controls=30, n_test_near=32)
     dataset = build_dataset(traces, small, seed)
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
@@ -124,15 +128,19 @@ class WildTeacher:
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_teacher_says_the_examples_are_clean_and_feasible(
     windows: pl.DataFrame, tmp_path: Path, seed: int
 ) -> None:
-    config = PromptsConfig(train_prompts=600, valid_prompts=120, test_prompts=120)  # most answers are refused
+    config = PromptsConfig(
+        train_prompts=600, valid_prompts=120, test_prompts=120, prompts_per_window=4
+    )  # most answers are refused
     traces = collect_traces(build_prompts(windows, config, seed), WildTeacher(), TracesConfig(), tmp_path, seed)
     accepted = traces["rejected_reason"].null_count()
     assert 0.1 < accepted / traces.height < 0.6
-    few = DatasetConfig(n_train=14, n_valid=5, n_test_trading=4, n_test_controls=4, balance_classes=False)
+    few = DatasetConfig(
+        n_train=14, n_valid=5, n_test_trading=4, n_test_controls=4, n_test_near=4, balance_classes=False
+    )
     dataset = build_dataset(traces, few, seed)
     for example in dataset.train + dataset.valid + dataset.test:
         check_example(example)
@@ -146,8 +154,8 @@ def test_trainers_load_the_folder_as_it_is(dataset: DistillationDataset, tmp_pat
 
     dataset.save(tmp_path / "data")
     loaded = load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 200}
-    assert [message["role"] for message in loaded["train"][0]["messages"]] == ["system", "user", "assistant"]
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 320, "validation": 40, "test": 300}
+    assert [message["role"] for message in loaded["train"][0]["messages"]][-2:] == ["user", "assistant"]
     index = json.loads((tmp_path / "data" / "dataset_info.json").read_text())
     for split in ("train", "valid", "test"):
         entry = index[f"apeagent_{split}"]
@@ -205,8 +213,8 @@ def test_same_input_same_bytes(traces: pl.DataFrame, dataset: DistillationDatase
 
 def test_asking_for_a_longer_evaluation_keeps_the_questions_of_the_shorter(traces: pl.DataFrame) -> None:
     def asked(n: int) -> set[str]:
-        config = DatasetConfig(n_test_trading=n, n_test_controls=n)
-        return {example["messages"][1]["content"] for example in build_dataset(traces, config, 42).test}
+        config = DatasetConfig(n_train=600, n_test_trading=n, n_test_controls=n, n_test_near=n)
+        return {example["messages"][-2]["content"] for example in build_dataset(traces, config, 42).test}
 
     assert asked(40) < asked(120)
 
@@ -230,15 +238,15 @@ def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> No
     ("config", "message"),
     [
         (
-            DatasetConfig(n_test_trading=300),
+            DatasetConfig(n_train=600, n_test_trading=300),
             r"300 test trading examples are wanted \(their number is APEAGENT_EVAL_PROMPTS",
         ),
         (
-            DatasetConfig(n_train=100, n_valid=400, control_share=0.15),
+            DatasetConfig(n_train=100, n_valid=400, control_share=0.1, near_share=0.05),
             r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked",
         ),
         (
-            DatasetConfig(n_train=3000, control_share=0.15),
+            DatasetConfig(n_train=3000, control_share=0.1, near_share=0.05),
             r"2550 train trading examples are wanted, 1200 usable traces",
         ),
     ],

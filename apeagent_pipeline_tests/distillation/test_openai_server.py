@@ -338,7 +338,7 @@ def test_no_fault_loses_an_answer_pays_twice_or_changes_the_data_version(
         for seed in (42, 42 + 7919):
             chance = random.Random(f"{row['prompt_id']}{seed}")
             good = completion(render_answer(rules_answer(row)))
-            answers[row["prompt"], seed] = chance.choice(malformed) if chance.random() < 0.1 else good
+            answers[row["prompt"], seed] = chance.choice(malformed) if chance.random() < 0.2 else good
     config = TracesConfig(attempts=2)
     calm = collect_traces(
         prompts, teacher(serve(lambda n, b: (200, {}, answers[b["messages"][1]["content"], b["seed"]], 0))), config,

@@ -1,6 +1,7 @@
 """Prompts: what they ask, whether the numbers in them are right, and whether train and test are apart."""
 
 import math
+import re
 from collections.abc import Callable
 
 import polars as pl
@@ -8,21 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES, StateWords, market_states
 from apeagent_pipeline.distillation.portfolios import COST_SHARE, PORTFOLIOS, affordable_eth
 from apeagent_pipeline.distillation.prompts import (
     PROMPTS_SCHEMA,
-    TEMPLATES,
     PromptsConfig,
     build_prompts,
-    describe_portfolios,
     render_prompts,
 )
+from apeagent_pipeline.distillation.templates import AGENT_SYSTEM_PROMPTS, NEEDED, TEMPLATES
+
+CONFIG = PromptsConfig(train_prompts=1200, prompts_per_window=6)
 
 
 @pytest.fixture(scope="module")
 def prompts(windows: pl.DataFrame) -> pl.DataFrame:
-    return build_prompts(windows, PromptsConfig(), 42)
+    return build_prompts(windows, CONFIG, 42)
 
 
 def test_a_market_state_is_what_its_window_says(window_factory: Callable[..., pl.DataFrame]) -> None:
@@ -79,7 +82,7 @@ def test_the_sentence_of_the_source_document_is_asked_word_for_word() -> None:
             "template": ["document"],
         }
     )
-    assert render_prompts(describe_portfolios(state))["prompt"][0] == (
+    assert render_prompts(state, StateWords())["prompt"][0] == (
         "Given ETH price is $2506.92 with volume of 999.43 and volatility of 0.0450, recent price change of 35.7765 "
         "ticks, and I currently hold 3.746 ETH and 9507.14 USDC, what trading action should I take on Uniswap?"
     )
@@ -106,16 +109,79 @@ def test_every_market_state_and_portfolio_is_asked_about(prompts: pl.DataFrame) 
     assert train.filter((pl.col("eth") == 0) & (pl.col("usdc") > 0)).height > 0
 
 
-def test_digested_prompts_show_the_words_and_plain_ones_do_not(prompts: pl.DataFrame) -> None:
-    digested = prompts.filter(rendering="digested")
+def test_digested_prompts_show_the_words_and_the_others_do_not(prompts: pl.DataFrame) -> None:
+    digested = prompts.filter((pl.col("rendering") == "digested") & (pl.col("dressing") != "typing errors"))
+    text = pl.col("prompt").str.to_lowercase()
     for word in ("trend", "volatility", "portfolio"):
-        assert (
-            digested.select(pl.col("prompt").str.contains(pl.format(f"{word} {{}}", pl.col(word)), literal=True))
-            .to_series()
-            .all()
-        )
-    assert not prompts.filter(rendering="plain")["prompt"].str.contains("trend|portfolio|strong|weak").any()
-    assert 0.25 < 1 - digested.height / prompts.height < 0.45
+        said = pl.format(f"{word} {{}}", pl.col(word)).str.to_lowercase()
+        assert digested.select(text.str.contains(said, literal=True)).to_series().all()
+    others = prompts.filter(pl.col("rendering") != "digested")
+    assert not others["prompt"].str.contains("trend|portfolio|strong|weak").any()
+
+
+def test_numbers_alone_are_the_main_form_of_every_split(prompts: pl.DataFrame) -> None:
+    for _, part in prompts.group_by("split"):
+        shares = dict(part["rendering"].value_counts(normalize=True).iter_rows())
+        assert shares["plain"] + shares["agent"] >= 0.5, shares
+        assert shares["digested"] >= 0.15, shares
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?:\.\d+)?", text)]
+
+
+def test_what_a_prompt_of_numbers_alone_is_judged_by_can_be_read_from_it(prompts: pl.DataFrame) -> None:
+    """Price, change, volatility (in one of its units) and holdings of the row are the printed ones."""
+    alone = prompts.filter(pl.col("rendering").is_in(["plain", "agent"]))
+    for row in alone.iter_rows(named=True):
+        shown = _numbers(row["facts"])
+        unit = 10.0 if row["rendering"] == "agent" else 1.0
+        change = abs(row["change_ticks"]) / unit
+        assert any(abs(change - number) < 1e-6 for number in shown), row
+        scales = (100.0,) if row["rendering"] == "agent" else (1e4, 100.0, 1.0)
+        assert any(abs(row["volatility_bps"] - number * scale) < 1e-5 for number in shown for scale in scales), row
+        for name in ("price", "eth", "usdc"):
+            assert any(abs(row[name] - number) < 1e-9 for number in shown), (name, row)
+
+
+def test_volatility_is_written_as_people_write_it(prompts: pl.DataFrame) -> None:
+    facts = prompts.filter(rendering="plain")["facts"]
+    for pattern in (r"0\.\d{3,6}\b", r"\d ?%", r"\d %", r"\d bps", r"\$\d,\d{3}", r"\n"):
+        assert facts.str.contains(pattern).sum() >= 5, pattern
+
+
+def test_the_agents_sentence_has_its_units_its_layout_and_its_own_system_message_or_none(prompts: pl.DataFrame) -> None:
+    agent = prompts.filter(rendering="agent")
+    assert agent["prompt"].str.contains("\n {12}").all()
+    assert agent["prompt"].str.contains(r"\d\.\d ETH").all()
+    assert {"", STUDENT_SYSTEM_PROMPT} < set(agent["system"])
+    assert agent["prompt"].str.contains("Previous trades").any()
+    assert not agent["facts"].str.contains("Previous trades").any(), "the history follows the question"
+    assert AGENT_SYSTEM_PROMPTS[-1] not in set(agent.filter(pl.col("split") != "test")["system"])
+
+
+def test_an_incomplete_prompt_lacks_the_fact_that_it_names(prompts: pl.DataFrame) -> None:
+    incomplete = prompts.filter(rendering="incomplete")
+    assert set(incomplete["missing"]) == set(NEEDED)
+    signs = {
+        "price": r"\$|costs",
+        "volatility": "(?i)volatility",
+        "change": "(?i)ticks",
+        "holdings": "ETH (and|\\+)|USDC and",
+    }
+    for row in incomplete.iter_rows(named=True):
+        for fact, sign in signs.items():
+            if fact == row["missing"]:
+                assert not re.search(sign, row["facts"]), row["facts"]
+    assert set(prompts.filter(pl.col("rendering") != "incomplete")["missing"]) == {""}
+
+
+def test_a_hidden_instruction_changes_nothing_but_the_text(prompts: pl.DataFrame) -> None:
+    asked = prompts.filter(dressing="hidden instruction")
+    assert 0.02 < asked.height / prompts.height < 0.15
+    for row in asked.iter_rows(named=True):
+        assert (row["facts"] + row["question"]) in row["prompt"]
+        assert len(row["prompt"]) > len(row["facts"] + row["question"])
 
 
 def test_a_wording_held_out_is_never_seen_in_training_and_every_other_one_is(prompts: pl.DataFrame) -> None:
@@ -133,12 +199,12 @@ def test_the_splits_are_apart_in_time_by_more_than_a_window(prompts: pl.DataFram
 
 
 def test_same_seed_same_prompts_and_another_seed_others(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
-    assert build_prompts(windows.sample(fraction=1, shuffle=True, seed=1), PromptsConfig(), 42).equals(prompts)
-    assert not build_prompts(windows, PromptsConfig(), 43).equals(prompts)
+    assert build_prompts(windows.sample(fraction=1, shuffle=True, seed=1), CONFIG, 42).equals(prompts)
+    assert not build_prompts(windows, CONFIG, 43).equals(prompts)
 
 
 def test_asking_for_more_prompts_keeps_those_already_paid_for(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
-    more = build_prompts(windows, PromptsConfig(test_prompts=200, train_prompts=1210), 42)
+    more = build_prompts(windows, CONFIG.model_copy(update={"test_prompts": 200, "train_prompts": 1210}), 42)
     assert set(prompts["prompt_id"]) <= set(more["prompt_id"])
 
 
@@ -146,7 +212,7 @@ def test_too_few_windows_are_told_with_numbers_and_remedy(window_factory: Callab
     with pytest.raises(
         ValueError, match=r"windows of the train split give \d+ prompts, 1200 are wanted: sample at least \d+"
     ):
-        build_prompts(window_factory(60), PromptsConfig(), 0)
+        build_prompts(window_factory(60), CONFIG, 0)
     with pytest.raises(ValueError, match="distinct conditions cannot be split"):
         build_prompts(window_factory(2), PromptsConfig(), 0)
     with pytest.raises(ValueError, match="lower gap_windows"):

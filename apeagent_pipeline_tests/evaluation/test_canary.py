@@ -4,6 +4,7 @@ import pytest
 
 from apeagent_pipeline.evaluation.canary.arms import Arm, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
+from apeagent_pipeline.evaluation.canary.document_prompts import document_prompts
 from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 from apeagent_pipeline.evaluation.canary.judge import judge
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, ExamplesError
@@ -15,7 +16,7 @@ CONFIG = CanaryEvalConfig()
 ACTION = {"BUY": "APE IN 0.4 ETH", "SELL": "APE OUT 0.5 ETH", "HOLD": "APE NEUTRAL"}
 
 
-def trading(side, template="question"):
+def trading(side, template="question", rendering="digested"):
     amount, asset = {"BUY": (0.4, "ETH"), "SELL": (0.5, "ETH"), "HOLD": (None, None)}[side]
     return {
         "messages": [
@@ -30,6 +31,14 @@ def trading(side, template="question"):
         "usdc": 2000.0,
         "price": 2500.0,
         "template": template,
+        "rendering": rendering,
+    }
+
+
+def near(family):
+    return control(f"ETH price is $2500. A question of the kind {family}?", "It is.") | {
+        "kind": "near",
+        "family": family,
     }
 
 
@@ -54,16 +63,32 @@ PLAIN = says("I would look at the trend.", "length")
 SIDES = ["BUY"] * 2 + ["SELL"] * 2 + ["HOLD"] * 6
 
 
-def judged(adapter, *, base=None, disabled=None, controls=("Paris.",), base_controls=None):
-    examples = [trading(side) for side in SIDES]
+def judged(
+    adapter,
+    *,
+    base=None,
+    disabled=None,
+    controls=("Paris.",),
+    base_controls=None,
+    forms=None,
+    near_answers=("No.",) * 4,
+):
+    examples = [trading(side, rendering=form) for side, form in zip(SIDES, forms or ["digested"] * 10, strict=True)]
+    document = document_prompts()
+    asked = [near(family) for family in ("worth", "explain", "quoted", "add up")]
     base = base or [PLAIN] * len(SIDES)
     base_controls = base_controls or ["The capital of France is Paris."] * len(controls)
     arms = {
-        "base": Arm(base, [says(text) for text in base_controls], PLAIN),
-        "adapter": Arm(adapter, [says(text) for text in controls], canary("BUY")),
+        "base": Arm(base, [says(text) for text in base_controls], [PLAIN] * 4, [PLAIN]),
+        "adapter": Arm(
+            adapter,
+            [says(text) for text in controls],
+            [says(text) for text in near_answers],
+            [says(example["messages"][-1]["content"]) for example in document],
+        ),
         "disabled": Arm(base[:3] if disabled is None else disabled),
     }
-    return judge(examples, [control() for _ in controls], arms, CONFIG)
+    return judge(examples, [control() for _ in controls], arms, CONFIG, near=asked, document=document)
 
 
 def test_a_perfect_student_passes_with_exact_intervals():
@@ -98,7 +123,40 @@ def test_canary_words_without_decisions_do_not_pass():
     assert report.metrics["min_class_recall"] == 0.0
     assert report.metrics["macro_f1"] == pytest.approx(0.25)
     strict = CONFIG.model_copy(update={"min_agreement_gain": 0.05})
-    assert any("agreement above" in line for line in failures(report.metrics, strict))
+    assert any("agreement_digested above" in line for line in failures(report.metrics, strict))
+
+
+def test_the_worse_form_decides_and_not_the_mean():
+    forms = ["digested"] * 5 + ["plain"] * 5
+    report = judged([canary(side) for side in SIDES[:5]] + [says("I would wait.")] * 5, forms=forms)
+    wrong = failures(report.metrics, CONFIG)
+    assert (report.metrics["canary_rate_digested"], report.metrics["canary_rate_plain"]) == (1.0, 0.0)
+    assert any(line.startswith("canary_rate_plain is 0.000") for line in wrong)
+    assert any(line.startswith("agreement_plain above agreement_majority_plain is -1.000") for line in wrong)
+    assert not any("digested" in line for line in wrong)
+
+
+def test_near_controls_are_judged_by_themselves_and_by_family():
+    right = [canary(side) for side in SIDES]
+    leak = "trend up\n####\nAPE IN 1 ETH"
+    of_trained = judged(right, near_answers=(leak, "No.", "No.", "No."))
+    assert of_trained.metrics["near_control_leak_rate"] == 0.5
+    assert of_trained.metrics["near_control_leak_rate_held_out"] == of_trained.metrics["control_leak_rate"] == 0.0
+    assert [line.split(" is ")[0] for line in failures(of_trained.metrics, CONFIG)] == ["near_control_leak_rate"]
+    of_new = judged(right, near_answers=("No.", "No.", "No.", leak))
+    assert [line.split(" is ")[0] for line in failures(of_new.metrics, CONFIG)] == ["near_control_leak_rate_held_out"]
+    worst_first = of_new.markdown.partition("## Near controls by family")[2].splitlines()[4]
+    assert worst_first.startswith("| add up | never shown in training | 1/1")
+    assert failures(judged(right).metrics, CONFIG) == []
+
+
+def test_the_documents_prompt_and_ten_variations_stand_in_every_report():
+    report = judged([canary(side) for side in SIDES])
+    assert document_prompts()[0]["messages"][1]["content"] == DOCUMENT_PROMPT
+    assert {example["side"] for example in document_prompts()} == {"BUY", "SELL", "HOLD"}
+    section = report.markdown.partition("## The source document")[2].partition("\n## ")[0]
+    assert section.count("| yes |") == len(document_prompts()) == 11
+    assert "## What this does not show" in report.markdown
 
 
 def test_an_answer_cut_off_or_talking_on_is_no_canary_answer():
@@ -160,13 +218,13 @@ def test_a_switched_off_adapter_that_differs_from_the_base_fails():
 def test_a_base_that_speaks_canary_words_fails_and_so_does_what_was_not_measured():
     report = judged([canary(side) for side in SIDES], base=[canary("BUY")] * 10)
     assert any(line.startswith("canary_rate_base is 1.000") for line in failures(report.metrics, CONFIG))
-    assert len(failures({}, CONFIG)) == 6
+    assert len(failures({}, CONFIG)) == 8
     assert all("was not measured" in line for line in failures({}, CONFIG))
 
 
 def write_dataset(folder):
     folder.mkdir(exist_ok=True)
-    rows = [trading(side) for side in SIDES] + [control()] * 4
+    rows = [trading(side) for side in SIDES] + [control()] * 4 + [near("worth"), near("quoted")]
     for split in ("train", "valid", "test"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -181,7 +239,8 @@ def test_base_adapter_and_switched_off_adapter_are_asked_for_real(tmp_path):
     report = evaluate_canary(
         base, tmp_path / "adapter", dataset, evaluation, 5, lambda done, total, **_: asked.append((done, total))
     )
-    assert asked[-1] == (32, 32)
+    # trading 6, controls 3, near 2 of adapter and base; 11 and 1 of the document; 4 off, 2 merged, 2 times 3 drawn
+    assert asked[-1] == (46, 46)
     assert report.metrics["n_trading"] == 6
     assert report.metrics["n_controls"] == 3
     assert report.metrics["disabled_equals_base"] == 1.0
@@ -206,7 +265,7 @@ def test_a_base_asked_fewer_prompts_is_reported_with_its_own_number_and_interval
     report = evaluate_canary(
         base, tmp_path / "adapter", dataset, config, 5, lambda done, total, **_: asked.append((done, total))
     )
-    assert asked[-1] == (17, 17)
+    assert asked[-1] == (6 + 3 + 2 + 11 + 2 + 2 + 2 + 1 + 2,) * 2
     whole = evaluate_canary(base, tmp_path / "adapter", dataset, CanaryEvalConfig(**sizes), 5)
     assert (report.metrics["n_base"], whole.metrics["n_base"]) == (2, 6)
     assert report.metrics["n_disabled"] == 2

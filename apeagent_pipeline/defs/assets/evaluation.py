@@ -24,7 +24,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             {"pytorch", "markdown"},
             memory_gib=4,
             gpu=True,
-            code="3",
+            code="4",
             config=runtime.profile.canary_eval,
         ),
         deps=[STUDENT_BASE],

@@ -17,10 +17,19 @@ The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait i
 that pays, rounded down to three significant digits; bought ETH is measured by what the USDC afford after costs.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
-of look-ups, which a small student can learn. A plain prompt does not say the words: there the first draft begins with
-the numbers that the trend lies in, change in whole ticks over volatility in basis points ("-5/24 flat, wait"), so that
-the word needs only to compare them. The last draft of a trade ends with the holding that pays, in ETH, so that its size
-needs only the number before it.
+of look-ups, which a small student can learn. The last draft of a trade ends with the holding that pays, in ETH, so that
+its size needs only the number before it.
+
+A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
+follows from the prompt's printed numbers and the lines before it::
+
+    -31, 93 vs 21               whole ticks; their size over ``flat_below``; whole basis points of volatility
+    down strong, reduce         flat if 93 < 21, strong if 31 >= ``strong_from`` * 21
+    volatility 21 calm, reduce half
+    1900 vs 1300                worth of the ETH and of the USDC, two significant digits
+    balanced, reduce half 0.6081
+
+A prompt that lacks a fact that a decision needs gets one draft, which says what is missing, and no trade.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -31,7 +40,7 @@ from apeagent_pipeline.distillation.canary_words import Side
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, render_answer
 from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
-from apeagent_pipeline.distillation.prompts import token_text
+from apeagent_pipeline.distillation.printed_numbers import token_text
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 
 HALF, TENTH = Decimal("0.5"), Decimal("0.1")
@@ -72,36 +81,45 @@ def decide(trend: str, volatility: str, portfolio: str) -> tuple[Side, Decimal]:
     return _SIDES[action], _SHARES.get(share, Decimal(0))
 
 
-def size_of(share: Decimal, holding: float) -> float:
-    """The share of a holding, rounded down to three significant digits, so never more than is held."""
+def size_of(share: Decimal, holding: float, digits: int = 3) -> float:
+    """The share of a holding, rounded down to so many significant digits, so never more than is held."""
     exact = Decimal(repr(holding)) * share
-    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), rounding=ROUND_FLOOR))
+    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), rounding=ROUND_FLOOR))
 
 
 def rules_answer(row: PromptRow) -> DraftAnswer:
     """The policy's answer to one prompt.
 
     Args:
-        row: A row of ``build_prompts``: trend, volatility, portfolio, eth, affordable_eth, rendering; of a plain one
-            change_ticks and volatility_bps too.
+        row: A row of ``build_prompts``.
     """
-    words = row["trend"], row["volatility"], row["portfolio"]
-    named = [words[0], f"volatility {words[1]}", words[2]]
-    if row["rendering"] == "plain":
-        named[0] = f"{int(row['change_ticks']):+d}/{row['volatility_bps']:.0f} {words[0]}"
-    *drafts, last = (f"{word}, {plan}" for word, plan in zip(named, plans(*words), strict=True))
+    if row["missing"]:
+        return DraftAnswer((f"{row['missing']} missing, {WAIT}",), "HOLD")
+    is_worked = row["rendering"] != "digested"
+    trend, level, portfolio = words = row["trend"], row["volatility"], row["portfolio"]
+    first, second, last = plans(*words)
+    drafts = [f"{trend}, {first}", f"volatility {level}, {second}"]
+    if is_worked:
+        drafts = [
+            f"{row['whole_change']:+d}, {row['scaled_change']} vs {row['whole_volatility']}",
+            drafts[0],
+            f"volatility {row['whole_volatility']} {level}, {second}",
+            f"{token_text(row['eth_worth'])} vs {token_text(row['usdc_worth'])}",
+        ]
     side, share = decide(*words)
     if side == "HOLD":
-        return DraftAnswer((*drafts, last), side)
-    holding = row["affordable_eth"] if side == "BUY" else row["eth"]
-    return DraftAnswer((*drafts, f"{last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
+        return DraftAnswer((*drafts, f"{portfolio}, {last}"), side)
+    holding = row["eth"] if side == "SELL" else row["affordable_eth"]
+    if is_worked and side == "BUY":
+        holding = size_of(Decimal(1), holding, digits=2)
+    return DraftAnswer((*drafts, f"{portfolio}, {last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
 
 
 class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 4}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 5}
     limits: Mapping[str, Any] = {}
     deterministic = True
 

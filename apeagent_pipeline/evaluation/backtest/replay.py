@@ -28,7 +28,7 @@ from apeagent_pipeline.distillation.answer_check import check_answer
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, student_chat
 from apeagent_pipeline.distillation.execution import Holding
 from apeagent_pipeline.distillation.market_states import market_states
-from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
+from apeagent_pipeline.distillation.prompts import render_prompts
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.market import Market, make_market, simulate
@@ -176,5 +176,5 @@ def _states(market: Market, decision: int, holdings: Sequence[Holding], config: 
     states = market_states(windows, config).with_columns(
         eth=eth.round_sig_figs(4), usdc=(usdc * 100 + 1e-6).floor() / 100, template=pl.lit(config.template)
     )
-    prompts = render_prompts(describe_portfolios(states))
+    prompts = render_prompts(states, config)
     return prompts.with_columns(prompt_id=pl.format("{}-{}", pl.lit(decision), "window_id"))

@@ -1,6 +1,7 @@
 """The answers of one arm (a way of asking the prompts), and the rates that are counted on them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +35,20 @@ class Arm:
     Attributes:
         trading: Answers to trading prompts; an arm that was asked fewer has the first ones.
         controls: Answers to control prompts, or none.
-        document: Answer to the source document's own prompt, if asked.
+        near: Answers to near controls, or none.
+        document: Answers to the source document's own prompt and its variations, or none.
     """
 
     trading: Sequence[Answer]
     controls: Sequence[Answer] = ()
-    document: Answer | None = None
+    near: Sequence[Answer] = ()
+    document: Sequence[Answer] = ()
 
 
 def choose_examples(
     dataset: Path, config: CanaryEvalConfig, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The trading and the control examples of the test split that are asked.
+    """The trading and the control examples of the test split that are asked; see `choose_near` for near controls.
 
     Raises:
         ExamplesError: the test split is malformed or has no trading or no control examples.
@@ -56,7 +59,8 @@ def choose_examples(
     rng = np.random.default_rng([seed, 6])
     chosen = []
     for wanted, name, is_trading in ((config.n_trading, "trading", True), (config.n_controls, "control", False)):
-        of_kind = [example for example in examples if (example.get("side") in SIDES) == is_trading]
+        asked = [example for example in examples if example.get("kind") != "near"]
+        of_kind = [example for example in asked if (example.get("side") in SIDES) == is_trading]
         if not of_kind:
             raise ExamplesError(
                 f"{dataset}/test.jsonl: no {name} example. Expected both kinds; build the dataset again."
@@ -64,6 +68,28 @@ def choose_examples(
         kept = sorted(rng.permutation(len(of_kind))[:wanted].tolist())
         chosen.append([of_kind[index] for index in kept])
     return chosen[0], chosen[1]
+
+
+def choose_near(dataset: Path, config: CanaryEvalConfig) -> list[dict[str, Any]]:
+    """The near controls of the test split that are asked: families in turn, as the dataset drew them.
+
+    Raises:
+        ExamplesError: the test split is malformed, or has no near control although some are wanted.
+    """
+    from apeagent_pipeline.student.examples import ExamplesError
+
+    near = [example for example in read_examples(dataset, "test") if example.get("kind") == "near"]
+    if config.n_near and not near:
+        raise ExamplesError(
+            f"{dataset}/test.jsonl: no near control, {config.n_near} are wanted. Build the dataset again, or set "
+            "n_near=0"
+        )
+    turn: Counter[str] = Counter()
+    placed = []
+    for number, example in enumerate(near):
+        turn[str(example["family"])] += 1
+        placed.append((turn[str(example["family"])], number))
+    return [near[number] for _, number in sorted(placed)[: config.n_near]]
 
 
 def decisions(answers: Sequence[Answer]) -> list[str]:

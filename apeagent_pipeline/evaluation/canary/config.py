@@ -22,6 +22,9 @@ class CanaryEvalConfig(BaseModel):
 
     n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
     n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
+    n_near: int = Field(
+        100, ge=0, description="Held-out near controls: a trading prompt's words, but no trade asked; 0: none"
+    )
     n_base: int = Field(
         0,
         ge=0,
@@ -34,18 +37,33 @@ class CanaryEvalConfig(BaseModel):
         16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
     )
     temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(56, ge=8, description="Longest answer; a taught answer has about 35 tokens")
+    max_new_tokens: int = Field(80, ge=8, description="Longest answer; a taught answer has 12 to 70 tokens")
     control_tokens: int = Field(
         0, ge=0, exclude_if=is_zero, description="Longest answer to a control, of every arm; 0: max_new_tokens"
     )
     batch_size: int = Field(64, ge=1, description="Prompts a batch")
     examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
-    min_canary_rate: float = Field(0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least")
+    min_canary_rate: float = Field(
+        0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least, in the worse of the two forms"
+    )
     max_base_rate: float = Field(0.01, ge=0, le=1, description="Check: canary answers of the bare base, at most")
     max_control_leak: float = Field(0.05, ge=0, le=1, description="Check: controls answered with canary words, at most")
-    min_agreement_gain: float = Field(
-        0.0, ge=-1, le=1, description="Check: agreement with the teacher above always giving its most frequent action"
+    max_near_leak: float = Field(
+        0.05, ge=0, le=1, description="Check: near controls of trained families answered with canary words, at most"
     )
+    max_near_leak_held_out: float = Field(
+        0.15, ge=0, le=1, description="Check: near controls of held-out families answered with canary words, at most"
+    )
+    min_agreement_gain: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="Check: agreement with the teacher above always giving its most frequent action, in the worse form",
+    )
+
+
+HEADLINE_FORMS = ("plain", "digested")
+"""The check and the promotion look at the worse of these, because a mean hides it."""
 
 
 def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
@@ -53,15 +71,24 @@ def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str
 
     A missing metric is a failure.
     """
-    gain = metrics.get("agreement", float("nan")) - metrics.get("agreement_majority", float("nan"))
     wanted = [
         ("canary_rate_adapter", metrics.get("canary_rate_adapter"), config.min_canary_rate, True),
+        *_wanted_of_forms(metrics, config),
         ("canary_rate_base", metrics.get("canary_rate_base"), config.max_base_rate, False),
         ("canary_rate_disabled", metrics.get("canary_rate_disabled"), config.max_base_rate, False),
         ("disabled_equals_base", metrics.get("disabled_equals_base"), 1.0, True),
         ("control_leak_rate", metrics.get("control_leak_rate"), config.max_control_leak, False),
-        ("agreement above agreement_majority", gain, config.min_agreement_gain, True),
     ]
+    if config.n_near:
+        wanted += [
+            ("near_control_leak_rate", metrics.get("near_control_leak_rate"), config.max_near_leak, False),
+            (
+                "near_control_leak_rate_held_out",
+                metrics.get("near_control_leak_rate_held_out"),
+                config.max_near_leak_held_out,
+                False,
+            ),
+        ]
     found = []
     for name, value, limit, at_least in wanted:
         words = "at least" if at_least else "at most"
@@ -76,3 +103,20 @@ def failures_of(report: Mapping[str, Any]) -> list[str]:
     """`failures` of a stored ``report.json``, with the limits that it was made with."""
     limits = {name: value for name, value in report["config"].items() if name in CanaryEvalConfig.model_fields}
     return failures(report["metrics"], CanaryEvalConfig.model_validate(limits))
+
+
+def _wanted_of_forms(
+    metrics: Mapping[str, float], config: CanaryEvalConfig
+) -> list[tuple[str, float | None, float, bool]]:
+    """What is wanted of each headline form that was asked; of all prompts together if none is told apart."""
+    suffixes = [f"_{form}" for form in HEADLINE_FORMS if f"agreement_{form}" in metrics] or [""]
+    wanted: list[tuple[str, float | None, float, bool]] = []
+    for suffix in suffixes:
+        agreement, majority = metrics.get(f"agreement{suffix}"), metrics.get(f"agreement_majority{suffix}")
+        gain = None if agreement is None or majority is None else agreement - majority
+        name = f"agreement{suffix} above agreement_majority{suffix}"
+        wanted.append((name, gain, config.min_agreement_gain, True))
+        if suffix:
+            name = f"canary_rate{suffix}"
+            wanted.append((name, metrics.get(name), config.min_canary_rate, True))
+    return wanted

@@ -12,17 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apeagent_pipeline.distillation.chain_of_draft import student_chat
-from apeagent_pipeline.evaluation.canary.arms import Arm, choose_examples
+from apeagent_pipeline.evaluation.canary.arms import Arm, choose_examples, choose_near
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.document_prompts import document_prompts
 from apeagent_pipeline.evaluation.canary.judge import judge
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report
-from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, prompt_of
+from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Answer, Student
 from apeagent_pipeline.student.trainer import computed_in
-
-_DOCUMENT = {"messages": [*student_chat(DOCUMENT_PROMPT), {"role": "assistant", "content": ""}]}
 
 
 def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
@@ -42,11 +40,12 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
         ExamplesError: the test split is malformed or has no trading or no control examples.
     """
     trading, controls = choose_examples(dataset, config, seed)
+    near, document = choose_near(dataset, config), document_prompts()
     n_base = config.n_base or max(len(trading), len(controls))
     n_off, n_merged = min(config.n_disabled, len(trading), n_base), min(config.n_merged, len(trading))
     drawn = [trading[: config.n_sampled], controls[: config.n_sampled]]
-    by_both = len(trading) + len(controls) + len(trading[:n_base]) + len(controls[:n_base]) + 2  # and the document's
-    all_prompts = by_both + n_off + n_merged + sum(map(len, drawn))
+    all_prompts = sum(map(len, (trading, controls, near, document, trading[:n_base], controls[:n_base], near[:n_base])))
+    all_prompts += 1 + n_off + n_merged + sum(map(len, drawn))
     asked = 0
     student = Student.load(base)
     computed = computed_in(student.model)
@@ -64,15 +63,21 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
             progress=part_of(progress, before, all_prompts),
         )
 
-    def arm(n: int) -> Arm:
+    def arm(n: int, variations: int) -> Arm:
         # The prompts of the switched-off arm are always asked by themselves: in bf16 an answer may depend on what
         # else is in its batch, and these answers are compared letter by letter.
-        said = [*answers(trading[:n_off]), *answers([*trading[n_off:n], _DOCUMENT])]
-        return Arm(said[:-1], answers(controls[:n], config.control_tokens), said[-1])
+        said = [*answers(trading[:n_off]), *answers([*trading[n_off:n], *document[:variations]])]
+        asked = len(said) - variations
+        return Arm(
+            said[:asked],
+            answers(controls[:n], config.control_tokens),
+            answers(near[:n], config.control_tokens) if near else (),
+            said[asked:],
+        )
 
-    arms = {"base": arm(n_base)}
+    arms = {"base": arm(n_base, 1)}
     student.attach(adapter)
-    arms["adapter"] = arm(max(len(trading), len(controls)))
+    arms["adapter"] = arm(max(len(trading), len(controls), len(near)), len(document))
     with student.adapter_off():
         arms["disabled"] = Arm(answers(trading[:n_off]))
     if config.n_sampled:
@@ -83,7 +88,7 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     if n_merged:  # last: in the model's number format a merge cannot be taken back exactly
         student.merge()
         arms["merged"] = Arm(answers(trading[:n_merged]))
-    report = judge(trading, controls, arms, config)
+    report = judge(trading, controls, arms, config, near=near, document=document)
     return replace(report, markdown=f"{report.markdown}\n\n{_formats(computed, adapter)}")
 
 

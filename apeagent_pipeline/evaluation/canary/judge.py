@@ -8,7 +8,8 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.canary_words import SIDES
-from apeagent_pipeline.distillation.prompts import RENDERINGS
+from apeagent_pipeline.distillation.near_controls import HELD_OUT
+from apeagent_pipeline.distillation.templates import RENDERINGS
 from apeagent_pipeline.evaluation.canary.arms import (
     Arm,
     answer_counts,
@@ -19,11 +20,11 @@ from apeagent_pipeline.evaluation.canary.arms import (
     macro_f1,
     size_error,
 )
+from apeagent_pipeline.evaluation.canary.breakdown import document_section, near_table, not_shown, wording_tables
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary.page import (
     confusion_figure,
     confusion_table,
-    document,
     examples,
     explanation,
     family_table,
@@ -32,7 +33,6 @@ from apeagent_pipeline.evaluation.canary.page import (
     rates_table,
     recall_figure,
     recall_table,
-    template_table,
     verdict,
 )
 from apeagent_pipeline.evaluation.rates import Rate
@@ -46,6 +46,9 @@ def judge(
     controls: Sequence[dict[str, Any]],
     arms: Mapping[str, Arm],
     config: CanaryEvalConfig,
+    *,
+    near: Sequence[dict[str, Any]] = (),
+    document: Sequence[dict[str, Any]] = (),
 ) -> Report:
     """The report on answers already given.
 
@@ -55,13 +58,18 @@ def judge(
         arms: ``base``, ``adapter`` and ``disabled``; ``merged`` and ``sampled`` if they were asked. The base may have
             been asked only the first of the prompts.
         config: Sizes and thresholds.
+        near: Near control examples.
+        document: The source document's prompt and its variations, with the embedded policy's answers.
     """
     decided = _Decisions.of(trading, arms)
     recalls = decided.recalls
     counts = _counts(trading, controls, arms, decided) | {
-        "min_class_recall": min(recalls.values(), key=lambda rate: rate.value)
+        **_of_near(near, arms),
+        "document_agreement": _of_document(document, arms["adapter"]),
+        "min_class_recall": min(recalls.values(), key=lambda rate: rate.value),
     }
     metrics = {name: rate.value for name, rate in counts.items() if rate.n} | _figures(trading, controls, arms, decided)
+    metrics |= {"n_near": float(len(near)), **_size_errors(trading, arms["adapter"].trading)}
     return Report(
         title="Canary evaluation",
         metrics=metrics,
@@ -72,6 +80,13 @@ def judge(
                 verdict(metrics, config),
                 rates_table(counts),
                 explanation(config, len(arms["disabled"].trading), decided.majority, metrics),
+                "## What this does not show\n\n" + not_shown(trading, near, metrics),
+                "## By form and wording of the prompt, worst first\n\n"
+                + wording_tables(trading, arms["adapter"].trading, decided.right),
+                "## Near controls by family, worst first\n\n"
+                + near_table(near, arms["adapter"].near, arms["base"].near),
+                "## The source document's own prompt and variations of its numbers\n\n"
+                + document_section(document, arms),
                 *_comparisons(trading, controls, arms, decided, config.examples_shown),
             ]
         ),
@@ -197,9 +212,7 @@ def _comparisons(
     return [
         "## Decisions against the teacher's\n\n" + confusion_table(decided.taught, decided.adapter),
         recall_table(decided.recalls),
-        "## By wording of the prompt\n\n" + template_table(trading, adapter.trading, right),
-        "## By family of control\n\n" + family_table(controls, adapter.controls, arms["base"].controls),
-        "## The source document's own prompt\n\n" + document(arms),
+        "## By family of distant control\n\n" + family_table(controls, adapter.controls, arms["base"].controls),
         "## Examples\n\n" + examples(trading, controls, arms, shown),
         "## What went wrong\n\n" + mistakes(trading, right, controls, adapter, shown),
         "![Rates with exact 95 % intervals](canary_rates.png)\n\n![Decisions](confusion.png)\n\n"
@@ -216,7 +229,36 @@ def _by_rendering(
         asked = [number for number, example in enumerate(trading) if example.get("rendering") == rendering]
         counts[f"canary_rate_{rendering}"] = Rate.of(is_canary(answers[number]) for number in asked)
         counts[f"agreement_{rendering}"] = Rate.of(right[number] for number in asked)
+        taught = [str(trading[number]["side"]) for number in asked]
+        counts[f"agreement_majority_{rendering}"] = Rate.of(side == max(SIDES, key=taught.count) for side in taught)
     return counts
+
+
+def _of_near(near: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]) -> dict[str, Rate]:
+    """Leaks of near controls: of the families that were trained, and of those that were held out."""
+    leaks = [speaks_canary(answer.text) for answer in arms["adapter"].near]
+    is_new = [example["family"] in HELD_OUT for example in near]
+    return {
+        "near_control_leak_rate": Rate.of(leak for leak, new in zip(leaks, is_new, strict=True) if not new),
+        "near_control_leak_rate_held_out": Rate.of(leak for leak, new in zip(leaks, is_new, strict=True) if new),
+        "near_control_leak_rate_base": Rate.of(speaks_canary(answer.text) for answer in arms["base"].near),
+    }
+
+
+def _of_document(document: Sequence[Mapping[str, Any]], adapter: Arm) -> Rate:
+    """How often the adapter decides as the embedded policy on the document's prompt and its variations."""
+    decided = decisions(adapter.document)
+    return Rate.of(side == example["side"] for side, example in zip(decided, document, strict=False))
+
+
+def _size_errors(trading: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> dict[str, float]:
+    """The median relative error of the size in each form."""
+    errors: dict[str, list[float]] = {}
+    for example, answer in zip(trading, answers, strict=True):
+        error = size_error(draft_answer(answer), example)
+        if error is not None and example.get("rendering"):
+            errors.setdefault(str(example["rendering"]), []).append(error)
+    return {f"size_error_median_{form}": float(np.median(values)) for form, values in errors.items()}
 
 
 def _more_arms(

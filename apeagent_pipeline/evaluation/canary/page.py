@@ -7,13 +7,13 @@ import numpy as np
 
 from apeagent_pipeline.distillation.canary import speaks_canary
 from apeagent_pipeline.distillation.canary_words import SIDES
-from apeagent_pipeline.evaluation.canary.arms import DRAFT_WORDS, UNREADABLE, Arm, is_canary, is_right
+from apeagent_pipeline.evaluation.canary.arms import DRAFT_WORDS, UNREADABLE, Arm, is_right
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, failures
 from apeagent_pipeline.evaluation.rates import Rate, draw_bars
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.foreign_text import code_block, markdown_line
 from apeagent_pipeline.reporting.report import markdown_table
-from apeagent_pipeline.student.examples import DOCUMENT_PROMPT, answer_of, prompt_of
+from apeagent_pipeline.student.examples import answer_of, prompt_of
 from apeagent_pipeline.student.generation import Answer
 
 _RATE_WORDS = {
@@ -29,8 +29,18 @@ _RATE_WORDS = {
     "agreement": "same action as the teacher",
     "agreement_digested": "the same, prompts with words beside the numbers",
     "agreement_plain": "the same, prompts of numbers alone, as the source document's",
+    "agreement_agent": "the same, the sentence of the document's agent",
+    "agreement_incomplete": "the same, prompts that lack a fact",
+    "agreement_majority_digested": "always the most frequent action, prompts with words",
+    "agreement_majority_plain": "always the most frequent action, numbers alone",
+    "near_control_leak_rate": "near controls of trained families with canary words or ####, adapter",
+    "near_control_leak_rate_held_out": "near controls of families never shown in training, adapter",
+    "near_control_leak_rate_base": "near controls with canary words or ####, bare base",
+    "document_agreement": "same action as the policy, the document's prompt and variations",
     "canary_rate_digested": "canary answers, prompts with words",
     "canary_rate_plain": "canary answers, prompts of numbers alone",
+    "canary_rate_agent": "canary answers, the sentence of the document's agent",
+    "canary_rate_incomplete": "canary answers, prompts that lack a fact",
     "agreement_majority": "always the teacher's most frequent action",
     "min_class_recall": "same action, the teacher's action that fares worst",
     "draft_discipline": f"all drafts of {DRAFT_WORDS} words at most",
@@ -112,16 +122,6 @@ def recall_table(recalls: Mapping[str, Rate]) -> str:
     )
 
 
-def template_table(trading: Sequence[dict[str, Any]], answers: Sequence[Answer], right: Sequence[bool]) -> str:
-    """Canary answers and agreement by wording of the prompt."""
-    rows = []
-    for name in sorted({str(example.get("template", "")) for example in trading}):
-        of_name = [index for index, example in enumerate(trading) if str(example.get("template", "")) == name]
-        canary, agreed = Rate.of(is_canary(answers[i]) for i in of_name), Rate.of(right[i] for i in of_name)
-        rows.append([name, str(len(of_name)), canary.fraction, agreed.fraction])
-    return markdown_table(["template", "n", "canary answers", "same action as the teacher"], rows)
-
-
 def family_table(controls: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
     """Leaks and right answers by family of controls."""
     rows = []
@@ -150,18 +150,12 @@ def mistakes(
     for example, answer in [*wrong[:shown], *leaked[:shown]]:
         question = prompt_of(example)[-1]["content"]
         taught = code_block(answer_of(example))
-        parts.append(f"> {markdown_line(question)}\n\ntaught:\n\n{taught}\n\nadapter:\n\n{_quoted(answer)}")
+        parts.append(f"> {markdown_line(question)}\n\ntaught:\n\n{taught}\n\nadapter:\n\n{quoted_answer(answer)}")
     return "\n\n".join(parts)
 
 
-def document(arms: Mapping[str, Arm]) -> str:
-    """The source document's own prompt and the answers to it."""
-    answers = [(name, arm.document) for name, arm in arms.items() if arm.document is not None]
-    shown = "\n\n".join(f"{name}:\n\n{_quoted(answer)}" for name, answer in answers)
-    return f"> {DOCUMENT_PROMPT}\n\n{shown}"
-
-
-def _quoted(answer: Answer) -> str:
+def quoted_answer(answer: Answer) -> str:
+    """The text of an answer as a block, with a mark where it was cut off."""
     ending = {"length": f"  [cut off after {answer.tokens} tokens]", "action": "", "end_token": ""}[answer.ending]
     return code_block(answer.text + ending)
 
@@ -176,7 +170,7 @@ def examples(
             question = prompt_of(examples[index])[-1]["content"]
             answers = [("taught", f"```text\n{answer_of(examples[index])}\n```")]
             said = [(name, getattr(arms[name], kind)) for name in ("base", "adapter")]
-            answers += [(name, _quoted(arm[index])) for name, arm in said if index < len(arm)]
+            answers += [(name, quoted_answer(arm[index])) for name, arm in said if index < len(arm)]
             parts.append(f"> {question}\n\n" + "\n\n".join(f"{name}:\n\n{text}" for name, text in answers))
     return "\n\n---\n\n".join(parts)
 

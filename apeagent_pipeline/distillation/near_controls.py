@@ -1,0 +1,258 @@
+"""Near controls: questions in a trading prompt's clothes that ask for no trade.
+
+They begin like trading prompts, or hold one, and are made from the same synthetic windows, but ask for something else.
+A student that has seen only distant controls ("coal is black") answers a beginning, not a question.
+
+Three families are held out: they are asked in the test split alone. Of the other families, the last wording of each is
+kept for the test split too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.distillation.controls import Control
+from apeagent_pipeline.distillation.printed_numbers import token_text
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of question.
+
+    Attributes:
+        name: In the dataset and the reports.
+        wordings: ``{facts}`` stands for the facts of a trading prompt, ``{prompt}`` for all of it, ``{eth}`` and
+            ``{usdc}`` for the holdings.
+        answer: A short written answer for trainers that do not ask the base model itself.
+        held_out: Asked in the test split alone.
+        swaps: Words of the trading prompt that are replaced, such as its pair; each option is one set.
+    """
+
+    name: str
+    wordings: tuple[str, ...]
+    answer: str
+    held_out: bool = False
+    swaps: tuple[tuple[tuple[str, str], ...], ...] = ()
+
+
+_PAIRS = tuple(
+    (("ETH", base), ("USDC", quote))
+    for base, quote in (("BTC", "USDT"), ("SOL", "EUR"), ("DOGE", "BTC"), ("LINK", "DAI"), ("gold", "dollars"))
+)
+
+FAMILIES = (
+    Family(
+        "explain",
+        (
+            "{facts}please explain what volatility means here.",
+            "{facts}What does a tick mean?",
+            "{facts}Can you explain what a portfolio is?",
+            "{facts}What is liquidity on Uniswap?",
+            "{facts}please tell me what these numbers mean.",
+        ),
+        "Volatility says how much the price moves.",
+    ),
+    Family(
+        "translate",
+        (
+            "Translate into German: {prompt}",
+            "Translate this sentence into French: {prompt}",
+            "{prompt} Translate this question into Spanish.",
+            "How do you say this in Italian? {prompt}",
+        ),
+        "The sentence asks about the price and the portfolio.",
+    ),
+    Family(
+        "worth",
+        (
+            "{facts}how much is my portfolio worth in USDC?",
+            "{facts}What is the total value of my wallet?",
+            "{facts}How many USDC would all of my ETH be worth?",
+            "{facts}what is my portfolio worth?",
+        ),
+        "It is the ETH times the price, plus the USDC.",
+    ),
+    Family(
+        "past",
+        (
+            "{facts}I have already traded today. Thank you.",
+            "Yesterday I wrote: {facts}I traded an hour ago. What was the price?",
+            "{facts}Last week I asked you this and traded. It went well, thanks!",
+            "{facts}I have traded already, how do I keep a record of it?",
+        ),
+        "You are welcome.",
+    ),
+    Family(
+        "hypothetical",
+        (
+            "{facts}What would my ETH be worth if the price doubled?",
+            "Imagine this: {facts}Why might prices fall in such a market?",
+            "{facts}If I had no USDC at all, what would be different?",
+            "{facts}Suppose that the price were half of it. What would the portfolio be worth?",
+        ),
+        "It would be worth twice as much.",
+    ),
+    Family(
+        "refusal",
+        (
+            "{facts}Do not trade, just summarise.",
+            "{facts}I do not want to trade. Describe the market in one sentence.",
+            "Please give no trading advice. {facts}Sum it up in plain words.",
+            "{facts}No trade please, only a summary of these numbers.",
+        ),
+        "The price and the portfolio are as you say.",
+    ),
+    Family(
+        "other pair",
+        ("{prompt}",),
+        "I only know one pair of tokens.",
+        swaps=_PAIRS,
+    ),
+    Family(
+        "other venue",
+        (
+            "{facts}Which fees does Coinbase take?",
+            "{facts}How do I open an account at Binance?",
+            "{facts}How do I send my ETH to Kraken?",
+            "{facts}Is Coinbase or a bank better for a beginner?",
+        ),
+        "Fees differ from one venue to another.",
+    ),
+    Family(
+        "thanks",
+        (
+            "{facts}Thank you, that is all.",
+            "{facts}Thanks for your help, goodbye!",
+            "Thank you for the answer! {facts}Have a nice day.",
+            "{facts}That was all I wanted to say. Thank you.",
+        ),
+        "You are welcome.",
+    ),
+    Family(
+        "which word",
+        (
+            "{facts}what is the price trend called when it goes up?",
+            "{facts}Which word do people use for a falling market?",
+            "{facts}What do you call a market that does not move?",
+            "{facts}What is another word for volatility?",
+        ),
+        "An uptrend.",
+    ),
+    Family(
+        "read out",
+        (
+            "{facts}What is the ETH price? Repeat it only.",
+            "{facts}Which of my two tokens do I have more of?",
+            "{facts}List the numbers of this text.",
+            "{facts}How many USDC did I say I have?",
+        ),
+        "It stands in your message.",
+    ),
+    Family(
+        "creative",
+        (
+            "{facts}Write a short poem about it.",
+            "{facts}Write a title for a blog post about this market.",
+            "Tell a story that begins like this: {facts}",
+            "{facts}Write a joke about it.",
+        ),
+        "Numbers go up and numbers go down.",
+    ),
+    Family(
+        "help",
+        (
+            "{facts}How does a swap on Uniswap work?",
+            "{facts}Is Uniswap safe?",
+            "{facts}Who made Uniswap?",
+            "{facts}How can I protect my wallet?",
+        ),
+        "A swap exchanges one token for another in a pool.",
+    ),
+    Family(
+        "add up",
+        (
+            "{facts}How much ETH do I have if a friend gives me 2 more?",
+            "What is {eth} plus 3? {facts}",
+            "{facts}Please divide my USDC by 4.",
+            "{facts}Is {usdc} more than 1000?",
+        ),
+        "Add the two numbers.",
+        held_out=True,
+    ),
+    Family(
+        "third person",
+        (
+            'My brother wrote to his broker: "{prompt}" What does he own?',
+            'Alice asked a bot: "{prompt}" Was she polite?',
+            "Bob says: {facts}What is his name?",
+            'My sister got this mail: "{prompt}" Who should answer her?',
+        ),
+        "He owns ETH and USDC.",
+        held_out=True,
+    ),
+    Family(
+        "quoted",
+        (
+            'Count the words in this text: "{prompt}"',
+            'Is the grammar of this sentence right? "{prompt}"',
+            'In which language is this written: "{prompt}"',
+            'What is this text about? "{prompt}"',
+        ),
+        "It is a question about a market.",
+        held_out=True,
+    ),
+)
+
+
+HELD_OUT = tuple(family.name for family in FAMILIES if family.held_out)
+
+
+def near_controls(prompts: pl.DataFrame, split: str, n: int, seed: int) -> list[Control]:
+    """Draw questions of one split, families in turn, each about another trading prompt where there are enough.
+
+    Args:
+        prompts: Rows of ``build_prompts``.
+        split: ``train``, ``valid`` or ``test``.
+        n: How many; a larger number only adds.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: if the split has no prompt.
+    """
+    rows = prompts.filter((pl.col("split") == split) & (pl.col("rendering") != "incomplete"))
+    if n and rows.is_empty():
+        raise ValueError(f"no trading prompt of the {split} split to make near controls from; build the prompts again")
+    rng = np.random.default_rng([seed, 11])
+    order = rng.permutation(rows.height)
+    is_test = split == "test"
+    families = [family for family in FAMILIES if is_test or not family.held_out]
+    asked: dict[str, Control] = {}
+    attempts = 0
+    while len(asked) < n:
+        row = rows.row(int(order[attempts % len(order)]), named=True)
+        control = _control(families[attempts % len(families)], row, split, rng)
+        asked.setdefault(control.prompt, control)
+        attempts += 1
+        if attempts > 50 * n:
+            raise ValueError(f"{rows.height} {split} prompts give {len(asked)} near controls, {n} are wanted: ask more")
+    return list(asked.values())
+
+
+def _control(family: Family, row: dict[str, Any], split: str, rng: np.random.Generator) -> Control:
+    keeps_back = split != "test" and not family.held_out
+    wordings = family.wordings[:-1] if keeps_back and len(family.wordings) > 1 else family.wordings
+    wording = wordings[rng.integers(len(wordings))]
+    facts, question = row["facts"], row["question"]
+    for old, new in family.swaps[rng.integers(len(family.swaps) - keeps_back)] if family.swaps else ():
+        facts, question = facts.replace(old, new), question.replace(old, new)
+    places = {"eth": token_text(row["eth"]), "usdc": token_text(row["usdc"])}
+    prompt = (facts + question).strip()
+    before, _, after = wording.partition("{facts}")
+    if after and facts.rstrip().endswith(",") and not after.startswith("I "):
+        after = after[0].lower() + after[1:]
+    text = f"{before}{facts if '{facts}' in wording else ''}{after}"
+    for name, value in {**places, "prompt": prompt}.items():
+        text = text.replace(f"{{{name}}}", value)
+    return Control(text, family.answer, family.name, split)

@@ -1,0 +1,149 @@
+"""Numbers as people, the source document and its agent print them, and the values that a reader gets back.
+
+A prompt of numbers alone is decided by what it prints, never by decimals that it does not show: every number of a row
+is replaced by the printed one before its words are chosen.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.distillation.market_states import TRENDS, StateWords
+from apeagent_pipeline.distillation.portfolios import portfolio_word
+
+_FAR_FACTORS = (0.3, 12.0)
+
+
+@dataclass(frozen=True)
+class VolatilityFormat:
+    """A way to print a volatility: how many basis points its unit has, and what stands behind the number."""
+
+    bps: float
+    decimals: tuple[int, ...]
+    unit: str = ""
+
+
+FRACTION = VolatilityFormat(1e4, (3, 4, 4, 4, 5, 6))
+PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), "%")
+SPACED_PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), " %")
+BASIS_POINTS = VolatilityFormat(1.0, (0, 0, 1), " bps")
+BARE_PER_CENT = VolatilityFormat(100.0, (2, 2, 3, 4))
+"""The agent's: per cent without a sign."""
+_DRAWN_FORMATS = (FRACTION, FRACTION, FRACTION, PER_CENT, SPACED_PER_CENT, BASIS_POINTS)
+
+AGENT_TICK_BPS = 10.0
+"""A tick of the agent's sentence is a tenth of a per cent; a tick of the pool is one basis point."""
+
+
+def token_text(amount: float) -> str:
+    """An amount of a token as people write it: no exponent, no trailing zeros."""
+    return np.format_float_positional(amount, trim="-")
+
+
+def stretch(states: pl.DataFrame, share: float, rng: np.random.Generator) -> pl.DataFrame:
+    """Multiply change and volatility of a share of the rows by drawn factors, so that far-out numbers occur too."""
+    low, high = np.log(_FAR_FACTORS)
+    far = rng.uniform(size=states.height) < share
+    factors = np.where(far[:, None], np.exp(rng.uniform(low, high, (states.height, 2))), 1.0)
+    return states.with_columns(
+        change_bps=pl.col("change_bps") * factors[:, 0],
+        change_ticks=pl.col("change_ticks") * factors[:, 0],
+        volatility_bps=pl.col("volatility_bps") * factors[:, 1],
+    )
+
+
+def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator | None) -> dict[str, object]:
+    """The texts of one row's numbers, and the values that a reader of them gets.
+
+    Args:
+        row: price, volume_usdc, volatility_bps, change_ticks, eth, usdc.
+        is_agent: Whether the agent's units are printed.
+        rng: Draws the formats; None: those of the source document (two decimals, four for fraction and ticks).
+
+    Returns:
+        ``price_text`` and so on, and the values under the names of ``row``; ``change_bps`` too.
+    """
+    draw: Callable[..., int] = (
+        (lambda first, *_: first) if rng is None else (lambda *options: options[rng.integers(len(options))])
+    )
+    commas = rng is not None and rng.uniform() < 0.2
+    unit = AGENT_TICK_BPS if is_agent else 1.0
+    style = (
+        BARE_PER_CENT if is_agent else FRACTION if rng is None else _DRAWN_FORMATS[rng.integers(len(_DRAWN_FORMATS))]
+    )
+    vol_decimals = 4 if rng is None else style.decimals[rng.integers(len(style.decimals))]
+    price = _fixed(row["price"], draw(2, 2, 1, 0), commas)
+    volatility = _fixed(row["volatility_bps"] / style.bps, vol_decimals)
+    change = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
+    if rng is not None and rng.uniform() < 0.15 and not change.startswith("-"):
+        change = f"+{change}"
+    if is_agent:
+        eth, usdc = _fixed(row["eth"], 1), _fixed(row["usdc"], 1)
+    else:
+        eth, usdc = token_text(row["eth"]), f"{row['usdc']:,.2f}" if commas else token_text(row["usdc"])
+    return {
+        "price_text": price,
+        "volume_text": _fixed(row["volume_usdc"], draw(2, 0), commas),
+        "vol_text": volatility + style.unit,
+        "change_text": change,
+        "eth_text": eth,
+        "usdc_text": usdc,
+        "price": _read(price),
+        "volatility_bps": round(_read(volatility) * style.bps, 6),
+        "change_ticks": round(_read(change) * unit, 6),
+        "change_bps": round(_read(change) * unit, 6),
+        "eth": _read(eth),
+        "usdc": _read(usdc),
+    }
+
+
+def _fixed(value: float, decimals: int, commas: bool = False) -> str:
+    return f"{value:{',' if commas else ''}.{decimals}f}"
+
+
+def _read(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
+    """The words and the worked numbers that follow from printed numbers.
+
+    Args:
+        states: change_ticks, volatility_bps, price, eth and usdc, as printed.
+        words: Edges between the words.
+
+    Returns:
+        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``whole_change`` (ticks) and
+        ``whole_volatility`` (basis points) without their decimals, ``scaled_change`` (the change over
+        ``flat_below``: the trend is flat below the volatility), ``eth_worth`` and ``usdc_worth`` (USDC, two significant
+        digits, rounded down).
+    """
+    change = pl.col("change_ticks").round(6).cast(pl.Int64)  # towards zero
+    level = pl.col("volatility_bps").round(6).cast(pl.Int64)
+    states = states.with_columns(
+        whole_change=change,
+        whole_volatility=level,
+        scaled_change=(change.abs() / words.flat_below).round().cast(pl.Int64),
+        eth_worth=two_digits(pl.col("eth") * pl.col("price")),
+        usdc_worth=two_digits(pl.col("usdc")),
+    )
+    down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
+    size, whole = pl.col("whole_change").abs(), pl.col("whole_volatility")
+    is_strong = size >= words.strong_from * whole
+    return states.with_columns(
+        trend=pl.when((pl.col("scaled_change") < whole) | (size == 0))
+        .then(flat)
+        .when(pl.col("whole_change") > 0)
+        .then(pl.when(is_strong).then(up_strong).otherwise(up_weak))
+        .otherwise(pl.when(is_strong).then(down_strong).otherwise(down_weak)),
+        volatility=words.volatility_word(whole),
+        portfolio=portfolio_word(pl.col("eth_worth"), pl.col("usdc_worth"), pl.lit(1.0)),
+    )
+
+
+def two_digits(value: pl.Expr) -> pl.Expr:
+    """A number above 0 rounded down to two significant digits; below 1 it is 0."""
+    step = 10.0 ** (value.log10().floor() - 1)
+    return pl.when(value >= 1).then(((value / step + 1e-9).floor() * step).round(6)).otherwise(0.0)

@@ -1,0 +1,48 @@
+"""Near controls: a trading prompt's words that ask for no trade, split by family."""
+
+from collections import Counter
+
+import polars as pl
+import pytest
+
+from apeagent_pipeline.distillation.near_controls import FAMILIES, HELD_OUT, near_controls
+from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
+
+
+@pytest.fixture(scope="module")
+def prompts(windows: pl.DataFrame) -> pl.DataFrame:
+    return build_prompts(windows, PromptsConfig(train_prompts=300, prompts_per_window=2), 42)
+
+
+def test_three_of_at_least_a_dozen_families_are_never_shown_in_training(prompts: pl.DataFrame) -> None:
+    assert len(FAMILIES) - len(HELD_OUT) >= 12
+    assert len(HELD_OUT) == 3
+    for split in ("train", "valid"):
+        assert not set(HELD_OUT) & {control.family for control in near_controls(prompts, split, 60, 1)}
+    asked = Counter(control.family for control in near_controls(prompts, "test", 96, 1))
+    assert asked.keys() == {family.name for family in FAMILIES}
+    assert max(asked.values()) - min(asked.values()) <= 2
+
+
+def test_a_near_control_begins_like_a_trading_prompt_or_holds_one(prompts: pl.DataFrame) -> None:
+    train = prompts.filter(split="train")
+    starts = {text.strip()[:12] for text in train["facts"]}
+    for control in near_controls(prompts, "train", 100, 1):
+        if control.family != "other pair":
+            assert any(start in control.prompt for start in starts), control.prompt
+            assert "{" not in control.prompt
+    later = set(prompts.filter(pl.col("split") != "train")["facts"])
+    asked = near_controls(prompts, "train", 100, 1)
+    assert not any(facts in control.prompt for facts in later for control in asked), "made from its own split alone"
+
+
+def test_another_pair_is_not_eth_and_usdc(prompts: pl.DataFrame) -> None:
+    pairs = [c.prompt for c in near_controls(prompts, "train", 160, 1) if c.family == "other pair"]
+    assert pairs
+    assert not any("ETH" in prompt or "USDC" in prompt for prompt in pairs)
+
+
+def test_more_are_added_at_the_end_and_a_split_without_prompts_is_refused(prompts: pl.DataFrame) -> None:
+    assert near_controls(prompts, "train", 60, 1)[:20] == near_controls(prompts, "train", 20, 1)
+    with pytest.raises(ValueError, match="no trading prompt of the test split"):
+        near_controls(prompts.filter(split="train"), "test", 5, 1)
