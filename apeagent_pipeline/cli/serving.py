@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from apeagent_pipeline.cli.display import bar
+from apeagent_pipeline.cli.display import bar, plain
 from apeagent_pipeline.reporting.foreign_text import printable
 from apeagent_pipeline.settings import load_settings
 
@@ -33,10 +33,14 @@ def ask(
 
 def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New or empty folder, or an earlier export")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Then load every form with what is installed, and compare ten answers")
+    ] = False,
 ) -> None:
-    """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile and model card.
+    """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile, dataset and cards.
 
-    The folder appears only when it is complete. A folder that holds other files is refused.
+    The folder appears only when it is complete. A folder that holds other files is refused. With --check the exit code
+    is 1 if a form answers otherwise than the adapter in service.
     """
     from apeagent_pipeline.student.export import export_folder
     from apeagent_pipeline.student.promotion import history
@@ -55,6 +59,25 @@ def export(
         )
     for path in sorted(each for each in to.rglob("*") if each.is_file()):
         Console().print(f"{path}  {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+    if check and not _check_export(to, base, adapter):
+        raise typer.Exit(1)
+
+
+def _check_export(to: Path, base: Path, adapter: Path) -> bool:
+    """Show how every form of an export answers; whether all answer as the adapter does."""
+    from rich.table import Table
+
+    from apeagent_pipeline.serving.export_check import check_export
+    from apeagent_pipeline.student.base_model import quiet
+
+    table = Table("form", "loaded with", "equal answers", "same action", title="Ten answers of every form")
+    with bar("check") as progress, quiet():
+        found = list(check_export(to, base, adapter, progress))
+    for each in found:
+        counts = [f"{each.equal} of {each.asked}", f"{each.same_action} of {each.asked}"]
+        table.add_row(each.form, each.reader, *([plain(each.problem), ""] if each.problem else counts))
+    Console().print(table)
+    return all(each.passed for each in found)
 
 
 def promotions() -> None:

@@ -22,7 +22,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in _LOCAL_KEYS:
         config.pop(key, None)
-    if config.get("tokenizer_class") == "TokenizersBackend":
+    if (folder / "tokenizer.json").is_file():  # this class reads it as it is, in every version
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         # Else transformers 4 gives token_type_ids, which the model refuses.
         config["model_input_names"] = ["input_ids", "attention_mask"]

@@ -4,7 +4,8 @@
 
 Run it after ``apeagent demo``: prompts are made from its synthetic windows, answered by the embedded teacher, learned
 with the recipe of ``laptop``, and the canary evaluation asks 600 held-out prompts (half of them numbers alone), 300
-distant and 300 near controls. One CPU thread; about half an hour a seed. Finished seeds are kept in DIR, an interrupted training goes on from its checkpoint.
+distant and 300 near controls. One CPU thread; about half an hour a seed. Finished seeds are kept in DIR, and an
+interrupted training goes on from its checkpoint.
 """
 
 import argparse

@@ -27,8 +27,9 @@ ENDINGS = (
     "historical data and performance analysis, what trading action should I take on Uniswap?",
 )
 STATUS = (
-    "Current Market Data:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Trading Volume (10 min): "
-    "1.5000 ETH / $3750.00 USDC\n\nPortfolio Status:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n- USDC Balance: "
+    "Current Market Data:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Trading Volume "
+    "(10 min): 1.5000 ETH / $3750.00 USDC\n\nPortfolio Status:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n"
+    "- USDC Balance: "
     "{usdc:.2f} USDC\n- Current ETH Allocation: 50.00%\n\nIMPORTANT CONSTRAINTS:\n"
     "- ETH Available for trading: {free:.6f} "
     "ETH (${worth:.2f})\n- USDC Available for trading: {usdc:.2f} USDC\n\nTrade Constraints:\n- Small trade size: "

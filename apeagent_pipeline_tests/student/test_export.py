@@ -139,3 +139,157 @@ def test_the_gguf_of_llama_cpps_own_converter_answers_as_transformers_do_when_a_
     with llama_server(files[0]) as url:
         said = [text.strip() for text in served_answers(url, chats, 16)]
     assert sum(a == b for a, b in zip(said, expected, strict=True)) >= 7, (said, expected)
+
+
+@pytest.fixture(scope="module")
+def written(tiny_base, tiny_adapter, tiny_dataset, tmp_path_factory):
+    """An export without the converter, whose GGUF files are not looked at here."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(gguf, "resolve_converter", lambda cache: cache)
+    patch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    out = tmp_path_factory.mktemp("written") / "ape"
+    metrics = {"agreement": 0.99, "feasible_rate": 0.94}
+    export.export_folder(
+        tiny_base, tiny_adapter, out, ExportConfig(), out.parent, metrics=metrics, dataset=tiny_dataset
+    )
+    patch.undo()
+    return out
+
+
+def test_another_user_may_read_every_file_of_an_export(written):
+    modes = {path.stat().st_mode & 0o777 for path in written.rglob("*")}
+    assert modes <= {0o644, 0o755}
+    assert written.stat().st_mode & 0o777 == 0o755
+
+
+def test_old_readers_find_the_rotary_base_a_tokenizer_class_they_know_and_the_end_of_an_answer(written):
+    config = json.loads((written / "fused/config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    for folder in ("fused", "adapter"):
+        tokenizer = json.loads((written / folder / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
+        assert tokenizer["eos_token"] == "<|im_end|>"
+        assert "<|im_start|>" in tokenizer["chat_template"]
+        assert not {"backend", "is_local", "local_files_only"} & set(tokenizer)
+
+
+def test_a_base_that_ends_with_another_token_still_ends_its_answers_where_the_chat_template_does(
+    tiny_base, tiny_adapter, tmp_path
+):
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    for name, key, value in (
+        ("tokenizer_config.json", "eos_token", "<|endoftext|>"), ("config.json", "eos_token_id", 0),
+        ("generation_config.json", "eos_token_id", 0),
+    ):  # fmt: skip
+        content = json.loads((base / name).read_text())
+        assert content[key] != value
+        (base / name).write_text(json.dumps({**content, key: value}))
+    student = Student.load(base)
+    turn = student.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert student.end_tokens == sorted({0, turn})
+    fuse(base, tiny_adapter, tmp_path / "fused")
+    config, generation, tokenizer = (
+        json.loads((tmp_path / "fused" / name).read_text())
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    assert (config["eos_token_id"], tokenizer["eos_token"]) == (turn, "<|im_end|>")
+    assert generation["eos_token_id"] == [turn, 0]
+    assert generation["repetition_penalty"] == 1.0
+
+
+def test_every_card_has_front_matter_that_the_hub_reads_and_an_example(written):
+    from huggingface_hub import DatasetCard, ModelCard
+
+    for folder, library, relation in (
+        (".", "transformers", "finetune"), ("adapter", "peft", "adapter"), ("fused", "transformers", "finetune"),
+        ("mlx", "mlx", "adapter"),
+    ):  # fmt: skip
+        card = ModelCard.load(written / folder / "README.md")
+        data = card.data.to_dict()
+        assert (data["library_name"], data["base_model_relation"]) == (library, relation)
+        assert (data["pipeline_tag"], data["license"]) == ("text-generation", "other")
+        assert data["datasets"]
+        assert data["license_name"]
+        values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        assert values == {"agreement": 0.99, "feasible_rate": 0.94}
+        assert ("```python" in card.text) == (folder != ".")
+        assert str(written.parent) not in card.text
+    dataset = DatasetCard.load(written / "dataset/README.md")
+    files = {each["split"]: each["path"] for each in dataset.data.to_dict()["configs"][0]["data_files"]}
+    assert files == {"train": "train.jsonl", "validation": "valid.jsonl", "test": "test.jsonl"}
+    assert all((written / "dataset" / name).is_file() for name in files.values())
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_cards_run_as_they_are_printed(written, tmp_path):
+    import re
+    import subprocess
+    import sys
+
+    code = re.search(r"```python\n(.*?)```", (written / "fused/README.md").read_text(), re.DOTALL)[1]
+    code = code.replace("max_new_tokens=96", "max_new_tokens=2")
+    subprocess.run([sys.executable, "-c", code], cwd=written / "fused", capture_output=True, check=True)
+
+
+def test_an_adapter_of_the_embedded_base_names_the_published_model_and_what_is_unknown(
+    tiny_base, tiny_adapter, tmp_path
+):
+    import shutil
+
+    from apeagent_pipeline.settings import SMOLLM2
+    from apeagent_pipeline.student.base_identity import BaseIdentity
+
+    adapter = tmp_path / "adapter"
+    shutil.copytree(tiny_adapter, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": SMOLLM2}))
+    export._write_adapter(tiny_base, adapter, tmp_path / "out", {})
+    written = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert len(written["revision"]) == 40
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "published weights was not measured" in card
+    of_hub = BaseIdentity.of("Qwen/Qwen2.5-3B@main", tmp_path / "snapshots" / "abc")
+    assert (of_hub.hub_id, of_hub.revision, of_hub.license) == ("Qwen/Qwen2.5-3B", "abc", "other")
+
+
+def test_the_mlx_form_holds_the_same_matrices_transposed_and_the_scale_of_peft(written, tiny_adapter):
+    from safetensors.torch import load_file
+
+    ours = load_file(tiny_adapter / "adapter_model.safetensors")
+    mlx = load_file(written / "mlx/adapters.safetensors")
+    config = json.loads((written / "mlx/adapter_config.json").read_text())
+    assert len(mlx) == len(ours)
+    name = "model.layers.1.self_attn.q_proj"
+    assert torch.equal(mlx[f"{name}.lora_a"], ours[f"base_model.model.{name}.lora_A.weight"].T)
+    assert torch.equal(mlx[f"{name}.lora_b"], ours[f"base_model.model.{name}.lora_B.weight"].T)
+    assert (config["num_layers"], config["lora_parameters"]["scale"]) == (1, 2.0)
+    assert "self_attn.q_proj" in config["lora_parameters"]["keys"]
+
+
+def test_a_dora_adapter_is_exported_merged_and_the_card_says_why(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
+
+    config = FineTuningConfig(steps=2, valid_every=2, valid_examples=2, last_blocks=1, dora=True, warmup_steps=0)
+    fine_tune(tiny_base, tiny_dataset, config, 3, tmp_path / "dora", tmp_path / "checkpoints")
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    export.export_folder(tiny_base, tmp_path / "dora", tmp_path / "out", ExportConfig(), tmp_path)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"fused", "adapter", "apeagent-q8_0.gguf"} <= names
+    assert not {"mlx", "apeagent-adapter-f16.gguf"} & names
+    assert "This is a DoRA adapter" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_modelfile_limits_answers_names_the_licence_and_has_no_windows_line_ends(written):
+    raw = (written / "Modelfile").read_bytes()
+    assert b"\r" not in raw
+    text = raw.decode()
+    for line in ("PARAMETER num_ctx 1024", "PARAMETER num_predict 256", 'LICENSE """'):
+        assert f"\n{line}" in text
