@@ -23,7 +23,7 @@ _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
     rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
-    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})",
+    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})(?!\s(?:costs?|is|trades?|trading|sits|buys|were|was)\b|\s?[=\u2248])",
     _FLAGS,
 )
 _BETWEEN = re.compile(
@@ -77,6 +77,10 @@ _PRICES = tuple(
         rf"\bprice\sof\s(?:1\s|one\s|an\s)?{_ETH}{_IS}\$?\s?(?P<n>{_SIGNED})",
         rf"\b{_ETH}\s?[/-]?\s?{_USDC}{_IS}\$?\s?(?P<n>{_SIGNED})(?!\s?{_UNIT})",
         rf"(?:\bat\s|@\s?)\$\s?(?P<n>{_SIGNED})",
+        rf"\bmoved\b[^;$]{{0,40}}\bto\s\$\s?(?P<n>{_SIGNED})",
+        # "price" and "costs" with typing errors.
+        rf"\b{_ETH}\sp[a-z]{{2,5}}(?:\sis)?\s\$\s?(?P<n>{_SIGNED})",
+        rf"(?<![\d.,])(?:1|one)\s{_ETH}\sc[a-z]{{2,4}}\s\$?(?P<n>{_SIGNED})\s?{_USDC}",
         rf"\b(?:1|one|an|a|per)\s{_ETH}\s?(?:is|=|costs|for|at|\u2248|\s)+\$?\s?(?P<n>{_SIGNED})",
         rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each)\s{_ETH}",
     )
