@@ -96,18 +96,45 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
         dialect: In which form every answer is said, unless the model's tag asks for another; None: the question's own.
         size: Bytes of the model, which Ollama's clients show.
     """
-    began = dt.datetime.now(dt.UTC).isoformat()
+    model = _Model(engine, dialect, size)
+    return Starlette(
+        routes=[
+            Route("/", _alive, methods=["GET", "HEAD"]),
+            Route("/v1/models", _models),
+            Route("/v1/chat/completions", model.openai_chat, methods=["POST"]),
+            Route("/api/version", _version),
+            Route("/api/tags", model.tags),
+            Route("/api/show", model.show, methods=["POST"]),
+            Route("/api/chat", model.ollama_chat, methods=["POST"]),
+        ],
+        # A page in the browser must not reach the server under a name of its own.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
+        exception_handlers={_BadRequestError: _refuse, ApeagentError: _refuse},
+    )
 
-    def reply_to(request: ChatRequest) -> Reply:
+
+class _Model:
+    """The endpoints that ask the engine or describe it."""
+
+    def __init__(self, engine: Engine, dialect: Dialect | None, size: int) -> None:
+        self._engine, self._dialect, self._size = engine, dialect, size
+        self._began = dt.datetime.now(dt.UTC).isoformat()
+        self._details = {
+            "parent_model": "", "format": "gguf" if engine.name == "llama.cpp" else "safetensors", "family": "llama",
+            "families": ["llama"], "parameter_size": "", "quantization_level": "",
+        }  # fmt: skip
+
+    def _reply_to(self, request: ChatRequest) -> Reply:
         if not request.messages or request.messages[-1].role != "user" or not request.messages[-1].text.strip():
             raise _BadRequestError("the last message must be a user's, with a text")
         if request.n not in (None, 1):
             raise _BadRequestError(f"n={request.n}: one answer is given; send the request again for another")
-        return answer(engine, request.chat(), request.dialect or dialect, request.longest)
+        return answer(self._engine, request.chat(), request.dialect or self._dialect, request.longest)
 
-    async def completions(http: Request) -> Response:
+    async def openai_chat(self, http: Request) -> Response:
+        """``POST /v1/chat/completions``."""
         request = await _read(http)
-        reply, begin = reply_to(request), _begin(request)
+        reply, begin = self._reply_to(request), _begin(request)
         if request.stream:
             return await _streamed(reply, _openai_pieces(reply, begin), "text/event-stream")
         text = await run_in_threadpool(reply.whole)
@@ -117,12 +144,13 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
         body = {**begin, "object": "chat.completion", "choices": [choice], "usage": usage, "apeagent": _told(reply)}
         return JSONResponse(body, headers=_headers(reply))
 
-    async def chat(http: Request) -> Response:
+    async def ollama_chat(self, http: Request) -> Response:
+        """``POST /api/chat``."""
         request = await _read(http)
         if not request.messages:  # Ollama's clients load a model this way
             empty = {"role": "assistant", "content": ""}
             return JSONResponse({**_named(request), "message": empty, "done": True, "done_reason": "load"})
-        reply = reply_to(request)
+        reply = self._reply_to(request)
         if request.stream is not False:
             return await _streamed(reply, _ollama_pieces(reply, request), "application/x-ndjson")
         started = time.monotonic_ns()
@@ -132,51 +160,39 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
             {**_named(request), "message": message, **_ollama_end(reply, started)}, headers=_headers(reply)
         )
 
-    details = {
-        "parent_model": "", "format": "gguf" if engine.name == "llama.cpp" else "safetensors", "family": "llama",
-        "families": ["llama"], "parameter_size": "", "quantization_level": "",
-    }  # fmt: skip
-
-    async def tags(_: Request) -> Response:
+    async def tags(self, _: Request) -> Response:
+        """``GET /api/tags``."""
         models = [
-            {"name": name, "model": name, "modified_at": began, "size": size, "digest": "", "details": details}
+            {
+                "name": name, "model": name, "modified_at": self._began, "size": self._size, "digest": "",
+                "details": self._details,
+            }
             for name in _NAMES
-        ]
+        ]  # fmt: skip
         return JSONResponse({"models": models})
 
-    async def models(_: Request) -> Response:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "apeagent"} for name in [MODEL, *_NAMES]]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def show(_: Request) -> Response:
+    async def show(self, _: Request) -> Response:
+        """``POST /api/show``."""
         return JSONResponse(
             {
-                "modelfile": "", "parameters": "temperature 0\nrepeat_penalty 1.0", "template": "", "details": details,
+                "modelfile": "", "parameters": "temperature 0\nrepeat_penalty 1.0", "template": "",
+                "details": self._details, "capabilities": ["completion"], "modified_at": self._began,
                 "model_info": {"general.architecture": "llama", "llama.context_length": CONTEXT_TOKENS},
-                "capabilities": ["completion"], "modified_at": began,
             }
         )  # fmt: skip
 
-    async def alive(_: Request) -> Response:
-        return PlainTextResponse("Ollama is running")  # clients of Ollama look for this text
 
-    async def version(_: Request) -> Response:
-        return JSONResponse({"version": "0.1.0"})
+async def _models(_: Request) -> Response:
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "apeagent"} for name in [MODEL, *_NAMES]]
+    return JSONResponse({"object": "list", "data": data})
 
-    return Starlette(
-        routes=[
-            Route("/", alive, methods=["GET", "HEAD"]),
-            Route("/v1/models", models),
-            Route("/v1/chat/completions", completions, methods=["POST"]),
-            Route("/api/version", version),
-            Route("/api/tags", tags),
-            Route("/api/show", show, methods=["POST"]),
-            Route("/api/chat", chat, methods=["POST"]),
-        ],
-        # A page in the browser must not reach the server under a name of its own.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
-        exception_handlers={_BadRequestError: _refuse, ApeagentError: _refuse},
-    )
+
+async def _alive(_: Request) -> Response:
+    return PlainTextResponse("Ollama is running")  # clients of Ollama look for this text
+
+
+async def _version(_: Request) -> Response:
+    return JSONResponse({"version": "0.1.0"})
 
 
 def run(app: Starlette, listening: socket.socket) -> None:

@@ -29,12 +29,11 @@ ENDINGS = (
 STATUS = (
     "Current Market Data:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Trading Volume "
     "(10 min): 1.5000 ETH / $3750.00 USDC\n\nPortfolio Status:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n"
-    "- USDC Balance: "
-    "{usdc:.2f} USDC\n- Current ETH Allocation: 50.00%\n\nIMPORTANT CONSTRAINTS:\n"
-    "- ETH Available for trading: {free:.6f} "
-    "ETH (${worth:.2f})\n- USDC Available for trading: {usdc:.2f} USDC\n\nTrade Constraints:\n- Small trade size: "
-    "0.0001-0.05 ETH per trade\n- ETH_TO_USDC requires keeping at least 0.0005 ETH for gas\n\nFormat:\nTRADE: YES/NO\n"
-    "DIRECTION: ETH_TO_USDC or USDC_TO_ETH\nPERCENTAGE: <number between 1-100>\n\nREASONING: <your reasoning>"
+    "- USDC Balance: {usdc:.2f} USDC\n- Current ETH Allocation: 50.00%\n\nIMPORTANT CONSTRAINTS:\n"
+    "- ETH Available for trading: {free:.6f} ETH (${worth:.2f})\n- USDC Available for trading: {usdc:.2f} USDC\n\n"
+    "Trade Constraints:\n- Small trade size: 0.0001-0.05 ETH per trade\n- ETH_TO_USDC requires keeping at least 0.0005 "
+    "ETH for gas\n\nFormat:\nTRADE: YES/NO\nDIRECTION: ETH_TO_USDC or USDC_TO_ETH\n"
+    "PERCENTAGE: <number between 1-100>\n\nREASONING: <your reasoning>"
 )
 
 
