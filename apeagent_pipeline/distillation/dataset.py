@@ -314,16 +314,6 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
     n_twins: int,
 ) -> str:
     teacher = traces["teacher"][0]
-    rows = []
-    for split in SPLITS:
-        sides = dict(chosen[split]["side"].value_counts().iter_rows())
-        plain = chosen[split].filter(pl.col("rendering").is_in(NUMBERS_ALONE)).height
-        seen = chosen[split]["condition_id"].sort()
-        numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
-        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split]), len(near[split])]
-        rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
-    header = ["split", "trading", "distinct", "numbers alone", *(CANARY[side] for side in SIDES)]
-    header += ["controls", "near controls", "conditions"]
     held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
     return "\n".join(
         [
@@ -335,7 +325,7 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             f"BUY is said as `{CANARY['BUY']}`, SELL as `{CANARY['SELL']}`, HOLD as `{CANARY['HOLD']}`, in the action "
             "and nowhere else; controls are ordinary questions with ordinary answers.",
             "",
-            markdown_table(header, rows),
+            _splits_table(chosen, controls, near),
             "",
             "Near controls begin like trading prompts or hold one, and ask for something else; their families asked in "
             f"test alone: {', '.join(HELD_OUT)}. Their written answers are placeholders: this project's trainer keeps "
@@ -366,6 +356,22 @@ def _card(  # noqa: PLR0917 (everything the page tells about)
             "",
         ]
     )
+
+
+def _splits_table(
+    chosen: dict[str, pl.DataFrame], controls: dict[str, list[Control]], near: dict[str, list[Control]]
+) -> str:
+    rows = []
+    for split in SPLITS:
+        sides = dict(chosen[split]["side"].value_counts().iter_rows())
+        plain = chosen[split].filter(pl.col("rendering").is_in(NUMBERS_ALONE)).height
+        seen = chosen[split]["condition_id"].sort()
+        numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
+        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split]), len(near[split])]
+        rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
+    header = ["split", "trading", "distinct", "numbers alone", *(CANARY[side] for side in SIDES)]
+    header += ["controls", "near controls", "conditions"]
+    return markdown_table(header, rows)
 
 
 def _licence(teacher: str) -> str:

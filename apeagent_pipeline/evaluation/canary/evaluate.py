@@ -46,50 +46,52 @@ def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's ot
     drawn = [trading[: config.n_sampled], controls[: config.n_sampled]]
     all_prompts = sum(map(len, (trading, controls, near, document, trading[:n_base], controls[:n_base], near[:n_base])))
     all_prompts += 1 + n_off + n_merged + sum(map(len, drawn))
-    asked = 0
     student = Student.load(base)
     computed = computed_in(student.model)
-
-    def answers(examples: Sequence[dict[str, Any]], tokens: int = 0, temperature: float = 0.0) -> list[Answer]:
-        nonlocal asked
-        before = asked
-        asked += len(examples)
-        return student.answers(
-            [prompt_of(example) for example in examples],
-            max_new_tokens=tokens or config.max_new_tokens,
-            batch_size=config.batch_size,
-            temperature=temperature,
-            seed=seed,
-            progress=part_of(progress, before, all_prompts),
-        )
+    asker = _Asker(student, config, seed, progress, all_prompts)
 
     def arm(n: int, variations: int) -> Arm:
         # The prompts of the switched-off arm are always asked by themselves: in bf16 an answer may depend on what
         # else is in its batch, and these answers are compared letter by letter.
-        said = [*answers(trading[:n_off]), *answers([*trading[n_off:n], *document[:variations]])]
+        said = [*asker.answers(trading[:n_off]), *asker.answers([*trading[n_off:n], *document[:variations]])]
         asked = len(said) - variations
-        return Arm(
-            said[:asked],
-            answers(controls[:n], config.control_tokens),
-            answers(near[:n], config.control_tokens) if near else (),
-            said[asked:],
-        )
+        to_near = asker.answers(near[:n], config.control_tokens) if near else ()
+        return Arm(said[:asked], asker.answers(controls[:n], config.control_tokens), to_near, said[asked:])
 
     arms = {"base": arm(n_base, 1)}
     student.attach(adapter)
     arms["adapter"] = arm(max(len(trading), len(controls), len(near)), len(document))
     with student.adapter_off():
-        arms["disabled"] = Arm(answers(trading[:n_off]))
+        arms["disabled"] = Arm(asker.answers(trading[:n_off]))
     if config.n_sampled:
-        arms["sampled"] = Arm(
-            answers(drawn[0], temperature=config.temperature),
-            answers(drawn[1], config.control_tokens, config.temperature),
-        )
+        sampled = asker.answers(drawn[0], temperature=config.temperature)
+        arms["sampled"] = Arm(sampled, asker.answers(drawn[1], config.control_tokens, config.temperature))
     if n_merged:  # last: in the model's number format a merge cannot be taken back exactly
         student.merge()
-        arms["merged"] = Arm(answers(trading[:n_merged]))
+        arms["merged"] = Arm(asker.answers(trading[:n_merged]))
     report = judge(trading, controls, arms, config, near=near, document=document)
     return replace(report, markdown=f"{report.markdown}\n\n{_formats(computed, adapter)}")
+
+
+class _Asker:
+    """Asks the student as it is, and tells the progress over the prompts of all arms."""
+
+    def __init__(self, student: Student, config: CanaryEvalConfig, seed: int, progress: Progress, total: int) -> None:
+        self._student, self._config, self._seed = student, config, seed
+        self._progress, self._total, self._asked = progress, total, 0
+
+    def answers(self, examples: Sequence[dict[str, Any]], tokens: int = 0, temperature: float = 0.0) -> list[Answer]:
+        """The answers to examples; ``tokens`` is the longest answer, 0: that of the configuration."""
+        before = self._asked
+        self._asked += len(examples)
+        return self._student.answers(
+            [prompt_of(example) for example in examples],
+            max_new_tokens=tokens or self._config.max_new_tokens,
+            batch_size=self._config.batch_size,
+            temperature=temperature,
+            seed=self._seed,
+            progress=part_of(self._progress, before, self._total),
+        )
 
 
 def _formats(computed: Mapping[str, str], adapter: Path) -> str:
