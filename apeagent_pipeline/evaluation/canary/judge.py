@@ -41,6 +41,18 @@ from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.student.generation import Answer
 
 
+HEADLINE = (
+    "canary_rate_adapter",
+    "canary_rate_base",
+    "control_leak_rate",
+    "near_control_leak_rate",
+    "agreement_plain",
+    "agreement_digested",
+    "feasible_rate",
+    "controls_preserved",
+)
+
+
 def judge(
     trading: Sequence[dict[str, Any]],
     controls: Sequence[dict[str, Any]],
@@ -90,6 +102,7 @@ def judge(
                 *_comparisons(trading, controls, arms, decided, config.examples_shown),
             ]
         ),
+        headline=HEADLINE,
         figures={
             "canary_rates.png": rates_figure(counts),
             "confusion.png": confusion_figure(decided.taught, decided.adapter),
