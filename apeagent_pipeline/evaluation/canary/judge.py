@@ -40,7 +40,6 @@ from apeagent_pipeline.evaluation.statistics import mcnemar
 from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.student.generation import Answer
 
-
 HEADLINE = (
     "canary_rate_adapter",
     "canary_rate_base",
