@@ -20,20 +20,18 @@ SENTENCE = (
     "{ticks} ticks, and I currently hold {eth:.1f} ETH and {usdc:.0f} USDC{rest}"
 )
 ENDINGS = (
-    ", \nwhat trading action should I take on Uniswap?\n\nNo previous trades.",
+    ", \nwhat trading action should I take on Uniswap?\n\nI have not traded yet.",
     ", \n        what trading action should I take on Uniswap?",
-    ".\n\nTRADING HISTORY & PERFORMANCE:\nLast 2 trades:\n- SELL +2.3%\n- BUY -0.1%\n\nPERFORMANCE INSIGHTS:\nSuccess: "
-    "50% (1/2)\nETH sells: 1 trades, +2.3% avg\n\nMARKET PATTERN ANALYSIS:\nProfitable at ~$2490\n\nBased on this "
-    "historical data and performance analysis, what trading action should I take on Uniswap?",
+    ".\n\nTRADING HISTORY & PERFORMANCE:\nMy last two trades: sold, +2.3%; bought, -0.1%\nOne of two went well, near "
+    "$2490.\n\nWith that in mind, what trading action should I take on Uniswap?",
 )
 STATUS = (
-    "Current Market Data:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Trading Volume "
-    "(10 min): 1.5000 ETH / $3750.00 USDC\n\nPortfolio Status:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n"
-    "- USDC Balance: {usdc:.2f} USDC\n- Current ETH Allocation: 50.00%\n\nIMPORTANT CONSTRAINTS:\n"
-    "- ETH Available for trading: {free:.6f} ETH (${worth:.2f})\n- USDC Available for trading: {usdc:.2f} USDC\n\n"
-    "Trade Constraints:\n- Small trade size: 0.0001-0.05 ETH per trade\n- ETH_TO_USDC requires keeping at least 0.0005 "
-    "ETH for gas\n\nFormat:\nTRADE: YES/NO\nDIRECTION: ETH_TO_USDC or USDC_TO_ETH\n"
-    "PERCENTAGE: <number between 1-100>\n\nREASONING: <your reasoning>"
+    "The market:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Volume: 1.5000 ETH / $3750.00 "
+    "USDC\n\nWhat is held:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n- USDC Balance: {usdc:.2f} USDC\n"
+    "- Share of ETH: 50.00%\n\nLimits:\n- ETH Available for trading: {free:.6f} ETH (${worth:.2f})\n"
+    "- USDC Available for trading: {usdc:.2f} USDC\n- One trade has 0.0001-0.05 ETH\n- Keep 0.0005 ETH for gas\n\n"
+    "Answer in this form:\nTRADE: YES/NO\nDIRECTION: ETH_TO_USDC or USDC_TO_ETH\nPERCENTAGE: <1 to 100>\n"
+    "REASONING: <why>"
 )
 
 
