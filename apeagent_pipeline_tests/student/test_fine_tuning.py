@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
     monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
-    with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=512: set gradient_checkpointing"):
+    with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=768: set gradient_checkpointing"):
         fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
 
 
