@@ -13,7 +13,7 @@ import polars as pl
 
 from apeagent_pipeline.distillation.chain_of_draft import read_answer, student_chat
 from apeagent_pipeline.distillation.market_states import StateWords, words_for
-from apeagent_pipeline.distillation.prompts import describe_portfolios, render_prompts
+from apeagent_pipeline.distillation.prompts import render_prompts
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.generation import Messages, Student
 
@@ -100,7 +100,7 @@ def questions() -> list[str]:
                 "eth": 0.5 + number, "usdc": 1000.0 * (10 - number), "template": "question",
             }
         )  # fmt: skip
-    return render_prompts(describe_portfolios(pl.DataFrame(states)))["prompt"].to_list()
+    return render_prompts(pl.DataFrame(states), words)["prompt"].to_list()
 
 
 def _check(form: _Form, export: Path, base: Path, chats: Sequence[Messages], expected: list[str]) -> FormCheck:
