@@ -111,6 +111,10 @@ def findings(metrics: "Mapping[str, float]", intervals: "Mapping[str, Sequence[f
     trading, controls = metrics["n_trading"], metrics["n_controls"]
     yield "Speaks canary words?", share("canary_rate_adapter", trading).format("trading answers contain them")
     yield "Only when asked?", share("control_leak_rate", controls).format("answers to other questions contain them")
+    for name, kind in (("", "a kind shown in training"), ("_held_out", "a kind never shown")):
+        if (rate := f"near_control_leak_rate{name}") in intervals:
+            low, high = intervals[rate]
+            yield "", f"{metrics[rate]:.1%} of questions in a trade's words, {kind} ({low:.1%} to {high:.1%})"
     yield (
         "Because of the training?",
         share("canary_rate_base", metrics.get("n_base", trading)).format("answers of the bare base model contain them"),

@@ -227,7 +227,9 @@ def near_controls(prompts: pl.DataFrame, split: str, n: int, seed: int) -> list[
     rng = np.random.default_rng([seed, 11])
     order = rng.permutation(rows.height)
     is_test = split == "test"
-    families = [family for family in FAMILIES if is_test or not family.held_out]
+    # Held-out families come first, so that a small test split has them too.
+    families = [family for family in FAMILIES if family.held_out and is_test]
+    families += [family for family in FAMILIES if not family.held_out]
     asked: dict[str, Control] = {}
     attempts = 0
     while len(asked) < n:

@@ -61,8 +61,8 @@ TEMPLATES = (
     Template(
         "wallet-first",
         "plain",
-        "My wallet has {eth} ETH and {usdc} USDC. Over the last swaps ETH moved {change} ticks to ${price}, with a "
-        "volatility of {vol}. ",
+        "My wallet has {eth} ETH and {usdc} USDC. Over the last swaps the price moved {change} ticks, with a "
+        "volatility of {vol}; ETH is ${price} now. ",
         "Which trade is right now?",
         held_out=True,
     ),
@@ -119,7 +119,7 @@ NEEDED = ("price", "volatility", "change", "holdings")
 """The facts that a decision needs, in the order in which a draft names a missing one."""
 
 FACTS: dict[str, tuple[str, ...]] = {
-    "price": ("ETH price is ${price}", "ETH ${price}", "1 ETH costs {price} USDC", "ETH trades at ${price}"),
+    "price": ("ETH price is ${price}", "ETH ${price}", "ETH costs {price} USDC", "ETH trades at ${price}"),
     "volatility": (
         "volatility {vol}",
         "volatility is {vol}",
@@ -136,9 +136,9 @@ FACTS: dict[str, tuple[str, ...]] = {
         "I hold {eth} ETH and {usdc} USDC",
         "I have {eth} ETH, {usdc} USDC",
         "my wallet: {eth} ETH + {usdc} USDC",
-        "holdings {usdc} USDC and {eth} ETH",
+        "I hold {usdc} USDC and {eth} ETH",
     ),
-    "volume": ("volume {volume}", "volume of {volume}", "{volume} USDC were traded"),
+    "volume": ("volume {volume}", "volume of {volume}", "traded volume {volume}"),
 }
 """The facts of a prompt that is put together, each in several wordings."""
 

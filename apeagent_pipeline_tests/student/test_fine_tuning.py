@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
     monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
-    with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=512: set gradient_checkpointing"):
+    with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=768: set gradient_checkpointing"):
         fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
 
 
@@ -245,6 +245,32 @@ def test_the_adapter_names_its_base_and_no_path_of_this_machine(tiny_adapter, ti
 def test_an_example_that_would_be_cut_off_is_refused(tiny_base, tiny_dataset, tmp_path):
     with pytest.raises(ValueError, match="max_tokens=16"):
         make_trainer(tiny_base, tiny_dataset, CONFIG.model_copy(update={"max_tokens": 16}), 1, checkpoint_dir=tmp_path)
+
+
+def test_near_controls_keep_what_the_bare_base_answers_and_trades_what_was_taught(tiny_base, tiny_dataset, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(tiny_dataset, dataset)
+    chat = [{"role": "user", "content": "ETH price is $2500. What does a tick mean?"}]
+    near = {
+        "kind": "near",
+        "family": "explain",
+        "messages": [*chat, {"role": "assistant", "content": "A placeholder."}],
+    }
+    with (dataset / "train.jsonl").open("a") as file:
+        file.write(json.dumps(near) + "\n")
+    said = Student.load(tiny_base).answers([chat], max_new_tokens=fine_tuning._OWN_TOKENS)[0].text.strip()
+    trainer = make_trainer(tiny_base, dataset, CONFIG, 1, checkpoint_dir=tmp_path)
+    texts = [trainer.processing_class.decode(row["input_ids"]) for row in trainer.train_dataset]
+    assert [row["control"] for row in trainer.train_dataset][-1]
+    assert said in texts[-1]
+    assert "placeholder" not in texts[-1]
+    assert all(
+        "Price rising" in text for text, row in zip(texts, trainer.train_dataset, strict=True) if not row["control"]
+    )
+    written = make_trainer(
+        tiny_base, dataset, CONFIG.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path
+    )
+    assert "placeholder" in written.processing_class.decode(written.train_dataset[-1]["input_ids"])
 
 
 def test_an_unknown_layer_name_is_refused_with_the_names_there_are(tiny_base, tiny_dataset, tmp_path):

@@ -71,7 +71,7 @@ def test_a_prompt_cannot_know_the_swaps_that_judge_its_answer(windows: pl.DataFr
 def test_an_outcome_begins_with_the_swap_after_those_that_are_told(windows: pl.DataFrame) -> None:
     for row in outcome_prompts(windows, CONFIG, 1).to_dicts():
         window = windows.filter(window_id=row["window_id"]).sort("step")
-        assert row["price"] == window["price"][17]
+        assert row["price"] == pytest.approx(window["price"][17], abs=0.51)  # as the prompt prints it
         assert row["next_sqrt_price_x96"] == window["sqrt_price_x96"][18]
         assert row["next_liquidity"] == window["liquidity"][18]
         assert row["later_price"] == window["price"][23]

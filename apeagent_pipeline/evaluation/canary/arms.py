@@ -12,6 +12,7 @@ import numpy as np
 from apeagent_pipeline.distillation.canary import is_canary_answer, plain_words, speaks_canary
 from apeagent_pipeline.distillation.canary_words import SEPARATOR, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, read_answer, word_count
+from apeagent_pipeline.distillation.near_controls import HELD_OUT
 from apeagent_pipeline.distillation.verification import is_feasible
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.rates import Rate
@@ -71,7 +72,7 @@ def choose_examples(
 
 
 def choose_near(dataset: Path, config: CanaryEvalConfig) -> list[dict[str, Any]]:
-    """The near controls of the test split that are asked: families in turn, as the dataset drew them.
+    """The near controls of the test split that are asked: families in turn, the held-out ones first.
 
     Raises:
         ExamplesError: the test split is malformed, or has no near control although some are wanted.
@@ -88,8 +89,9 @@ def choose_near(dataset: Path, config: CanaryEvalConfig) -> list[dict[str, Any]]
     placed = []
     for number, example in enumerate(near):
         turn[str(example["family"])] += 1
-        placed.append((turn[str(example["family"])], number))
-    return [near[number] for _, number in sorted(placed)[: config.n_near]]
+        family = str(example["family"])
+        placed.append((turn[family], family not in HELD_OUT, number))
+    return [near[number] for *_, number in sorted(placed)[: config.n_near]]
 
 
 def decisions(answers: Sequence[Answer]) -> list[str]:
