@@ -14,6 +14,7 @@ from apeagent_pipeline.distillation.market_states import TRENDS, StateWords
 from apeagent_pipeline.distillation.portfolios import portfolio_word
 
 _FAR_FACTORS = (0.3, 12.0)
+_FIXED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
     style = (
         BARE_PER_CENT if is_agent else FRACTION if rng is None else _DRAWN_FORMATS[rng.integers(len(_DRAWN_FORMATS))]
     )
-    vol_decimals = 4 if rng is None else style.decimals[rng.integers(len(style.decimals))]
     price = _fixed(row["price"], draw(2, 2, 1, 0), commas)
-    volatility = _fixed(row["volatility_bps"] / style.bps, vol_decimals)
+    volatility = _volatility_text(row["volatility_bps"] / style.bps, style, rng)
     change = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
     if rng is not None and rng.uniform() < 0.15 and not change.startswith("-"):
         change = f"+{change}"
@@ -97,6 +97,15 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
         "eth": _read(eth),
         "usdc": _read(usdc),
     }
+
+
+def _volatility_text(value: float, style: VolatilityFormat, rng: np.random.Generator | None) -> str:
+    """With fixed decimals, as programs print, or with two or three significant digits, as people write: 0.045, 0.12."""
+    if rng is None:
+        return _fixed(value, 4)
+    if rng.uniform() < _FIXED_SHARE:
+        return _fixed(value, style.decimals[rng.integers(len(style.decimals))])
+    return token_text(float(f"{value:.{rng.integers(2, 4)}g}"))
 
 
 def _fixed(value: float, decimals: int, commas: bool = False) -> str:

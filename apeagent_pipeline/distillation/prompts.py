@@ -94,7 +94,7 @@ class PromptsConfig(StateWords):
         ge=0,
         le=1,
     )
-    incomplete_share: float = Field(0.08, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
+    incomplete_share: float = Field(0.12, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
     far_share: float = Field(
         0.3,
         description="Share of prompts decided by numbers whose change and volatility are far from the windows'",

@@ -20,7 +20,7 @@ from apeagent_pipeline.distillation.prompts import (
 )
 from apeagent_pipeline.distillation.templates import AGENT_SYSTEM_PROMPTS, NEEDED, TEMPLATES
 
-CONFIG = PromptsConfig(train_prompts=1200, prompts_per_window=6)
+CONFIG = PromptsConfig(train_prompts=1200, test_prompts=300, prompts_per_window=6)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_sentence_of_the_source_document_is_asked_word_for_word() -> None:
 
 def test_prompts_have_the_promised_columns_numbers_and_no_gaps(prompts: pl.DataFrame) -> None:
     assert prompts.schema == pl.Schema(PROMPTS_SCHEMA)
-    assert dict(prompts["split"].value_counts().iter_rows()) == {"train": 1200, "valid": 70, "test": 130}
+    assert dict(prompts["split"].value_counts().iter_rows()) == {"train": 1200, "valid": 70, "test": 300}
     assert prompts.null_count().sum_horizontal()[0] == 0
     assert prompts["prompt_id"].is_unique().all()
     assert prompts["prompt"].is_unique().all()
@@ -146,7 +146,16 @@ def test_what_a_prompt_of_numbers_alone_is_judged_by_can_be_read_from_it(prompts
 
 def test_volatility_is_written_as_people_write_it(prompts: pl.DataFrame) -> None:
     facts = prompts.filter(rendering="plain")["facts"]
-    for pattern in (r"0\.\d{3,6}\b", r"\d ?%", r"\d %", r"\d bps", r"\$\d,\d{3}", r"\n"):
+    for pattern in (
+        r"volatility (?:of |is |was )?0\.0[1-9]\d\b",
+        r"0\.00\d{2}\b",
+        r"0\.\d{3,6}\b",
+        r"\d ?%",
+        r"\d %",
+        r"\d bps",
+        r"\$\d,\d{3}",
+        r"\n",
+    ):
         assert facts.str.contains(pattern).sum() >= 5, pattern
 
 
@@ -204,7 +213,7 @@ def test_same_seed_same_prompts_and_another_seed_others(windows: pl.DataFrame, p
 
 
 def test_asking_for_more_prompts_keeps_those_already_paid_for(windows: pl.DataFrame, prompts: pl.DataFrame) -> None:
-    more = build_prompts(windows, CONFIG.model_copy(update={"test_prompts": 200, "train_prompts": 1210}), 42)
+    more = build_prompts(windows, CONFIG.model_copy(update={"test_prompts": 400, "train_prompts": 1210}), 42)
     assert set(prompts["prompt_id"]) <= set(more["prompt_id"])
 
 
