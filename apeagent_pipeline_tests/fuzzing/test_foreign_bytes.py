@@ -145,6 +145,7 @@ def test_logs_of_a_node(logs: Any) -> None:
     ),
     st.booleans(),
 )
+@example(200, "X", "", b'[{"id": [], "error": {"code": 1}}, {"id": {}, "error": {"code": 1}}]', True)
 @example(200, "X", "", DEEP, False)
 @example(200, "X", "", b"1" * 5000, False)
 @example(301, "Location", "\x80", b"", False)
@@ -234,11 +235,19 @@ def _read_archive(suffix: str, content: bytes) -> None:
 @given(damaged(_csv()) | st.binary(max_size=200))
 @example(b"\xef\xbb\xbf")
 @example(_csv().replace(b"chain_id", b"_line"))
+@example(b"\xfd7zXZ" + b"broken" * 9)
+@example(b"\x1f\x8b" + b"broken" * 9)
+@example(b"\x28\xb5\x2f\xfd" + b"broken" * 9)
+@example(b"BZh" + b"broken" * 9)
 def test_csv_archives(content: bytes) -> None:
     _read_archive(".csv", content)
 
 
 @given(damaged(_parquet(SWAPS)) | st.binary(max_size=200))
+@example(b"\xfd7zXZ" + b"broken" * 9)
+@example(b"\x1f\x8b" + b"broken" * 9)
+@example(b"\x28\xb5\x2f\xfd" + b"broken" * 9)
+@example(b"BZh" + b"broken" * 9)
 def test_parquet_archives(content: bytes) -> None:
     _read_archive(".parquet", content)
 
