@@ -18,12 +18,18 @@ _USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|\$(?!\s?\d))"
 _UNIT = rf"(?:{_ETH}|{_USDC})"
 _SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%])"
 
+_SAID_OF = (
+    r"\s(?:costs?|is|trades?|trading|sits|buys)(?:\s(?:at|for|now|worth|about|around))*\s\$?\d|\s(?:were|was)\b|"
+    r"\s?[=\u2248]"
+)
+"""Behind an amount that is no holding: "1 ETH costs 2500 USDC", "900 USDC were traded"."""
+
 # One amount of a token, in each order that people write it.
 _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
     rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
-    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})(?!\s(?:costs?|is|trades?|trading|sits|buys|were|was)\b|\s?[=\u2248])",
+    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
     _FLAGS,
 )
 _BETWEEN = re.compile(
