@@ -73,7 +73,7 @@ def _reinforced_adapter(runtime: Runtime) -> dg.AssetsDefinition:
 
 def _reinforced_eval(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
-        **declare(runtime.settings, "evaluation", {"pytorch", "markdown"}, memory_gib=4, gpu=True),
+        **declare(runtime.settings, "evaluation", {"pytorch", "markdown"}, code="2", memory_gib=4, gpu=True),
         deps=[STUDENT_BASE],
     )
     def reinforced_eval(  # noqa: PLR0917 (everything both stages are judged by)
