@@ -92,6 +92,11 @@ def show_canary(graph: "Graph") -> int:
     console.print("[bold]What the adapter learned[/]")
     for question, finding in findings(report["metrics"], report["intervals"]):
         console.print(f"  [bold]{question:<26}[/] {finding}")
+    if report["config"].get("max_near_leak") == 1:
+        console.print(
+            "This profile is too short a training to leave questions in a trade's words alone. "
+            "[bold]APEAGENT_PROFILE=laptop[/] trains twice as long, and its check limits how many get canary words."
+        )
     for each in wrong:
         console.print(f"[red]✗ {plain(each)}")
     if not wrong:
