@@ -40,7 +40,8 @@ EXPIRING = (
 KEPT = (
     ("artifacts, their present versions", "storage"),
     ("answers of a paid teacher", "cache/teacher"),
-    ("base models and the GGUF converter", "cache/models"),
+    ("base models", "cache/models"),
+    ("GGUF converter", "cache/converter"),
     ("evaluations of your own prompts", "evaluations"),
     ("history of runs, checks and promotions", "dagster"),
 )
