@@ -24,8 +24,8 @@ def on_change(due: When | None = None) -> When:
     """Rematerialize after the data version of an input changed. An input rebuilt with equal content changes nothing.
 
     A change stays pending until a run is requested, so no change is lost while a run is in progress; several changes
-    cause one run. A failed run is requested again until RETRIES_END. An asset waits until each of its inputs exists or is requested
-    together with it.
+    cause one run. A failed run is requested again until RETRIES_END. An asset waits until each of its inputs exists or
+    is requested together with it.
 
     Args:
         due: A further condition that a change waits for; None: none.
