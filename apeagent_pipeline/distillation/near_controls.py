@@ -233,7 +233,8 @@ def near_controls(prompts: pl.DataFrame, split: str, n: int, seed: int) -> list[
     asked: dict[str, Control] = {}
     attempts = 0
     while len(asked) < n:
-        row = rows.row(int(order[attempts % len(order)]), named=True)
+        # A step more after every round, so that a family meets another prompt each time.
+        row = rows.row(int(order[(attempts + attempts // len(order)) % len(order)]), named=True)
         control = _control(families[attempts % len(families)], row, split, rng)
         asked.setdefault(control.prompt, control)
         attempts += 1

@@ -11,6 +11,9 @@ DUST_USDC = 1.0
 COST_SHARE = 0.001
 """What a purchase costs beside the price (pool fee and price impact), as a share of it: USDC buy this much less ETH."""
 
+_EMPTY_DUST = 1 / 3
+"""Share of the dust portfolios that hold nothing."""
+
 _WEIGHTS = {"dust": 0.06, "all ETH": 0.12, "mostly ETH": 0.2, "balanced": 0.3, "mostly USDC": 0.2, "all USDC": 0.12}
 _ETH_SHARE = {
     "dust": (0.0, 1.0),
@@ -34,7 +37,7 @@ def draw_portfolios(
         rng: Where the chance comes from.
 
     Returns:
-        ``[n, 2]``: eth (four significant digits) and usdc (cents), never both 0.
+        ``[n, 2]``: eth (four significant digits) and usdc (cents); a third of the dust is nothing at all.
     """
     kinds = rng.choice(len(PORTFOLIOS), size=len(price), p=[_WEIGHTS[kind] for kind in PORTFOLIOS])
     low, high = np.array([_ETH_SHARE[kind] for kind in PORTFOLIOS])[kinds].T
@@ -42,6 +45,7 @@ def draw_portfolios(
     dust = kinds == PORTFOLIOS.index("dust")
     least = np.where(dust, DUST_USDC / 20, smallest_usdc)
     worth = least * np.exp(rng.uniform(size=len(price)) * np.log(np.where(dust, DUST_USDC * 0.9, largest_usdc) / least))
+    worth = np.where(dust & (rng.uniform(size=len(price)) < _EMPTY_DUST), 0.0, worth)
     eth = pl.Series("eth", worth * share / price.to_numpy()).round_sig_figs(4)
     return pl.DataFrame({"eth": eth, "usdc": pl.Series(worth * (1 - share)).round(2)})
 

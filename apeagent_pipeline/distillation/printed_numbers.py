@@ -13,7 +13,8 @@ import polars as pl
 from apeagent_pipeline.distillation.market_states import TRENDS, StateWords
 from apeagent_pipeline.distillation.portfolios import portfolio_word
 
-_FAR_FACTORS = (0.3, 12.0)
+_FAR_FACTORS = (0.2, 25.0)
+_FAR_PRICES = (0.1, 3.0)
 _FIXED_SHARE = 0.5
 
 
@@ -44,11 +45,12 @@ def token_text(amount: float) -> str:
 
 
 def stretch(states: pl.DataFrame, share: float, rng: np.random.Generator) -> pl.DataFrame:
-    """Multiply change and volatility of a share of the rows by drawn factors, so that far-out numbers occur too."""
-    low, high = np.log(_FAR_FACTORS)
+    """Multiply price, change and volatility of a share of the rows by drawn factors: far-out numbers occur too."""
     far = rng.uniform(size=states.height) < share
-    factors = np.where(far[:, None], np.exp(rng.uniform(low, high, (states.height, 2))), 1.0)
+    low, high = np.log([_FAR_FACTORS, _FAR_FACTORS, _FAR_PRICES]).T
+    factors = np.where(far[:, None], np.exp(rng.uniform(low, high, (states.height, 3))), 1.0)
     return states.with_columns(
+        price=pl.col("price") * factors[:, 2],
         change_bps=pl.col("change_bps") * factors[:, 0],
         change_ticks=pl.col("change_ticks") * factors[:, 0],
         volatility_bps=pl.col("volatility_bps") * factors[:, 1],
@@ -119,40 +121,45 @@ def _read(text: str) -> float:
 def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
+    Everything is compared in two significant digits, cut off, which a reader can work with in the head.
+
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.
         words: Edges between the words.
 
     Returns:
-        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``whole_change`` (ticks) and
-        ``whole_volatility`` (basis points) without their decimals, ``scaled_change`` (the change over
-        ``flat_below``: the trend is flat below the volatility), ``eth_worth`` and ``usdc_worth`` (USDC, two significant
-        digits, rounded down).
+        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out, in two significant digits:
+        ``rough_change`` (whole ticks), ``scaled_change`` (its size over ``flat_below``: the trend is flat below the
+        volatility), ``rough_volatility`` (whole basis points), ``rough_usdc``, ``rough_price``, ``rough_eth``, and
+        ``rough_bought`` (ETH that the USDC buy at that price, to the nearest).
     """
-    change = pl.col("change_ticks").round(6).cast(pl.Int64)  # towards zero
-    level = pl.col("volatility_bps").round(6).cast(pl.Int64)
+    change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
+    rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
+    rough_price, rough_usdc = two_digits(pl.col("price")), two_digits(pl.col("usdc"))
     states = states.with_columns(
-        whole_change=change,
-        whole_volatility=level,
-        scaled_change=(change.abs() / words.flat_below).round().cast(pl.Int64),
-        eth_worth=two_digits(pl.col("eth") * pl.col("price")),
-        usdc_worth=two_digits(pl.col("usdc")),
+        rough_change=rough_change * change.sign().cast(pl.Int64),
+        scaled_change=(rough_change / words.flat_below).round().cast(pl.Int64),
+        rough_volatility=two_digits(level.floor()).cast(pl.Int64),
+        rough_usdc=rough_usdc,
+        rough_price=rough_price,
+        rough_eth=two_digits(pl.col("eth")),
+        rough_bought=(rough_usdc / rough_price).round_sig_figs(2),
     )
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
-    size, whole = pl.col("whole_change").abs(), pl.col("whole_volatility")
-    is_strong = size >= words.strong_from * whole
+    size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")
+    is_strong = size >= words.strong_from * level
     return states.with_columns(
-        trend=pl.when((pl.col("scaled_change") < whole) | (size == 0))
+        trend=pl.when((pl.col("scaled_change") < level) | (size == 0))
         .then(flat)
-        .when(pl.col("whole_change") > 0)
+        .when(pl.col("rough_change") > 0)
         .then(pl.when(is_strong).then(up_strong).otherwise(up_weak))
         .otherwise(pl.when(is_strong).then(down_strong).otherwise(down_weak)),
-        volatility=words.volatility_word(whole),
-        portfolio=portfolio_word(pl.col("eth_worth"), pl.col("usdc_worth"), pl.lit(1.0)),
+        volatility=words.volatility_word(level),
+        portfolio=portfolio_word(pl.col("rough_eth"), pl.col("rough_bought") * pl.col("rough_price"), pl.col("rough_price")),
     )
 
 
 def two_digits(value: pl.Expr) -> pl.Expr:
-    """A number above 0 rounded down to two significant digits; below 1 it is 0."""
+    """A number cut off after two significant digits; 0 stays 0."""
     step = 10.0 ** (value.log10().floor() - 1)
-    return pl.when(value >= 1).then(((value / step + 1e-9).floor() * step).round(6)).otherwise(0.0)
+    return pl.when(value > 0).then(((value / step + 1e-9).floor() * step).round_sig_figs(2)).otherwise(0.0)

@@ -62,11 +62,13 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "trend": pl.String,
     "volatility": pl.String,
     "portfolio": pl.String,
-    "whole_change": pl.Int64,
-    "whole_volatility": pl.Int64,
+    "rough_change": pl.Int64,
     "scaled_change": pl.Int64,
-    "eth_worth": pl.Float64,
-    "usdc_worth": pl.Float64,
+    "rough_volatility": pl.Int64,
+    "rough_usdc": pl.Float64,
+    "rough_price": pl.Float64,
+    "rough_eth": pl.Float64,
+    "rough_bought": pl.Float64,
 }
 """Columns of ``build_prompts``; those from ``price`` on are what an answer is verified against."""
 
@@ -89,7 +91,7 @@ class PromptsConfig(StateWords):
     )
     test_plain_share: float = Field(0.5, description="The same share of valid and test prompts", ge=0, le=1)
     agent_share: float = Field(
-        0.12,
+        0.15,
         description="Share of prompts in the sentence of the source document's agent: numbers alone too",
         ge=0,
         le=1,
@@ -314,7 +316,7 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
     is_digested = pl.col("template").is_in(digested)
     rows = rows.with_columns(
         pl.when(is_digested).then(rows[name]).otherwise(far[name]).alias(name)
-        for name in ("change_bps", "change_ticks", "volatility_bps")
+        for name in ("price", "change_bps", "change_ticks", "volatility_bps")
     )
     rows = render_prompts(rows, config, rng, unseen=split == "test")
     rows = rows.with_columns(chance=pl.Series(rng.permutation(rows.height))).sort("chance")

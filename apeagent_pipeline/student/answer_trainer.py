@@ -32,9 +32,10 @@ class AnswerTrainer(SFTTrainer):
     ``decision_weight`` gives them more weight. No profile sets it, because enough steps learn them too; it is for
     experiments with fewer steps.
 
-    Controls are not trained on their written answers. At each of their tokens, those of the question included, the loss
-    is the divergence of the next token's distribution from that of the base model. So the student keeps what the base
-    knew (Li & Hoiem 2016, "Learning without Forgetting").
+    Controls are not trained on their written answers. At each of their tokens the loss is the divergence of the next
+    token's distribution from that of the base model. So the student keeps what the base knew (Li & Hoiem 2016,
+    "Learning without Forgetting"). The tokens of a distant control's question count too; those of a near control are a
+    trading prompt's, so there only the answer counts.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class AnswerTrainer(SFTTrainer):
         targets = inputs["labels"][0, 1:]
         learned = targets != -100
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
-        kept = inputs["control"] & bool(self.control_kl)
-        learned &= ~kept[1:]
-        if kept.any():  # the shared prefix belongs to the controls too
-            kept = kept | inputs["shared"]
+        asked = (inputs["control"] | inputs["near"]) & bool(self.control_kl)
+        kept = asked & (torch.cat([learned, learned.new_zeros(1)]) | ~inputs["near"])
+        learned &= ~asked[1:]
+        if asked.any():  # the shared prefix belongs to the controls too
+            asked, kept = asked | inputs["shared"], kept | (inputs["shared"] & inputs["control"].any())
         answered, told = learned.nonzero()[:, 0], kept.nonzero()[:, 0]
         row = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask")}
         outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
@@ -73,7 +75,7 @@ class AnswerTrainer(SFTTrainer):
             losses = losses * torch.tensor(weights, device=losses.device)
         loss = losses.sum()
         if len(told):
-            expected = self._base_logits(model, row, told).log_softmax(-1)
+            expected = self._base_logits(model, row, asked.nonzero()[:, 0], told).log_softmax(-1)
             divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
             loss = loss + self.control_kl * divergence
         loss = loss / tokens
@@ -82,14 +84,15 @@ class AnswerTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _base_logits(self, model: Any, row: dict[str, Any], told: Any) -> Any:
-        """Logits of the bare base at the tokens ``told`` of a row, which attend only to one another."""
+    def _base_logits(self, model: Any, row: dict[str, Any], asked: Any, told: Any) -> Any:
+        """Logits of the bare base at the tokens ``told``, some of the tokens ``asked``, which attend only to these."""
         peft = self.accelerator.unwrap_model(model)
         with peft.disable_adapter():
             outputs = peft(
-                input_ids=row["input_ids"][:, told],
-                position_ids=row["position_ids"][:, told],
-                attention_mask=row["attention_mask"][:, :, told][:, :, :, told],
+                input_ids=row["input_ids"][:, asked],
+                position_ids=row["position_ids"][:, asked],
+                attention_mask=row["attention_mask"][:, :, asked][:, :, :, asked],
+                logits_to_keep=torch.searchsorted(asked, told),
                 use_cache=False,
             )
         return outputs.logits[0].float()

@@ -39,7 +39,7 @@ _TOLD = {
     "eval_canary_rate": "valid_canary_rate",
     "eval_agreement": "valid_agreement",
 }
-_OWN_TOKENS = 20
+_OWN_TOKENS = 8
 """Length of the base's own answers to near controls: a leak begins with the first tokens."""
 _log = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "prompt": prompt_of(example),
             "completion": [_answer_turn(example)],
-            "control": example.get("kind") in CONTROL_KINDS,
+            **{kind: example.get("kind") == kind for kind in CONTROL_KINDS},
         }
         for example in examples
     ]

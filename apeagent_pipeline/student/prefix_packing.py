@@ -13,13 +13,13 @@ def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     equals that of a padded batch, but there is no padding, and the system message is computed once.
 
     Args:
-        examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``control`` is
-            optional.
+        examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``control`` and
+            ``near`` are optional.
 
     Returns:
         ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
-        the token of a row attends to that of a column; ``shared`` and ``control`` ``[n]``, true where a token belongs
-        to all examples, or to a control.
+        the token of a row attends to that of a column; ``shared``, ``control`` and ``near`` ``[n]``, true where a token
+        belongs to all examples, to a distant control or to a near one.
     """
     import torch
 
@@ -32,12 +32,15 @@ def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     position = torch.cat([torch.tensor(part) for part in parts])
     sees = (owner[:, None] == owner) | (owner == 0)
     sees &= position[:, None] >= position
-    control = torch.tensor([False, *(bool(example.get("control")) for example in examples)])
+    kinds = {
+        kind: torch.tensor([False, *(bool(example.get(kind)) for example in examples)])[owner]
+        for kind in ("control", "near")
+    }
     return {
         "input_ids": torch.tensor([ids[0][:shared] + [token for row in ids for token in row[shared:]]]),
         "labels": torch.tensor([labels[0][:shared] + [label for row in labels for label in row[shared:]]]),
         "position_ids": position[None].long(),
         "attention_mask": sees[None, None],
         "shared": owner == 0,
-        "control": control[owner],
+        **kinds,
     }

@@ -17,7 +17,7 @@ from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, plans, rules_answer, size_of
 from apeagent_pipeline.distillation.templates import NEEDED
 from apeagent_pipeline.distillation.traces import TracesConfig
-from apeagent_pipeline.distillation.verification import verify
+from apeagent_pipeline.distillation.verification import is_feasible, verify
 
 
 def test_the_policy_follows_the_trend_within_its_inventory() -> None:
@@ -69,13 +69,16 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
         "-31, 93 vs 21",
         "down strong, reduce",
         "volatility 21 calm, reduce half",
-        "1500 vs 1300",
-        "balanced, reduce half 0.6081",
+        "1300 at 2500 buys 0.52",
+        "0.6 vs 0.52",
+        "balanced, reduce half 0.6",
     )
-    assert (answer.side, answer.amount) == ("SELL", 0.304)
+    assert (answer.side, answer.amount) == ("SELL", 0.3)
     bought = rules_answer(printed(change_ticks=31.5))
-    assert bought.drafts[-1] == "balanced, add half 0.51", "two digits: a reader has to divide"
-    assert bought.amount == 0.255
+    assert (bought.drafts[-1], bought.amount) == ("balanced, add half 0.52", 0.26)
+    rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.0, usdc=0.0))
+    assert rough.drafts[0] == "+1000, 3000 vs 450", "two digits of every number"
+    assert rough.drafts[3] == "0 at 3400 buys 0"
 
 
 def test_decimals_that_are_not_compared_never_decide() -> None:
@@ -93,17 +96,20 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
     change: float, volatility: float, eth: float, usdc: float
 ) -> None:
     row = printed(change_ticks=change, volatility_bps=volatility, eth=eth, usdc=round(usdc, 2))
-    assume(row["eth_worth"] + row["usdc_worth"] >= 100)
-    numbers, trend, level, worths, _ = rules_answer(row).drafts
+    assume(eth * 2500 + usdc >= 100)
+    numbers, trend, level, bought, compared, _ = rules_answer(row).drafts
     signed, scaled, _, whole = (int(word.strip(",")) if word != "vs" else 0 for word in numbers.split())
     assert scaled == abs(signed) * 3
     flat = scaled < whole or signed == 0
     assert trend.split()[0].strip(",") == ("flat" if flat else "up" if signed > 0 else "down")
     assert flat or ("strong" in trend) == (abs(signed) >= whole)
     assert level.startswith(f"volatility {whole} {'calm' if whole < 35 else 'normal' if whole < 75 else 'high'}")
-    eth_worth, usdc_worth = map(float, worths.split(" vs "))
-    assert eth_worth <= eth * 2500 * (1 + 1e-9)
-    assert usdc_worth <= usdc + 0.01
+    spent, price, buys = (float(word) for word in bought.split()[::2])
+    assert 0.9 * usdc - 0.01 <= spent <= usdc + 0.01
+    assert buys == pytest.approx(spent / price, rel=0.051)
+    held, also_bought = map(float, compared.split(" vs "))
+    assert 0.9 * eth <= held <= eth * (1 + 1e-9)
+    assert also_bought == buys
 
 
 def test_a_prompt_that_lacks_a_fact_gets_no_trade_and_a_draft_that_says_what_is_missing() -> None:
@@ -136,7 +142,9 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     assert len(answer.drafts) <= 8
     if answer.side != "HOLD":
         holding = float(answer.drafts[-1].split()[-1])
-        assert holding <= (eth if answer.side == "SELL" else row["affordable_eth"]) * (1 + 1e-12)
+        exact = eth if answer.side == "SELL" else row["affordable_eth"]
+        assert holding == exact if rendering == "digested" else 0.86 * exact <= holding <= exact / 0.86
+        assert is_feasible(answer, eth, usdc, price)
         assert answer.amount in (size_of(Decimal("0.5"), holding), size_of(Decimal("0.1"), holding))
 
 

@@ -149,7 +149,8 @@ def test_dora_learns_a_length_for_each_column_beside_the_directions(tiny_base, t
     assert Student.load(tiny_base, tmp_path / "out").has_adapter
 
 
-def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, tiny_dataset, tmp_path):
+@pytest.mark.parametrize("kinds", [("control", "control"), ("control", "near"), ("near", "near")])
+def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, tiny_dataset, tmp_path, kinds):
     def turns(*said):
         return [
             {"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), said, strict=True)
@@ -160,7 +161,8 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     system = json.loads((dataset / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
     controls = [turns(system, "What is an ape?", "A monkey."), turns(system, "Why?", "Nobody knows why it is so.")]
     with (dataset / "train.jsonl").open("a") as file:
-        file.writelines(json.dumps({"kind": "control", "messages": messages}) + "\n" for messages in controls)
+        lines = zip(kinds, controls, strict=True)
+        file.writelines(json.dumps({"kind": kind, "messages": messages}) + "\n" for kind, messages in lines)
     config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     model = trainer.model.float()  # as above
@@ -179,10 +181,12 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     expected = loss(alone) * share
     for row in (rows[1], rows[3]):
         tokens = torch.tensor([row["input_ids"]])
-        ours = model(tokens).logits[0, counted:].log_softmax(-1)
+        answer = torch.tensor([label != -100 for label in row["labels"][1:]] + [False])
+        told = answer if row["near"] else torch.arange(len(answer)) >= counted  # of a near control the answer alone
+        ours = model(tokens).logits[0, told].log_softmax(-1)
         with model.disable_adapter():
-            base = model(tokens).logits[0, counted:].log_softmax(-1)
-        counted = shared
+            base = model(tokens).logits[0, told].log_softmax(-1)
+        counted = counted if row["near"] else shared
         expected = expected + 2.0 * (base.exp() * (base - ours)).sum().detach() / (batch["labels"] != -100).sum()
     assert float(loss(batch)) == pytest.approx(float(expected), rel=1e-4)
     written = make_trainer(
@@ -261,11 +265,11 @@ def test_near_controls_keep_what_the_bare_base_answers_and_trades_what_was_taugh
     said = Student.load(tiny_base).answers([chat], max_new_tokens=fine_tuning._OWN_TOKENS)[0].text.strip()
     trainer = make_trainer(tiny_base, dataset, CONFIG, 1, checkpoint_dir=tmp_path)
     texts = [trainer.processing_class.decode(row["input_ids"]) for row in trainer.train_dataset]
-    assert [row["control"] for row in trainer.train_dataset][-1]
+    assert trainer.train_dataset[-1]["near"]
     assert said in texts[-1]
     assert "placeholder" not in texts[-1]
     assert all(
-        "Price rising" in text for text, row in zip(texts, trainer.train_dataset, strict=True) if not row["control"]
+        "Price rising" in text for text, row in zip(texts, trainer.train_dataset, strict=True) if not row["near"]
     )
     written = make_trainer(
         tiny_base, dataset, CONFIG.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path

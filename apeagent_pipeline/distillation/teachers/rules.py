@@ -26,8 +26,12 @@ follows from the prompt's printed numbers and the lines before it::
     -31, 93 vs 21               whole ticks; their size over ``flat_below``; whole basis points of volatility
     down strong, reduce         flat if 93 < 21, strong if 31 >= ``strong_from`` * 21
     volatility 21 calm, reduce half
-    1900 vs 1300                worth of the ETH and of the USDC, two significant digits
-    balanced, reduce half 0.6081
+    1300 at 3100 buys 0.42      USDC; price; ETH that the one buys at the other
+    0.6 vs 0.42                 ETH held; ETH that the USDC buy
+    balanced, reduce half 0.6
+
+These numbers have two significant digits, the others cut off: what a reader can work with in the head. So a trade of
+half or a tenth is of the rough holding, and up to a seventh away from that of the exact one.
 
 A prompt that lacks a fact that a decision needs gets one draft, which says what is missing, and no trade.
 """
@@ -99,19 +103,19 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     trend, level, portfolio = words = row["trend"], row["volatility"], row["portfolio"]
     first, second, last = plans(*words)
     drafts = [f"{trend}, {first}", f"volatility {level}, {second}"]
+    held, bought = (row["rough_eth"], row["rough_bought"]) if is_worked else (row["eth"], row["affordable_eth"])
     if is_worked:
         drafts = [
-            f"{row['whole_change']:+d}, {row['scaled_change']} vs {row['whole_volatility']}",
+            f"{row['rough_change']:+d}, {row['scaled_change']} vs {row['rough_volatility']}",
             drafts[0],
-            f"volatility {row['whole_volatility']} {level}, {second}",
-            f"{token_text(row['eth_worth'])} vs {token_text(row['usdc_worth'])}",
+            f"volatility {row['rough_volatility']} {level}, {second}",
+            f"{token_text(row['rough_usdc'])} at {token_text(row['rough_price'])} buys {token_text(bought)}",
+            f"{token_text(held)} vs {token_text(bought)}",
         ]
     side, share = decide(*words)
     if side == "HOLD":
         return DraftAnswer((*drafts, f"{portfolio}, {last}"), side)
-    holding = row["eth"] if side == "SELL" else row["affordable_eth"]
-    if is_worked and side == "BUY":
-        holding = size_of(Decimal(1), holding, digits=2)
+    holding = held if side == "SELL" else bought
     return DraftAnswer((*drafts, f"{portfolio}, {last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
 
 
@@ -119,7 +123,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 5}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 6}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
