@@ -53,7 +53,7 @@ COLUMNS = {
     "facts": "First half of the prompt: what it states",
     "question": "Second half of the prompt: what it asks",
     "rough_change": "Printed price change in whole ticks, two significant digits, cut off",
-    "scaled_change": "Size of the rough change over flat_below; the trend is flat below the volatility",
+    "scaled_change": "Size of the rough change in one digit over flat_below; the trend is flat below the volatility",
     "rough_volatility": "Printed volatility in whole basis points, two significant digits, cut off",
     "rough_usdc": "The USDC held, two significant digits, cut off",
     "rough_price": "Printed price, two significant digits, cut off",

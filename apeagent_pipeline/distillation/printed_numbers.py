@@ -14,7 +14,7 @@ from apeagent_pipeline.distillation.market_states import TRENDS, StateWords
 from apeagent_pipeline.distillation.portfolios import portfolio_word
 
 _FAR_FACTORS = (0.2, 25.0)
-_FAR_PRICES = (0.1, 3.0)
+_FAR_PRICES = (0.3, 3.0)
 _FIXED_SHARE = 0.5
 
 
@@ -129,16 +129,16 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
 
     Returns:
         The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out, in two significant digits:
-        ``rough_change`` (whole ticks), ``scaled_change`` (its size over ``flat_below``: the trend is flat below the
-        volatility), ``rough_volatility`` (whole basis points), ``rough_usdc``, ``rough_price``, ``rough_eth``, and
-        ``rough_bought`` (ETH that the USDC buy at that price, to the nearest).
+        ``rough_change`` (whole ticks), ``scaled_change`` (its size, rounded to one digit, over ``flat_below``: the
+        trend is flat below the volatility), ``rough_volatility`` (whole basis points), ``rough_usdc``,
+        ``rough_price``, ``rough_eth``, and ``rough_bought`` (ETH that the USDC buy at that price, to the nearest).
     """
     change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
     rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
     rough_price, rough_usdc = two_digits(pl.col("price")), two_digits(pl.col("usdc"))
     states = states.with_columns(
         rough_change=rough_change * change.sign().cast(pl.Int64),
-        scaled_change=(rough_change / words.flat_below).round().cast(pl.Int64),
+        scaled_change=(rough_change.cast(pl.Float64).round_sig_figs(1) / words.flat_below).round().cast(pl.Int64),
         rough_volatility=two_digits(level.floor()).cast(pl.Int64),
         rough_usdc=rough_usdc,
         rough_price=rough_price,
@@ -155,7 +155,9 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
         .then(pl.when(is_strong).then(up_strong).otherwise(up_weak))
         .otherwise(pl.when(is_strong).then(down_strong).otherwise(down_weak)),
         volatility=words.volatility_word(level),
-        portfolio=portfolio_word(pl.col("rough_eth"), pl.col("rough_bought") * pl.col("rough_price"), pl.col("rough_price")),
+        portfolio=portfolio_word(
+            pl.col("rough_eth"), pl.col("rough_bought") * pl.col("rough_price"), pl.col("rough_price")
+        ),
     )
 
 

@@ -87,11 +87,11 @@ class PromptsConfig(StateWords):
     )
     seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
     plain_share: float = Field(
-        0.5, description="Share of train prompts that show numbers alone, which are harder to learn", ge=0, le=1
+        0.47, description="Share of train prompts that show numbers alone, which are harder to learn", ge=0, le=1
     )
     test_plain_share: float = Field(0.5, description="The same share of valid and test prompts", ge=0, le=1)
     agent_share: float = Field(
-        0.15,
+        0.14,
         description="Share of prompts in the sentence of the source document's agent: numbers alone too",
         ge=0,
         le=1,

@@ -5,12 +5,15 @@ from typing import Any
 
 from apeagent_pipeline.student.generation import shared_length
 
+_STEP = 64
+"""A row is filled up to a multiple of it, so that matrix products of few different sizes are prepared and kept."""
+
 
 def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pack a batch into one row: the prefix that all prompts share, then the rest of each example.
 
     A token has the position that it would have if its example were alone, and attends to the same tokens. So the loss
-    equals that of a padded batch, but there is no padding, and the system message is computed once.
+    equals that of a padded batch, but there is hardly any padding, and the system message is computed once.
 
     Args:
         examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``control`` and
@@ -27,13 +30,16 @@ def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # The first token of each rest follows the last token of another example, so it must not be a learned one.
     first_learned = min(next((n for n, label in enumerate(row) if label != -100), len(row)) for row in labels)
     shared = min(shared_length(ids), max(first_learned - 1, 0))
+    padding = -(shared + sum(len(row) - shared for row in ids)) % _STEP
+    ids = [*ids, ids[0][:shared] + ids[0][:1] * padding]
+    labels = [*labels, [-100] * (shared + padding)]
     parts = [range(shared), *(range(shared, len(row)) for row in ids)]
     owner = torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)])
     position = torch.cat([torch.tensor(part) for part in parts])
     sees = (owner[:, None] == owner) | (owner == 0)
     sees &= position[:, None] >= position
     kinds = {
-        kind: torch.tensor([False, *(bool(example.get(kind)) for example in examples)])[owner]
+        kind: torch.tensor([False, *(bool(example.get(kind)) for example in examples), False])[owner]
         for kind in ("control", "near")
     }
     return {

@@ -40,7 +40,7 @@ def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "student",
             {"pytorch", "huggingface"},
-            code="3",
+            code="4",
             config=runtime.profile.lora_adapter,
             pool="training",
             memory_gib=4,
