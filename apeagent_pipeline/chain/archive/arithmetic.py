@@ -19,6 +19,12 @@ _DOUBLE_ERROR = 1e-11
 _LINK_ERROR = 1e-14
 
 
+def doubles(text: pl.Series) -> pl.Series:
+    """Decimal integers as the nearest doubles: through integers of 128 bits, which are read faster, where they fit."""
+    exact = text.cast(pl.Int128(), strict=False)
+    return exact.cast(pl.Float64()) if exact.null_count() == 0 else text.cast(pl.Float64())
+
+
 class Swaps(NamedTuple):
     """Columns of swaps as doubles, each [n].
 
@@ -39,11 +45,10 @@ class Swaps(NamedTuple):
     @classmethod
     def of(cls, rows: pl.DataFrame) -> "Swaps":
         """From RAW_SWAPS_SCHEMA."""
-        price, liquidity, amount0, amount1, fee = (
-            rows[name].cast(pl.Float64()).to_numpy()
-            for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1", "fee")
+        price, liquidity, amount0, amount1 = (
+            doubles(rows[name]).to_numpy() for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
         )
-        return cls(price / Q96, liquidity, amount0, amount1, fee / FEE_UNIT)
+        return cls(price / Q96, liquidity, amount0, amount1, rows["fee"].to_numpy() / FEE_UNIT)
 
 
 class Reading(NamedTuple):

@@ -29,7 +29,7 @@ _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
-_EXACT_PAIRS_A_DAY = 500
+_EXACT_PAIRS_A_DAY = 200
 _DOUBLES_A_DAY = 2_000
 _FEW_BITS = 2
 _SPARE_BITS = 22
@@ -192,15 +192,14 @@ def _off_clock(rows: pl.DataFrame, clock: ChainClock) -> np.ndarray:
 def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     """Prices that a double, or 17 decimal digits, hold without a rest although they are much longer."""
     text = rows["sqrt_price_x96"]
-    zeros = text.str.extract("(0*)$", 1).str.len_bytes().cast(pl.Int64())
-    length = text.str.len_bytes().cast(pl.Int64())
-    decimal = (length - zeros <= _DOUBLE_DIGITS) & (zeros >= _SPARE_DIGITS)
-    double = text.cast(pl.Float64())
-    # The doubles of so large numbers are even by far: most prices need no more than a look at their last digit.
-    even = text.str.slice(-1).is_in(["0", "2", "4", "6", "8"]) & (double > 2.0 ** (53 + _SPARE_BITS))
-    binary = even.clone()
-    exact = text.filter(even).cast(pl.Int128(), strict=False)
-    binary = binary.scatter(even.arg_true(), double.filter(even).cast(pl.Int128(), strict=False).eq_missing(exact))
+    exact = text.cast(pl.Int128(), strict=False)
+    double = arithmetic.doubles(text)
+    large = double > 2.0 ** (53 + _SPARE_BITS)
+    binary = large & double.cast(pl.Int128(), strict=False).eq_missing(exact)
+    # Few prices end in zeros, and only those are looked at digit by digit.
+    decimal = text.str.ends_with("0" * _SPARE_DIGITS)
+    zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
+    decimal = decimal.scatter(decimal.arg_true(), text.filter(decimal).str.len_bytes() - zeros <= _DOUBLE_DIGITS)
     suspects = (decimal | binary).fill_null(False).to_numpy().copy()
     for at in np.flatnonzero(suspects):
         price, tick = int(text[int(at)]), int(rows["tick"][int(at)])

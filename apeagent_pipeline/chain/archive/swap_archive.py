@@ -101,7 +101,7 @@ class SwapArchive:
 
         def keep(day: date, swaps: pl.DataFrame) -> None:
             with replacing(folder / f"{day}.arrow") as temporary:
-                swaps.write_ipc(temporary, compression="lz4")
+                swaps.write_ipc(temporary)
 
         told: dict[str, Any]
         try:
