@@ -195,7 +195,9 @@ def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     exact = text.cast(pl.Int128(), strict=False)
     double = arithmetic.doubles(text)
     large = double > 2.0 ** (53 + _SPARE_BITS)
-    binary = large & double.cast(pl.Int128(), strict=False).eq_missing(exact)
+    binary = large & (double.cast(pl.Int128(), strict=False) == exact).fill_null(False)
+    beyond = exact.is_null().arg_true()
+    binary = binary.scatter(beyond, [int(double[at]) == int(text[at]) for at in beyond.to_list()])
     # Few prices end in zeros, and only those are looked at digit by digit.
     decimal = text.str.ends_with("0" * _SPARE_DIGITS)
     zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
