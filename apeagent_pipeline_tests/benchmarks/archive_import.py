@@ -42,7 +42,9 @@ def chain(rows: int, rng: np.random.Generator) -> pl.DataFrame:
         found.append((str(amount0), str(amount1), str(price), str(liquidity)))
     amounts = pl.DataFrame(found, schema=["amount0", "amount1", "sqrt_price_x96", "liquidity"], orient="row")
     prices = np.array([int(value) for value in amounts["sqrt_price_x96"]], dtype=object)
-    return amounts.with_columns(tick=pl.Series(ticks_at_sqrt_prices(prices)).cast(pl.Int32()), fee=pl.lit(500, pl.Int32()))
+    return amounts.with_columns(
+        tick=pl.Series(ticks_at_sqrt_prices(prices)).cast(pl.Int32()), fee=pl.lit(500, pl.Int32())
+    )
 
 
 def random_hex(rng: np.random.Generator, rows: int, size: int) -> pl.Series:
@@ -65,22 +67,26 @@ def made(rows: int) -> Iterator[pl.DataFrame]:
         at = np.arange(start, min(start + DISTINCT, rows))
         block = first + at * blocks // ROWS_A_DAY
         hashes = random_hex(rng, int(block[-1] - block[0]) + 1, 32)
-        yield swaps.head(len(at)).select(
-            chain_id=pl.lit(BASE_ETH_USDC.chain_id, pl.Int64()),
-            pool_id=pl.lit(BASE_ETH_USDC.pool_id.lower()),
-            block_number=pl.Series(block),
-            block_hash=hashes[block - block[0]],
-            block_timestamp=pl.Series((block * BLOCK_SECONDS + GENESIS_TIMESTAMP) * 1_000_000).cast(
-                pl.Datetime("us", "UTC")
-            ),
-            transaction_hash=random_hex(rng, len(at), 32),
-            transaction_index=pl.Series(at % 1_000),
-            log_index=pl.Series(at % 1_000 * 3 + 1),
-            sender=routers[rng.integers(0, len(routers), len(at))],
-            tx_from=accounts[rng.integers(0, len(accounts), len(at))],
-            tx_to=routers[rng.integers(0, len(routers), len(at))],
-            **{name: pl.col(name) for name in swaps.columns},
-        ).select(RAW_SWAPS_SCHEMA.names())
+        yield (
+            swaps.head(len(at))
+            .select(
+                chain_id=pl.lit(BASE_ETH_USDC.chain_id, pl.Int64()),
+                pool_id=pl.lit(BASE_ETH_USDC.pool_id.lower()),
+                block_number=pl.Series(block),
+                block_hash=hashes[block - block[0]],
+                block_timestamp=pl.Series((block * BLOCK_SECONDS + GENESIS_TIMESTAMP) * 1_000_000).cast(
+                    pl.Datetime("us", "UTC")
+                ),
+                transaction_hash=random_hex(rng, len(at), 32),
+                transaction_index=pl.Series(at % 1_000),
+                log_index=pl.Series(at % 1_000 * 3 + 1),
+                sender=routers[rng.integers(0, len(routers), len(at))],
+                tx_from=accounts[rng.integers(0, len(accounts), len(at))],
+                tx_to=routers[rng.integers(0, len(routers), len(at))],
+                **{name: pl.col(name) for name in swaps.columns},
+            )
+            .select(RAW_SWAPS_SCHEMA.names())
+        )
 
 
 def write(folder: Path, rows: int) -> list[Path]:

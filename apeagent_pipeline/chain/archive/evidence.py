@@ -16,7 +16,9 @@ from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.normalise import FILE
 from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.completeness import exactly_follows
-from apeagent_pipeline.chain.events import contradicting_ticks
+from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, contradicting_ticks
+from apeagent_pipeline.chain.liquidity import empty_liquidity
+from apeagent_pipeline.chain.replay import replay
 
 LARGEST_PROTOCOL_FEE = 1_000
 """Pips that the protocol may take on top of the pool's own fee (``ProtocolFeeLibrary.sol``)."""
@@ -84,6 +86,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
+        "crossed_gap": _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool),
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
@@ -158,6 +161,25 @@ def _between_ticks(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
     """Rows between whose price and that of the row before no tick can be initialised, so that liquidity is constant."""
     ranges = rows["tick"].to_numpy() // pool.tick_spacing
     return np.r_[False, ranges[1:] == ranges[:-1]]
+
+
+def _gaps_at_ticks(rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec) -> np.ndarray:
+    """Rows that crossed one tick and do not follow from the row before, whatever liquidity there was before the tick.
+
+    Doubles find the suspects, exact arithmetic decides. Hooks may change amounts, so that their pools are exempt.
+    """
+    found = np.zeros(rows.height, bool)
+    if pool.has_hooks:
+        return found
+    ranges = rows["tick"].to_numpy() // pool.tick_spacing
+    step = np.diff(ranges, prepend=ranges[:1])
+    at = np.flatnonzero(among & (step == np.where(swaps.amount0 < 0, -1, 1)))
+    edge = np.exp(np.maximum(ranges[at], ranges[at - 1]) * pool.tick_spacing * _TICK_LOG)
+    fails = arithmetic.crossing_fails(arithmetic.Swaps(*(column[at] for column in swaps)), swaps.price[at - 1], edge)
+    for row in at[fails][:_EXACT_PAIRS_A_DAY].tolist():
+        pair = replay(rows.slice(row - 1, 2).select(RAW_SWAPS_SCHEMA.names()), empty_liquidity(), pool.tick_spacing)
+        found[row] = any(gap.certain for gap in pair.gaps)
+    return found
 
 
 def _wrong_ticks(rows: pl.DataFrame, price: np.ndarray) -> np.ndarray:

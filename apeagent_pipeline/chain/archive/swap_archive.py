@@ -18,7 +18,7 @@ from apeagent_pipeline.chain.archive.importing import DayNotes, Imported, Import
 from apeagent_pipeline.chain.archive.problems import ArchiveError
 from apeagent_pipeline.chain.events import empty_raw_swaps
 
-IMPORT_VERSION = 1
+IMPORT_VERSION = 2
 """Part of the name of a cached import. Raised when the same files may give other swaps or another verdict."""
 
 
