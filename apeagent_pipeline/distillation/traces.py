@@ -103,12 +103,13 @@ class TracesConfig(VerificationConfig):
         return self
 
 
-def collect_traces(  # noqa: PLR0917 (every input it depends on)
+def collect_traces(
     prompts: pl.DataFrame,
     teacher: Teacher,
     config: TracesConfig,
     cache_dir: Path,
     seed: int,
+    *,
     progress: Progress = silent,
 ) -> pl.DataFrame:
     """Ask a teacher every prompt, verify every answer, keep what was refused with its reason.

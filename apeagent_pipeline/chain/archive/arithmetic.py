@@ -110,7 +110,7 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
     net = np.where(falls, -amount0, -amount1) * (1 - fee)
     received = np.where(falls, amount1, amount0)
     with np.errstate(all="ignore"):
-        found, slack = [], 0.0
+        found, slack = [], np.zeros(len(price))
         for amount, is_token0 in ((net, falls), (received, ~falls)):
             before = np.where(is_token0, np.abs(1 / edge - 1 / prior), np.abs(edge - prior))
             after = np.where(is_token0, np.abs(1 / price - 1 / edge), np.abs(price - edge))
