@@ -85,8 +85,8 @@ def _rate_of_slice(swaps: pl.DataFrame) -> ChainRate:
 
 def _follows(*row: int) -> bool:
     before, after, liquidity, amount0, amount1, fee = row
-    # The event does not tell whether the input or the output was named: both are tried.
-    for specified in (amount0, amount1):
+    # The event does not tell whether the input or the output was named: both are tried, the likelier first.
+    for specified in sorted((amount0, amount1)):
         try:
             if swap_step(before, liquidity, specified, amount0 < 0, int(fee)) == (after, amount0, amount1):
                 return True

@@ -47,6 +47,27 @@ RAW_SWAPS_SCHEMA = pl.Schema(
 )
 """One row a swap. 256-bit values are decimal strings: no digit is lost and every reader understands them."""
 
+COLUMN_DESCRIPTIONS = {
+    "chain_id": "EIP-155 chain id",
+    "pool_id": "Uniswap V4 pool id, 32 bytes hex",
+    "block_number": "Block of the swap",
+    "block_hash": "Hash of that block; null where the source does not give it",
+    "block_timestamp": "Time of the block, UTC",
+    "transaction_hash": "Hash of the transaction, hex",
+    "transaction_index": "Position of the transaction in its block; null where the source does not give it",
+    "log_index": "Position of the event in its block; with block_number the key of a swap",
+    "sender": "Contract that called the PoolManager (a router, not the person)",
+    "amount0": "Token0 in its smallest unit, decimal string; negative is paid in by the swapper",
+    "amount1": "Token1 in its smallest unit, decimal string; negative is paid in by the swapper",
+    "sqrt_price_x96": "Square root of the price after the swap, times 2^96, decimal string",
+    "liquidity": "Liquidity in range after the swap, decimal string",
+    "tick": "floor(log_1.0001(price in smallest units)) after the swap",
+    "fee": "Fee of the swap in hundredths of a basis point",
+    "tx_from": "Account that signed the transaction",
+    "tx_to": "Contract that the transaction called",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 NULLABLE_COLUMNS = frozenset({"block_hash", "transaction_index", "tx_from", "tx_to"})
 SWAP_KEY = ["block_number", "log_index"]
 

@@ -28,6 +28,14 @@ LIQUIDITY_SCHEMA = pl.Schema(
 )
 """One row a change of a position. ``liquidity_delta`` is a decimal string: a 256-bit integer loses no digit."""
 
+COLUMN_DESCRIPTIONS = {
+    "tick_lower": "Lowest tick of the position",
+    "tick_upper": "First tick above the position",
+    "liquidity_delta": "Liquidity that was added to the position, decimal string; negative: taken away",
+    "salt": "Tells positions of one owner and the same ticks apart, 32 bytes hex",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 _WORDS = 4
 _LARGEST_DELTA = 1 << 128
 

@@ -88,8 +88,8 @@ class Neighbourhood(NamedTuple):
         return all(abs(stored - told) <= slack for stored, told in zip(self.fees, result.fee_growth, strict=True))
 
 
-def look_around(  # noqa: PLR0917
-    reader: LogReader, first: int, last: int, final: int, typical: int, avoid: Collection[Endpoint]
+def look_around(
+    reader: LogReader, first: int, last: int, final: int, typical: int, *, avoid: Collection[Endpoint]
 ) -> Neighbourhood:
     """Read what the pool stored at both ends of a day; where no endpoint tells, the swaps before and after the day.
 

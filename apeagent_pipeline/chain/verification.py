@@ -106,7 +106,7 @@ class Verification:
     def _look_around(self) -> None:
         reader, first, last = self._reader, self._first, self._last
         typical = (last - first + 1) // (self._events.swaps.height + 1)
-        self._around = look_around(reader, first, last, self._final, typical, self._avoided())
+        self._around = look_around(reader, first, last, self._final, typical, avoid=self._avoided())
         self._ticks = None
         if any(not gap.certain for gap in self._replay().gaps):
             self._ticks = look_at_ticks(reader, first, self._around, self._events.swaps, self._avoided())

@@ -59,7 +59,7 @@ def evaluate_again(runtime: "Runtime", base: Path, adapter: Path, progress: "Pro
     from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
     config = runtime.profile.canary_eval
-    return evaluate_canary(base, adapter, _dataset(runtime), config, runtime.settings.seed, progress)
+    return evaluate_canary(base, adapter, _dataset(runtime), config, runtime.settings.seed, progress=progress)
 
 
 def ask_own_prompts(

@@ -78,7 +78,7 @@ def show(archive: "SwapArchive") -> None:
     console.print(days)
     console.print(
         "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to tell; gaps: swaps "
-        "that do not start at the price of the swap before",
+        "that do not follow from the swap before",
         soft_wrap=True,
     )
     for notice in imported.notices:

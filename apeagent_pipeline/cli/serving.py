@@ -53,7 +53,7 @@ def export(
             to,
             runtime.profile.ollama_model,
             runtime.scratch("cache/converter"),
-            progress,
+            progress=progress,
             metrics=history(runtime.store)[-1].metrics,
             dataset=_stored(runtime, "distillation_dataset"),
         )

@@ -8,9 +8,23 @@ import polars as pl
 
 from apeagent_pipeline.artifacts.manifest import Manifest
 from apeagent_pipeline.artifacts.store import ArtifactStore
-from apeagent_pipeline.defs.columns import COLUMNS
+from apeagent_pipeline.chain import events, liquidity
+from apeagent_pipeline.distillation import prompts, traces
+from apeagent_pipeline.gan import swap_execution
+from apeagent_pipeline.market import features, windows
 from apeagent_pipeline.reporting.foreign_text import markdown_line
 from apeagent_pipeline.reporting.report import Report, markdown_table
+
+COLUMNS = {
+    **events.COLUMN_DESCRIPTIONS,
+    **liquidity.COLUMN_DESCRIPTIONS,
+    **features.COLUMN_DESCRIPTIONS,
+    **windows.COLUMN_DESCRIPTIONS,
+    **swap_execution.COLUMN_DESCRIPTIONS,
+    **prompts.COLUMN_DESCRIPTIONS,
+    **traces.COLUMN_DESCRIPTIONS,
+}
+"""What each column of a stored table means; shown in the UI. The descriptions stand beside the schemas."""
 
 _PREVIEW_ROWS = 5
 _CELL_CHARACTERS = 24

@@ -54,11 +54,12 @@ class TeachingEstimate:
     seconds: float
 
 
-def estimate(  # noqa: PLR0917 (every input it depends on)
+def estimate(
     traces: pl.DataFrame,
     config: TracesConfig,
     max_tokens: int,
     price: Price | None,
+    *,
     concurrency: int = 1,
     thinks: bool = True,
 ) -> TeachingEstimate:

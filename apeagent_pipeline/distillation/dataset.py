@@ -191,7 +191,7 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         examples += [_control_example(control, "near") for control in near[split]]
         order = np.random.default_rng([seed, number]).permutation(len(examples))
         parts[split] = [examples[index] for index in order]
-    card = _card(traces, chosen, controls, near, config, seed, len(twins))
+    card = _card(traces, chosen, controls, near, config=config, seed=seed, n_twins=len(twins))
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
 
 
@@ -304,11 +304,12 @@ def _chat(user: str, assistant: str, system: str = STUDENT_SYSTEM_PROMPT) -> lis
     return [*told, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _card(  # noqa: PLR0917 (everything the page tells about)
+def _card(
     traces: pl.DataFrame,
     chosen: dict[str, pl.DataFrame],
     controls: dict[str, list[Control]],
     near: dict[str, list[Control]],
+    *,
     config: DatasetConfig,
     seed: int,
     n_twins: int,

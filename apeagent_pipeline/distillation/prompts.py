@@ -72,6 +72,37 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
 }
 """Columns of ``build_prompts``; those from ``price`` on are what an answer is verified against."""
 
+COLUMN_DESCRIPTIONS = {
+    "prompt_id": "First 16 hex digits of the SHA-256 of the prompt",
+    "template": "Wording of the prompt",
+    "rendering": "plain: numbers alone; digested: words beside them",
+    "dressing": "What stands around the question: a greeting, typing errors, a hidden instruction; none",
+    "missing": "The fact that the prompt leaves out though a decision needs it; empty: none",
+    "system": "System message of the chat; empty: none",
+    "facts": "First half of the prompt: what it states",
+    "question": "Second half of the prompt: what it asks",
+    "rough_change": "Printed price change in whole ticks, two significant digits, cut off",
+    "scaled_change": "Size of the rough change in one digit over flat_below; the trend is flat below the volatility",
+    "rough_volatility": "Printed volatility in whole basis points, two significant digits, cut off",
+    "rough_usdc": "The USDC held, two significant digits, cut off",
+    "rough_price": "Printed price, two significant digits, cut off",
+    "rough_eth": "The ETH held, two significant digits, cut off",
+    "rough_bought": "ETH that the rough USDC buy at the rough price, two significant digits, to the nearest",
+    "change_bps": "Price change over the window, basis points",
+    "change_ticks": "Price change over the window, ticks",
+    "volatility_bps": "Root of the summed squared log returns of the window, basis points",
+    "volume_ratio": "Mean size in the window over the long average",
+    "imbalance": "Order flow by volume: -1 all sells to 1 all buys",
+    "span_seconds": "Time from the first to the last swap of the window",
+    "eth": "ETH that the asking person holds",
+    "usdc": "USDC that the asking person holds",
+    "affordable_eth": "ETH that these USDC buy after costs",
+    "trend": "Word for the price change against the volatility",
+    "portfolio": "Word for the share of the holdings that is ETH",
+    "prompt": "The question asked",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 
 class PromptsConfig(StateWords):
     """How many prompts, from which windows, in which words."""

@@ -33,7 +33,7 @@ class Teaching:
 
     def ask(self, progress: Progress = silent) -> pl.DataFrame:
         """Ask what is not known; see `collect_traces`."""
-        return collect_traces(self.prompts, self.teacher, self.config, self.cache, self.seed, progress)
+        return collect_traces(self.prompts, self.teacher, self.config, self.cache, self.seed, progress=progress)
 
     def check(self) -> ServerCheck:
         """What the server tells about model, key, credit and price, before anything is paid."""
@@ -46,7 +46,7 @@ class Teaching:
         concurrency = server.config.concurrency if server else 1
         thinks = server is None or is_reasoning_model(server.model)
         price = self.price or price
-        return estimate(self.stored(), self.config, self.max_tokens, price, concurrency, thinks)
+        return estimate(self.stored(), self.config, self.max_tokens, price, concurrency=concurrency, thinks=thinks)
 
     @property
     def _server(self) -> OpenAITeacher | None:

@@ -59,6 +59,26 @@ _ATTEMPT_STEP = 7919  # seeds of attempts lie far from the neighbouring run seed
 _ROWS_AT_ONCE = 4096
 _MOST_LOST = 2
 """A prompt is given up after so many requests that the server may have charged without an answer."""
+
+COLUMN_DESCRIPTIONS = {
+    "teacher": "Who answered",
+    "drafts": "Drafts of the accepted answer, one a line",
+    "amount": "Size of the trade, of the token in asset; null for HOLD",
+    "asset": "ETH or USDC; null for HOLD",
+    "rejected_detail": "What exactly was wrong",
+    "finish_reason": "Why the last answer ended, as the server said",
+    "prompt_tokens": "Tokens read for all attempts; null if unknown",
+    "completion_tokens": "Tokens written for all attempts; null if unknown",
+    "answer": "The teacher's answer",
+    "rejected_reason": "Why the answer is not learned from; null if it is",
+    "attempts": "Answers that came to this prompt",
+    "answered_by": "Model and provider of the chosen answer, as the server names them",
+    "lost_requests": "Requests that the server may have charged although no answer came",
+    "estimated": "Whether tokens or cost of an answer were estimated, because the server did not tell them",
+    "refusals": "Why each answer that was refused was refused, in the order of asking",
+    "cost_usd": "US dollars for all attempts; null if unknown",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
 REFUSED_IN_A_ROW = 36
 """The circuit breaker: after so many refused answers in a row the model cannot follow the form."""
 
@@ -83,12 +103,13 @@ class TracesConfig(VerificationConfig):
         return self
 
 
-def collect_traces(  # noqa: PLR0917 (every input it depends on)
+def collect_traces(
     prompts: pl.DataFrame,
     teacher: Teacher,
     config: TracesConfig,
     cache_dir: Path,
     seed: int,
+    *,
     progress: Progress = silent,
 ) -> pl.DataFrame:
     """Ask a teacher every prompt, verify every answer, keep what was refused with its reason.

@@ -77,7 +77,7 @@ ABLATIONS: dict[str, tuple[str, Change]] = {
 """Name -> what it is, in words, and how it changes the examples of a split."""
 
 
-def run_ablations(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
     base: Path,
     adapter: Path,
     dataset: Path,

@@ -21,7 +21,7 @@ _FORM = ("feasible_rate", "draft_discipline")
 _BACKTEST = ("adapter_minus_hold", "adapter_minus_teacher")
 
 
-def compare_stages(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+def compare_stages(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
     base: Path,
     adapter: Path,
     dataset: Path,
@@ -51,7 +51,7 @@ def compare_stages(  # noqa: PLR0917 (the order is that of the asset graph's oth
     """
     canary_config = CanaryEvalConfig.model_validate(first_canary["config"])
     backtest_config = BacktestConfig.model_validate(first_backtest["config"])
-    canary = evaluate_canary(base, adapter, dataset, canary_config, seed, progress)
+    canary = evaluate_canary(base, adapter, dataset, canary_config, seed, progress=progress)
     replayed = backtest(holdout, base, adapter, pool, backtest_config, seed, progress)
     held_out = json.loads((adapter / "training.json").read_text())["held_out"]
     totals = {who: np.sum(list(parts.values()), axis=0) for who, parts in held_out.items()}

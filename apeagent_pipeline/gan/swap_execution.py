@@ -35,6 +35,12 @@ SYNTHETIC_WINDOWS_SCHEMA: dict[str, pl.DataType] = {
     **{name: kind for name, kind in SWAP_FEATURES_SCHEMA.items() if name not in SWAP_POSITION},
 }
 
+COLUMN_DESCRIPTIONS = {
+    "window_id": "Number of the window",
+    "step": "Position of the swap in its window, from 0",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 IN_TOKEN1, IN_TOKEN0, REPEATED = 0, 1, 2
 """Origins of a size: stated in token1, stated in token0, or (``REPEATED + k``) repeated from ``k + 1`` rows before."""
 

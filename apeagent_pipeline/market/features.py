@@ -36,6 +36,20 @@ SWAP_FEATURES_SCHEMA: dict[str, pl.DataType] = {
     "side": pl.String(),
 }
 
+COLUMN_DESCRIPTIONS = {
+    "seconds_since_previous": "Seconds since the previous swap; null for the first swap known",
+    "price": "Price after the swap, token1 per token0 (USDC per ETH)",
+    "amount0_eth": "Token0 in whole tokens; negative is paid in by the swapper",
+    "amount1_usdc": "Token1 in whole tokens; negative is paid in by the swapper",
+    "volume_usdc": "Size of the swap in token1; of traces: of all swaps of the window",
+    "volatility": "Root mean square of the last 24 log returns, per swap; of traces: its word",
+    "volume_ma": "Mean size of the last 50 swaps in token1",
+    "tick_change": "Ticks since the previous swap",
+    "liquidity_usage": "Size of the swap as a share of the pool's virtual token1 reserve",
+    "side": "BUY: the swapper received token0; SELL: the swapper paid it",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 SWAP_POSITION = ("block_number", "log_index", "block_timestamp")
 """The columns that locate a swap in the chain. A synthetic swap has all other columns of `SWAP_FEATURES_SCHEMA`."""
 

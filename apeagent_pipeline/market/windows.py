@@ -36,6 +36,20 @@ from apeagent_pipeline.market.features import Q96, SWAP_FEATURES_SCHEMA, in_orde
 FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
 """The free features of a swap, in the order in which a row is generated."""
 
+COLUMN_DESCRIPTIONS = {
+    "condition_id": "Last real swap of the history the window continues, block-log; sorts by time",
+    "segment": "Number of the run of rows without a pause, a missing day or a row left out",
+    "split": "train, valid, holdout or (of training windows) gap: between two splits, in no window",
+    "window_start": "Whether the rows of a whole window follow in the same segment and split",
+    "seconds": "Seconds since the previous swap, as the GAN learns them",
+    "is_buy": "1 for BUY, 0 for SELL",
+    "log_size": "Natural logarithm of the size in token1",
+    "move": "Log return of the price between the previous swap and this one, its own impact taken out",
+    "liquidity_change": "Change of the logarithm of the liquidity since the previous swap",
+    "stated_in_token0": "Whether token0 is the amount that somebody typed: few digits there, many in token1",
+}
+"""What each column that this module adds means, with its unit; shown in the UI as the column schema."""
+
 SPLITS = ("train", "valid", "holdout")
 
 STATED_DIGITS = 4

@@ -107,14 +107,14 @@ def fuse(base: Path, adapter: Path, out: Path, *, metrics: Mapping[str, float] |
 _EXPORT_MARK = "apeagent-export.json"
 
 
-def export_folder(  # noqa: PLR0917
+def export_folder(
     base: Path,
     adapter: Path,
     out: Path,
     config: ExportConfig,
     cache_dir: Path,
-    progress: Progress = silent,
     *,
+    progress: Progress = silent,
     metrics: Mapping[str, float] | None = None,
     dataset: Path | None = None,
 ) -> None:

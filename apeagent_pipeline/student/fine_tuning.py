@@ -85,7 +85,7 @@ class FineTuningConfig(TrainerConfig):
     )
 
 
-def fine_tune(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+def fine_tune(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
     base: Path,
     dataset: Path,
     config: FineTuningConfig,

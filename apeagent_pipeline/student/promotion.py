@@ -82,11 +82,12 @@ def reasons_against(new: Mapping[str, Any], old: Mapping[str, float]) -> list[st
     return wrong
 
 
-def promote(  # noqa: PLR0917 - the candidate with its papers, and where the result goes
+def promote(
     store: ArtifactStore,
     adapter: Path,
     version: str,
     report: Mapping[str, Any],
+    *,
     failures: Sequence[str],
     origins: list[Origin],
     out: Path,

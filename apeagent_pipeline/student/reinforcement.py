@@ -85,7 +85,7 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
         return self
 
 
-def reinforce(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+def reinforce(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
     base: Path,
     adapter: Path,
     synthetic: pl.DataFrame,

@@ -90,7 +90,12 @@ def throughput(n: int, concurrency: int, latency_s: float) -> None:
         teacher = OpenAITeacher(url, "m", None, OpenAITeacherConfig(concurrency=concurrency))
         before, began = time.process_time(), time.monotonic()
         collect_traces(
-            prompts, teacher, TracesConfig(), Path(folder), 42, lambda *_, **__: finished.append(time.monotonic())
+            prompts,
+            teacher,
+            TracesConfig(),
+            Path(folder),
+            42,
+            progress=lambda *_, **__: finished.append(time.monotonic()),
         )
         wall, cpu = time.monotonic() - began, time.process_time() - before
     # The first and the last moments are those of a start and of an end, however long the run is.
@@ -125,7 +130,7 @@ def memory(n: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
     with served(0, THINKING) as url, tempfile.TemporaryDirectory() as folder:
         teacher = OpenAITeacher(url, "m", None, OpenAITeacherConfig(concurrency=64))
-        traces = collect_traces(prompts, teacher, TracesConfig(), Path(folder), 42, progress)
+        traces = collect_traces(prompts, teacher, TracesConfig(), Path(folder), 42, progress=progress)
         on_disk = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
     stop.set()
     table = Table(title=f"{n:,} traces with {THINKING:,} characters of thinking each, {on_disk:,.0f} MiB on disk")

@@ -312,6 +312,7 @@ POOLS = {
     "stable, 6 and 6 decimals, 0.01 %": (pool(("USDC", 6), ("USDT", 6), 100), 3, 10**15, 10**9),
     "token order reversed, 0.3 %": (pool(("USDC", 6), ("WETH", 18), 3_000), 195_600, 10**17, 10**9),
     "two tokens of 18 decimals, 1 %": (pool(("A", 18), ("B", 18), 10_000), -46_000, 10**22, 10**18),
+    "prices beyond 127 bits": (pool(("USDC", 6), ("MEME", 18), 10_000), 450_000, 10**22, 10**9),
     "8 decimals": (pool(("WBTC", 8), ("WETH", 18), 500), 258_000, 10**18, 10**6),
     "hooks": (pool(("A", 18), ("B", 6), 3_000, "0x" + "a4" * 20), -200_000, 10**18, 10**17),
     "hooks and a dynamic fee": (pool(("A", 18), ("B", 6), DYNAMIC_FEE, "0x" + "a4" * 20), -200_000, 10**18, 10**17),

@@ -191,6 +191,12 @@ def test_a_corruption_never_passes_in_silence(name: str, rows: Rows, tmp_path: P
             assert result == "refused", (name, seed, result, told)
 
 
+def test_a_swap_missing_where_the_next_one_crossed_a_tick_is_told(rows: Rows, tmp_path: Path) -> None:
+    # The liquidity differs on both sides of the gap, so that the price before the next swap is not known by itself.
+    result, told = outcome("drop: one row", rows, 43, tmp_path)
+    assert (result, told.partition(":")[0]) == ("noticed", f"1 of {SWAPS - 1} swaps do not follow from the swap before")
+
+
 def test_the_right_file_passes_without_a_word(rows: Rows, tmp_path: Path) -> None:
     archive = imported(rows, tmp_path)
     assert archive.swaps.height == SWAPS

@@ -14,8 +14,8 @@ from apeagent_pipeline import cli
 from apeagent_pipeline.artifacts.provenance import provenance
 from apeagent_pipeline.defs import profiles
 from apeagent_pipeline.defs.build import Graph
-from apeagent_pipeline.defs.columns import COLUMNS
 from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.metadata import COLUMNS
 from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import Settings
 from apeagent_pipeline_tests import tiny_graph as tiny

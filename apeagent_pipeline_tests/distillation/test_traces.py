@@ -292,7 +292,12 @@ def test_two_runs_at_once_do_not_pay_for_the_same_prompts(prompts: pl.DataFrame,
 def test_progress_tells_what_was_accepted_and_what_it_cost(prompts: pl.DataFrame, tmp_path: Path) -> None:
     seen: list[tuple[int, int, dict[str, float]]] = []
     collect_traces(
-        prompts, PaidTeacher(), TracesConfig(), tmp_path, 42, lambda done, total, **m: seen.append((done, total, m))
+        prompts,
+        PaidTeacher(),
+        TracesConfig(),
+        tmp_path,
+        42,
+        progress=lambda done, total, **m: seen.append((done, total, m)),
     )
     assert seen[-1][:2] == (90, 90)
     assert seen[-1][2] == {"accepted": 90, "requests": 90, "tokens": 90 * 120, "cost_usd": pytest.approx(0.09)}

@@ -237,7 +237,12 @@ def test_base_adapter_and_switched_off_adapter_are_asked_for_real(tmp_path):
     asked = []
     evaluation = CanaryEvalConfig(n_trading=6, n_controls=3, n_disabled=4, n_merged=2, n_sampled=3, max_new_tokens=8)
     report = evaluate_canary(
-        base, tmp_path / "adapter", dataset, evaluation, 5, lambda done, total, **_: asked.append((done, total))
+        base,
+        tmp_path / "adapter",
+        dataset,
+        evaluation,
+        5,
+        progress=lambda done, total, **_: asked.append((done, total)),
     )
     # trading 6, controls 3, near 2 of adapter and base; 11 and 1 of the document; 4 off, 2 merged, 2 times 3 drawn
     assert asked[-1] == (46, 46)
@@ -263,7 +268,7 @@ def test_a_base_asked_fewer_prompts_is_reported_with_its_own_number_and_interval
     config = CanaryEvalConfig(n_base=2, control_tokens=4, **sizes)
     asked = []
     report = evaluate_canary(
-        base, tmp_path / "adapter", dataset, config, 5, lambda done, total, **_: asked.append((done, total))
+        base, tmp_path / "adapter", dataset, config, 5, progress=lambda done, total, **_: asked.append((done, total))
     )
     assert asked[-1] == (6 + 3 + 2 + 11 + 2 + 2 + 2 + 1 + 2,) * 2
     whole = evaluate_canary(base, tmp_path / "adapter", dataset, CanaryEvalConfig(**sizes), 5)

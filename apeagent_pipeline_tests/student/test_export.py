@@ -66,7 +66,7 @@ def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_writ
     out, told = tmp_path / "mine", []
 
     def write(progress=lambda *_, **__: None):
-        export.export_folder(tiny_base, tiny_adapter, out, ExportConfig(), tmp_path / "cache", progress)
+        export.export_folder(tiny_base, tiny_adapter, out, ExportConfig(), tmp_path / "cache", progress=progress)
 
     def kill(done, total, **_):
         if done == 2:

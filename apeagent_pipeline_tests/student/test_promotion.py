@@ -43,7 +43,7 @@ class Candidates:
         adapter.mkdir(exist_ok=True)
         (adapter / "adapter_model.safetensors").write_bytes(name.encode())
         out = self.folder / "out"
-        wrong = promote(self.store, adapter, name, told, failures, [], out)
+        wrong = promote(self.store, adapter, name, told, failures=failures, origins=[], out=out)
         self.store.publish_folder(out, asset=PROMOTED, code_version="1", inputs={"lora_adapter": name})
         return wrong
 

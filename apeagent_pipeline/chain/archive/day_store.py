@@ -49,7 +49,7 @@ class DayStore:
         for day, parts in self._held.items():
             paths = self._written.setdefault(day, [])
             path = self._folder / f"{day}-{len(paths)}.arrow"
-            pl.concat(parts).write_ipc(path, compression="lz4")
+            pl.concat(parts).write_ipc(path)
             paths.append(path)
         self._held.clear()
         self._rows = 0

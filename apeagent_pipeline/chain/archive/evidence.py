@@ -16,7 +16,9 @@ from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.normalise import FILE
 from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.completeness import exactly_follows
-from apeagent_pipeline.chain.events import contradicting_ticks
+from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, contradicting_ticks
+from apeagent_pipeline.chain.liquidity import empty_liquidity
+from apeagent_pipeline.chain.replay import replay
 
 LARGEST_PROTOCOL_FEE = 1_000
 """Pips that the protocol may take on top of the pool's own fee (``ProtocolFeeLibrary.sol``)."""
@@ -29,7 +31,7 @@ _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
-_EXACT_PAIRS_A_DAY = 500
+_EXACT_PAIRS_A_DAY = 200
 _DOUBLES_A_DAY = 2_000
 _FEW_BITS = 2
 _SPARE_BITS = 22
@@ -84,6 +86,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
+        "crossed_gap": _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool),
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
@@ -160,6 +163,25 @@ def _between_ticks(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
     return np.r_[False, ranges[1:] == ranges[:-1]]
 
 
+def _gaps_at_ticks(rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec) -> np.ndarray:
+    """Rows that crossed one tick and do not follow from the row before, whatever liquidity there was before the tick.
+
+    Doubles find the suspects, exact arithmetic decides. Hooks may change amounts, so that their pools are exempt.
+    """
+    found = np.zeros(rows.height, bool)
+    if pool.has_hooks:
+        return found
+    ranges = rows["tick"].to_numpy() // pool.tick_spacing
+    step = np.diff(ranges, prepend=ranges[:1])
+    at = np.flatnonzero(among & (step == np.where(swaps.amount0 < 0, -1, 1)))
+    edge = np.exp(np.maximum(ranges[at], ranges[at - 1]) * pool.tick_spacing * _TICK_LOG)
+    fails = arithmetic.crossing_fails(arithmetic.Swaps(*(column[at] for column in swaps)), swaps.price[at - 1], edge)
+    for row in at[fails][:_EXACT_PAIRS_A_DAY].tolist():
+        pair = replay(rows.slice(row - 1, 2).select(RAW_SWAPS_SCHEMA.names()), empty_liquidity(), pool.tick_spacing)
+        found[row] = any(gap.certain for gap in pair.gaps)
+    return found
+
+
 def _wrong_ticks(rows: pl.DataFrame, price: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         position = np.log(price) / _TICK_LOG
@@ -192,15 +214,16 @@ def _off_clock(rows: pl.DataFrame, clock: ChainClock) -> np.ndarray:
 def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
     """Prices that a double, or 17 decimal digits, hold without a rest although they are much longer."""
     text = rows["sqrt_price_x96"]
-    zeros = text.str.extract("(0*)$", 1).str.len_bytes().cast(pl.Int64())
-    length = text.str.len_bytes().cast(pl.Int64())
-    decimal = (length - zeros <= _DOUBLE_DIGITS) & (zeros >= _SPARE_DIGITS)
-    double = text.cast(pl.Float64())
-    # The doubles of so large numbers are even by far: most prices need no more than a look at their last digit.
-    even = text.str.slice(-1).is_in(["0", "2", "4", "6", "8"]) & (double > 2.0 ** (53 + _SPARE_BITS))
-    binary = even.clone()
-    exact = text.filter(even).cast(pl.Int128(), strict=False)
-    binary = binary.scatter(even.arg_true(), double.filter(even).cast(pl.Int128(), strict=False).eq_missing(exact))
+    exact = text.cast(pl.Int128(), strict=False)
+    double = arithmetic.doubles(text)
+    large = double > 2.0 ** (53 + _SPARE_BITS)
+    binary = large & (double.cast(pl.Int128(), strict=False) == exact).fill_null(False)
+    beyond = exact.is_null().arg_true()
+    binary = binary.scatter(beyond, [int(double[at]) == int(text[at]) for at in beyond.to_list()])
+    # Few prices end in zeros, and only those are looked at digit by digit.
+    decimal = text.str.ends_with("0" * _SPARE_DIGITS)
+    zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
+    decimal = decimal.scatter(decimal.arg_true(), text.filter(decimal).str.len_bytes() - zeros <= _DOUBLE_DIGITS)
     suspects = (decimal | binary).fill_null(False).to_numpy().copy()
     for at in np.flatnonzero(suspects):
         price, tick = int(text[int(at)]), int(rows["tick"][int(at)])

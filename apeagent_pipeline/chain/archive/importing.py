@@ -46,7 +46,7 @@ class DayNotes:
         swaps: Rows.
         tested: Rows whose amounts are large enough to test signs, units and fee.
         confirmed: Of those, rows that fit the price and the liquidity.
-        gaps: Rows that do not start at the price of the row before: swaps are missing there.
+        gaps: Rows that do not follow from the row before: swaps are missing there.
         duplicates: Rows that were merged into equal ones.
         notes: Sentences for people.
     """
@@ -348,7 +348,7 @@ class Importer:
         gaps, rows = sum(notes.gaps for notes in days.values()), sum(notes.swaps for notes in days.values())
         if gaps:
             self._imported.notices.append(
-                f"{gaps} of {rows} swaps do not start at the price of the swap before: swaps are missing before them"
+                f"{gaps} of {rows} swaps do not follow from the swap before: swaps are missing before them"
             )
         if evidence.exact < evidence.compared:
             self._imported.notices.append(
@@ -377,7 +377,7 @@ def _notes(day: date, rows: pl.DataFrame, judged: pl.DataFrame, duplicates: int)
         swaps=rows.height,
         tested=int(judged["informative"].sum()),
         confirmed=int(judged["fits"].sum()),
-        gaps=int((judged["linkable"] & ~judged["linked"]).sum()),
+        gaps=int((judged["linkable"] & ~judged["linked"] | judged["crossed_gap"]).sum()),
         duplicates=duplicates,
     )
     if duplicates:

@@ -100,7 +100,7 @@ class FileReader:
     def _filled(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Without rows of commas alone, as spreadsheets append them."""
         text = [name for name, kind in rows.schema.items() if kind == pl.String()]
-        if len(text) == rows.width - 1:
+        if len(text) == rows.width - 1 and (rows[text[0]].fill_null("") == "").any():
             blank = rows.select(pl.all_horizontal(pl.col(text).fill_null("") == "")).to_series()
             if blank.any():
                 rows = self._keep(rows, ~blank, "that are blank")
@@ -133,12 +133,12 @@ class FileReader:
                 )
 
     def _canonical(self, column: pl.Series, name: str) -> pl.Series:
-        if name == "pool_id" and column.dtype == pl.String() and (column == self._pool.pool_id.lower()).all():
+        if name == "pool_id" and self._is_pool(column):
             return column
         text = values.as_text(column, name)
         # As a rule everything is plain: then one pass over the column is enough, here and in `_typed`.
-        if text.str.contains(values.RULES[name][0]).all():
-            if text.null_count() == 0:
+        if values.all_plain(text, name):
+            if text.null_count() == 0 or name in NULLABLE_COLUMNS:
                 self._plain.add(name)
             return text
         text = values.clean_text(text)
@@ -184,15 +184,24 @@ class FileReader:
                 rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
         pool = rows["topic1"] if self.columns.raw else self._canonical(self._column(rows, "pool_id"), "pool_id")
         rows = rows.with_columns(pool.alias("pool_id"))
-        other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
-        rows = self._keep(rows, ~other.fill_null(False), "of other pools")
-        if "chain_id" in found and rows.height:
+        if not self._is_pool(rows["pool_id"]):
+            other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
+            rows = self._keep(rows, ~other.fill_null(False), "of other pools")
+        if "chain_id" in found and rows.height and not self._all_of_chain(rows):
             chain = self._value(rows, "chain_id")
             known = chain.str.contains(values.RULES["chain_id"][0]).fill_null(True)
             self._report(rows, ~known, "chain_id", "a chain id or the name of a chain")
             ours = (chain == str(self._pool.chain_id)).fill_null(True)
             rows = self._keep(rows, ours & known, "of other chains")
         return rows
+
+    def _is_pool(self, column: pl.Series) -> bool:
+        return column.dtype == pl.String() and bool(column.eq_missing(self._pool.pool_id.lower()).all())
+
+    def _all_of_chain(self, rows: pl.DataFrame) -> bool:
+        chain = self._column(rows, "chain_id")
+        ours = str(self._pool.chain_id) if chain.dtype == pl.String() else self._pool.chain_id
+        return (chain.dtype.is_integer() or chain.dtype == pl.String()) and bool((chain == ours).all())
 
     def _keep(self, rows: pl.DataFrame, mask: pl.Series, what: str) -> pl.DataFrame:
         if mask.all():
@@ -231,7 +240,7 @@ class FileReader:
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
             pattern, expected = values.RULES[name]
-            if column.dtype.is_integer() or name in self._plain:
+            if column.dtype.is_integer() or name in self._plain or (name == "pool_id" and self._is_pool(column)):
                 continue
             wrong = ~column.str.contains(pattern)
             wrong = wrong.fill_null(name in required)
@@ -298,8 +307,7 @@ class FileReader:
             self._compare(rows, "block_timestamp")
             if column.null_count() < len(column):
                 seconds, naive = values.times(column)
-                zero = values.clean_text(values.as_text(column, "block_timestamp")).str.contains("^(0|0x0*)?$")
-                if not zero.fill_null(True).all():
+                if seconds.null_count() == 0 or not values.all_zero(column):
                     if naive:
                         self.notices.add("times without a zone are taken as UTC")
                     self._report(rows, seconds.is_null(), "block_timestamp", _TIME_EXPECTED)

@@ -78,24 +78,20 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
     """
     ordered = Ordered(rows)
     _merge(ordered, ranks)
-    _check_blocks(ordered)
     table = ordered.rows.sort("block_number", "log_index", "transaction_index", _ORDER)
-    if 0 < table["log_index"].null_count() < table.height:
+    _check_blocks(ordered, table)
+    unknown = table["log_index"].null_count()
+    if 0 < unknown < table.height:
         mixed = (pl.col("log_index").is_null().any() & pl.col("log_index").is_not_null().any()).over("block_number")
         ordered.refuse(
             table.filter(mixed & pl.col("log_index").is_null()),
             "has no log_index although other rows of its block have one. Export log_index for all rows",
         )
-    changes = pl.col("block_number") != pl.col("block_number").shift(1)
-    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
-        pl.col("transaction_index").shift(1)
-    )
-    numbered = table.with_columns(changes.fill_null(True).cum_sum().alias("_group"))
-    table = _by_price(numbered, ordered, evidence)
-    positions = pl.int_range(pl.len(), dtype=pl.Int64()).over("block_number")
-    ordered.rows = table.with_columns(pl.coalesce("log_index", positions).alias("log_index")).select(
-        NORMAL_SCHEMA.names()
-    )
+    table = _by_price(table, ordered, evidence)
+    if unknown:
+        positions = pl.int_range(pl.len(), dtype=pl.Int64()).over("block_number")
+        table = table.with_columns(pl.coalesce("log_index", positions).alias("log_index"))
+    ordered.rows = table.select(NORMAL_SCHEMA.names())
     return ordered
 
 
@@ -115,10 +111,11 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
         .drop("_rank", "_backwards")
     )
     # Most rows are told apart by few columns; the others are compared in all of them.
-    repeated = rows.select(pl.struct("transaction_hash", "sqrt_price_x96").hash().is_duplicated()).to_series()
-    if not repeated.any():
+    trade = rows["transaction_hash"].hash(1) ^ rows["sqrt_price_x96"].hash(2)
+    if trade.n_unique() == rows.height:
         ordered.rows = rows
         return
+    repeated = trade.is_duplicated()
     several = rows.filter(repeated)
     nothing = (pl.col("amount0") == "0") & (pl.col("amount1") == "0")
     keys: list[str | pl.Expr] = [*_IDENTITY, pl.when(nothing).then("log_index").alias("_empty_swap")]
@@ -152,44 +149,40 @@ def _refuse_differing(ordered: Ordered, several: pl.DataFrame, keys: list[str | 
         )
 
 
-def _check_blocks(ordered: Ordered) -> None:
+def _check_blocks(ordered: Ordered, table: pl.DataFrame) -> None:
+    """Refuse rows that contradict others of their block or transaction.
+
+    Args:
+        ordered: Takes what is wrong; its rows are named in the order in which they were read.
+        table: The same rows, sorted: in a right archive, a look at the row before each decides.
+    """
+    suspected = _suspected(table)
     rows = ordered.rows
     again = "two versions of a reorganised block, or two chains in one file. Keep the final one"
-    block, transaction = rows["block_number"], rows["transaction_hash"].hash()
     for name in ("block_hash", "block_timestamp"):
-        known = rows[name].is_not_null()
-        value = rows[name].hash()
-        if _pairs(block.filter(known), value.filter(known)) > block.filter(known).n_unique():
+        if suspected[name]:
             values = pl.col(name).drop_nulls().n_unique().over("block_number")
             first = pl.col(name).drop_nulls().first().over("block_number")
             ordered.refuse(
                 rows.filter((values > 1) & (pl.col(name) != first)),
                 f"has another time or hash ({name}) than other rows of the same block: {again}",
             )
-    transactions = transaction.n_unique()
-    if _pairs(block, transaction) > transactions:
+    if suspected["transaction_hash"]:
         blocks = pl.col("block_number").n_unique().over("transaction_hash")
         ordered.refuse(
             rows.filter((blocks > 1) & ~pl.col("transaction_hash").is_first_distinct()),
             "has the transaction of another row in another block: a transaction is in one block only. Keep the "
             "final one",
         )
-    index = rows["transaction_index"]
-    known = index.is_not_null()
-    if known.any():
-        numbered = transaction.filter(known).n_unique()
-        per_transaction = _pairs(transaction.filter(known), index.filter(known))
-        per_block = _pairs(block.filter(known), index.filter(known))
-        if per_transaction > numbered or per_block < _pairs(block.filter(known), transaction.filter(known)):
-            indexes = pl.col("transaction_index").drop_nulls().n_unique().over("transaction_hash")
-            hashes = pl.col("transaction_hash").n_unique().over("block_number", "transaction_index")
-            ordered.refuse(
-                rows.filter((indexes > 1) | ((hashes > 1) & pl.col("transaction_index").is_not_null())),
-                "has a transaction_index that does not belong to its transaction_hash: other rows of the block tell "
-                "otherwise",
-            )
-    indexed = rows["log_index"].is_not_null()
-    if _pairs(block.filter(indexed), rows["log_index"].filter(indexed)) < indexed.sum():
+    if suspected["transaction_index"]:
+        indexes = pl.col("transaction_index").drop_nulls().n_unique().over("transaction_hash")
+        hashes = pl.col("transaction_hash").n_unique().over("block_number", "transaction_index")
+        ordered.refuse(
+            rows.filter((indexes > 1) | ((hashes > 1) & pl.col("transaction_index").is_not_null())),
+            "has a transaction_index that does not belong to its transaction_hash: other rows of the block tell "
+            "otherwise",
+        )
+    if suspected["log_index"]:
         twice = pl.struct("block_number", "log_index").is_duplicated() & pl.col("log_index").is_not_null()
         ordered.refuse(
             rows.filter(twice).sort(_ORDER).filter(~pl.struct("block_number", "log_index").is_first_distinct()),
@@ -197,18 +190,44 @@ def _check_blocks(ordered: Ordered) -> None:
         )
 
 
-def _pairs(one: pl.Series, two: pl.Series) -> int:
-    """How many different pairs two columns form."""
-    return pl.select(pl.struct(one.alias("one"), two.alias("two")).hash().n_unique()).item()
+def _suspected(table: pl.DataFrame) -> dict[str, bool]:
+    """Which columns may contradict each other; where none does, each row but the first of a run repeats the one before.
+
+    Args:
+        table: Rows sorted by (block_number, log_index, transaction_index).
+    """
+    log_index, transaction_index = pl.col("log_index"), pl.col("transaction_index")
+    same_block = (pl.col("block_number") == pl.col("block_number").shift(1)).fill_null(False)
+    other = {
+        name: pl.col(name).ne_missing(pl.col(name).shift(1))
+        for name in ("block_hash", "block_timestamp", "transaction_hash", "transaction_index")
+    }
+    starts = ~same_block | other["transaction_hash"]
+    rises = (transaction_index > transaction_index.shift(1)).fill_null(False)
+    found = table.select(
+        block_hash=(same_block & other["block_hash"]).any(),
+        block_timestamp=(same_block & other["block_timestamp"]).any(),
+        # Each transaction is one run of rows: then it lies in one block.
+        transaction_hash=starts.sum() > pl.col("transaction_hash").hash().n_unique(),
+        transaction_index=((~starts & other["transaction_index"]) | (same_block & starts & ~rises)).any(),
+        log_index=(same_block & ~(log_index > log_index.shift(1)).fill_null(False)).any(),
+    ).row(0, named=True)
+    found["transaction_index"] |= found["transaction_hash"]
+    return {name: suspected and table[name].null_count() < table.height for name, suspected in found.items()}
 
 
 def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) -> pl.DataFrame:
     """Put rows of one block in the order that their prices prove."""
-    tied = pl.len().over("_group").is_between(2, _LARGEST_GROUP)
-    at = table.select(tied.fill_null(False).arg_true()).to_series().to_numpy()
+    changes = pl.col("block_number") != pl.col("block_number").shift(1)
+    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
+        pl.col("transaction_index").shift(1)
+    )
+    group = table.select(changes.fill_null(True).cum_sum()).to_series().to_numpy()
+    size = np.bincount(group)[group]
+    at = np.flatnonzero((size > 1) & (size <= _LARGEST_GROUP))
     if not len(at):
-        return table.drop("_group")
-    ties = table[at]
+        return table
+    ties = table[at].with_columns(pl.Series("_group", group[at]))
     depth, proven = _depths(ties)
     given = ties.select(pl.int_range(pl.len()).over("_group")).to_series().to_numpy()
     agrees = pl.DataFrame({"_group": ties["_group"], "differs": depth != given, "proven": proven})
@@ -228,11 +247,11 @@ def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) ->
     if left.height and evidence.first_open is None:
         evidence.first_open = left.select(FILE, LINE).row(0)
     place = np.where(proven & ~indexed, depth, given)
-    moved = ties.with_columns(pl.Series("_place", place)).sort("_group", "_place", maintain_order=True).drop("_place")
+    if (place == given).all():
+        return table
     order = np.arange(table.height)
-    everything = pl.concat([table, moved])
-    order[at] = table.height + np.arange(len(at))
-    return everything[order].drop("_group")
+    order[at] = at[np.lexsort((place, group[at]))]
+    return table[order]
 
 
 def _depths(ties: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ it stands in the file.
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from apeagent_pipeline.chain.archive.streams import LINE, first_words, open_stre
 
 BATCH_ROWS = 1 << 17
 _HEAD_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 20
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or export the swaps as CSV or Parquet",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: export the swaps as CSV or Parquet from their source",
@@ -143,8 +143,8 @@ class CsvTable:
                     ),
                 )
                 line = self._skipped + 2
-                for batch in reader:
-                    rows = _to_polars(pa.Table.from_batches([batch]))
+                for table in _gathered(reader):
+                    rows = _to_polars(table)
                     rows = rows.with_columns(pl.int_range(line, line + rows.height, dtype=pl.Int64()).alias(LINE))
                     line += rows.height
                     yield self._without_repeated_headers(self._with_nested(rows))
@@ -177,11 +177,26 @@ class CsvTable:
 
     def _without_repeated_headers(self, rows: pl.DataFrame) -> pl.DataFrame:
         shown = [name for name in rows.columns if name != LINE and int(name[1:]) < len(self._own)]
+        # One column tells nearly always that there is none.
+        if not shown or not rows[shown[0]].str.contains(self._own[int(shown[0][1:])], literal=True).any():
+            return rows
         repeated = pl.all_horizontal(pl.col(n).str.strip_chars(' "') == self._own[int(n[1:])] for n in shown)
-        if not shown or not rows.select(repeated.any()).item():
+        if not rows.select(repeated.any()).item():
             return rows
         self.notices.append(f"{self.file.name} repeats its header line; the repetitions are left out")
         return rows.filter(~repeated)
+
+
+def _gathered(batches: Iterable[Any]) -> Iterator[Any]:
+    """Tables of `BATCH_ROWS` or more: text is cut fastest in pieces that fit the processor's cache."""
+    held: list[Any] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(each.num_rows for each in held) >= BATCH_ROWS:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _encoding(head: bytes) -> str:
@@ -249,6 +264,7 @@ class ParquetTable:
             # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
             raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes: these are no swaps")
         self._own = list(schema.names)
+        self._plain = {at for at, kind in enumerate(schema.types) if any(is_plain(kind) for is_plain in _PLAIN)}
         self._nested = [
             (at, member.name)
             for at, kind in enumerate(schema.types)
@@ -267,22 +283,9 @@ class ParquetTable:
         needed = sorted({at if at < own else self._nested[at - own][0] for at in columns})
         try:
             row = 1
-            for batch in self._record_batches([self._own[at] for at in needed]):
-                flat = {}
-                for at in needed:
-                    column = batch.column(batch.schema.get_field_index(self._own[at]))
-                    parents = {parent for parent, _ in self._nested}
-                    if at in parents:
-                        for number, (parent, member) in enumerate(self._nested):
-                            if parent == at:
-                                flat[f"c{own + number}"] = column.field(member)
-                    else:
-                        flat[f"c{at}"] = column
-                rows = _to_polars(pa.table(flat)).with_columns(
-                    pl.int_range(row, row + batch.num_rows, dtype=pl.Int64()).alias(LINE)
-                )
-                row += batch.num_rows
-                yield rows
+            for batch in self._batches(needed):
+                yield batch.with_columns(pl.int_range(row, row + batch.height, dtype=pl.Int64()).alias(LINE))
+                row += batch.height
         except (
             pa.ArrowException,
             OSError,
@@ -293,7 +296,27 @@ class ParquetTable:
         ) as error:
             raise ArchiveError(f"{self.file} is not a readable Parquet file: {first_words(error)}") from error
 
-    def _record_batches(self, columns: list[str]) -> Iterator[Any]:
+    def _batches(self, needed: Sequence[int]) -> Iterator[pl.DataFrame]:
+        if self._plain.issuperset(needed):
+            scan = pl.scan_parquet(self.file).select(pl.nth(at).alias(f"c{at}") for at in needed)
+            scan = scan.with_columns(_WIDE.cast(pl.String()))
+            yield from scan.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+            return
+        own = len(self._own)
+        parents = {parent for parent, _ in self._nested}
+        for batch in self._arrow_batches([self._own[at] for at in needed]):
+            flat = {}
+            for at in needed:
+                column = batch.column(batch.schema.get_field_index(self._own[at]))
+                if at not in parents:
+                    flat[f"c{at}"] = column
+                    continue
+                for number, (parent, member) in enumerate(self._nested):
+                    if parent == at:
+                        flat[f"c{own + number}"] = column.field(member)
+            yield _to_polars(pa.table(flat))
+
+    def _arrow_batches(self, columns: list[str]) -> Iterator[Any]:
         try:
             parquet = pq.ParquetFile(self.file)
         except pa.ArrowNotImplementedError:
@@ -302,6 +325,19 @@ class ParquetTable:
             return
         yield from parquet.iter_batches(BATCH_ROWS, columns=columns)
 
+
+_PLAIN = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_integer,
+    pa.types.is_boolean,
+    pa.types.is_float32,
+    pa.types.is_float64,
+    pa.types.is_timestamp,
+)
+"""Types that polars reads by itself, and twice as fast as Arrow does. Both give the same values."""
 
 _WIDE = pl.selectors.by_dtype(pl.Int128(), pl.UInt128())
 """Integers of 128 bits, which polars writes and Arrow does not know."""

@@ -18,7 +18,7 @@ from apeagent_pipeline.chain.archive.importing import DayNotes, Imported, Import
 from apeagent_pipeline.chain.archive.problems import ArchiveError
 from apeagent_pipeline.chain.events import empty_raw_swaps
 
-IMPORT_VERSION = 1
+IMPORT_VERSION = 2
 """Part of the name of a cached import. Raised when the same files may give other swaps or another verdict."""
 
 
@@ -101,7 +101,7 @@ class SwapArchive:
 
         def keep(day: date, swaps: pl.DataFrame) -> None:
             with replacing(folder / f"{day}.arrow") as temporary:
-                swaps.write_ipc(temporary, compression="lz4")
+                swaps.write_ipc(temporary)
 
         told: dict[str, Any]
         try:

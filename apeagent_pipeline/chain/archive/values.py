@@ -7,11 +7,13 @@ as it is: the caller judges the result against `RULES` and reports the value as 
 import re
 
 import polars as pl
+import pyarrow as pa
 
 from apeagent_pipeline.chain.archive.layouts import CHAIN_NAMES
 
 HASH = r"^0x[0-9a-f]{64}$"
 ADDRESS = r"^0x[0-9a-f]{40}$"
+_HASH_BYTES = 66
 _SIGNED = r"^(0|-?[1-9]\d{0,38})$"
 _NATURAL = r"^(0|[1-9]\d{0,14})$"
 RULES: dict[str, tuple[str, str]] = {
@@ -120,6 +122,32 @@ def _big_endian(column: pl.Series, name: str) -> pl.Series:
         if all(number is None or abs(number) < 1 << bits for number in numbers):
             return pl.Series(column.name, [None if n is None else str(n) for n in numbers], dtype=pl.String())
     return "0x" + column.bin.encode("hex")
+
+
+def all_plain(text: pl.Series, name: str) -> bool:
+    """Whether a column is canonical text throughout, missing values aside."""
+    if RULES[name][0] == HASH:
+        return _all_hashes(text)
+    # Few contracts and accounts trade in a pool: each is looked at once.
+    values = text.unique() if name in _ADDRESS_COLUMNS else text
+    return bool(values.str.contains(RULES[name][0]).all())
+
+
+def _all_hashes(text: pl.Series) -> bool:
+    """Whether each value that is there fits `HASH`: as the pattern does, in half its time, for the longest columns."""
+    known = text.drop_nulls()
+    if not ((known.str.len_bytes() == _HASH_BYTES) & known.str.starts_with("0x")).all():
+        return False
+    joined = known.to_arrow().cast(pa.large_string())
+    start, end = (joined.offset, joined.offset + len(joined))
+    digits = joined.buffers()[2].to_pybytes()[start * _HASH_BYTES : end * _HASH_BYTES] if end else b""
+    return digits.translate(None, b"0123456789abcdef") == b"x" * len(known)
+
+
+def all_zero(column: pl.Series) -> bool:
+    """Whether a column holds zeros, in any notation, and nothing else: "not known"."""
+    zero = clean_text(as_text(column, "block_timestamp")).str.contains("^(0|0x0*)?$")
+    return bool(zero.fill_null(True).all())
 
 
 def clean_text(text: pl.Series) -> pl.Series:
@@ -235,6 +263,7 @@ _TIME = (
     r"^(\d{4}[-/]\d\d[-/]\d\d)[T ]+(\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*"
     r"(?:(?:[zZ]|UTC|GMT)|([+-]\d\d):?(\d\d)?(?:\s*(?:UTC|GMT|\+00:?00))?)?$"
 )
+_SECONDS = r"^[1-9]\d{8,9}$"
 _NAIVE = r"^\d{4}[-/]\d\d[-/]\d\d[T ]+\d\d:\d\d:\d\d(?:[.,]\d+)?$"
 
 
@@ -249,8 +278,11 @@ def times(column: pl.Series) -> tuple[pl.Series, bool]:
         return seconds.set(microseconds % 1_000_000 != 0, None), column.dtype.time_zone is None
     if column.dtype.is_float():
         column = column.round(6).cast(pl.Decimal(30, 6)).cast(pl.String())
-    text = clean_text(as_text(column, "block_timestamp"))
-    if text.str.contains(r"^[1-9]\d{8,9}$").all():
+    text = as_text(column, "block_timestamp")
+    if text.str.contains(_SECONDS).all():
+        return text.cast(pl.Int64()), False
+    text = clean_text(text)
+    if text.str.contains(_SECONDS).all():
         return text.cast(pl.Int64()), False
     text = text.str.replace(r"^(\d{9,20})\.0*$", "$1")
     hexadecimal = text.str.contains(r"^0[xX][0-9a-fA-F]{8,9}$").fill_null(False)

@@ -98,9 +98,9 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             lora_adapter,
             manifest.data_version,
             report,
-            failures_of(report),
-            provenance(runtime.store, "lora_adapter", runtime.externals),
-            out,
+            failures=failures_of(report),
+            origins=provenance(runtime.store, "lora_adapter", runtime.externals),
+            out=out,
         )
         serving = history(runtime.store)[-1]
         context.log.info(f"in service: {serving.adapter}" + (f"; {'; '.join(wrong)}" if wrong else ""))

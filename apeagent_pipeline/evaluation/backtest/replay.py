@@ -39,7 +39,7 @@ from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.student.generation import Student
 
 
-def backtest(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
+def backtest(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
     features: pl.DataFrame,
     base: Path,
     adapter: Path,

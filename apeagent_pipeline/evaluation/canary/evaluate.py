@@ -23,8 +23,8 @@ from apeagent_pipeline.student.generation import Answer, Student
 from apeagent_pipeline.student.trainer import computed_in
 
 
-def evaluate_canary(  # noqa: PLR0917 (the order is that of the asset graph's other long work)
-    base: Path, adapter: Path, dataset: Path, config: CanaryEvalConfig, seed: int, progress: Progress = silent
+def evaluate_canary(
+    base: Path, adapter: Path, dataset: Path, config: CanaryEvalConfig, seed: int, *, progress: Progress = silent
 ) -> Report:
     """Ask base, adapter, switched-off adapter and merged model the same held-out prompts and judge the answers.
 
