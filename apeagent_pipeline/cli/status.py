@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.cli.display import plain
-from apeagent_pipeline.cli.time_left import estimate, in_words
+from apeagent_pipeline.cli.time_left import estimate
+from apeagent_pipeline.reporting.durations import in_words
 from apeagent_pipeline.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -180,26 +181,15 @@ def _seconds(graph: "Graph", instance: "DagsterInstance", names: set[str]) -> "t
 
     The time of an asset's newest run comes first, then the estimate that `apeagent demo` gives.
     """
-    known = _seconds_last_time(instance, names)
+    from apeagent_pipeline.defs.durations import seconds_last_time
+
+    known = seconds_last_time(instance, names)
     if known.keys() == names:
         return known, "as measured here before"
     estimated = estimate(graph.runtime.settings, names)
     if estimated is None:
         return known, f"as measured here before, without {len(names - known.keys())} assets that were never built here"
     return {**estimated.seconds, **known}, estimated.source
-
-
-def _seconds_last_time(instance: "DagsterInstance", names: set[str]) -> "Mapping[str, float]":
-    """Asset -> how long its newest run took for it; assets that no recorded run made are left out."""
-    import dagster as dg
-
-    found = {}
-    for name in names:
-        event = instance.get_latest_materialization_event(dg.AssetKey(name))
-        for stats in instance.get_run_step_stats(event.run_id, [name]) if event else []:
-            if stats.start_time and stats.end_time:
-                found[name] = stats.end_time - stats.start_time
-    return found
 
 
 def _explain(console: Console, graph: "Graph", stale: "Stale") -> None:
