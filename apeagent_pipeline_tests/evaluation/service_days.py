@@ -20,9 +20,7 @@ def day_of_swaps(
         {
             "block_number": np.arange(n) + 25_000_000,
             "log_index": np.zeros(n, dtype=int),
-            "block_timestamp": [
-                datetime.fromisoformat(f"{day}T00:00:00+00:00") + timedelta(seconds=30 * i) for i in range(n)
-            ],
+            "block_timestamp": [midnight + timedelta(seconds=30 * i) for i in range(n)],
             "seconds_since_previous": rng.integers(2, 60, n),
             "price": prices,
             "volume_usdc": sizes,
