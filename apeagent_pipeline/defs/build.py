@@ -1,6 +1,7 @@
 """The whole graph, put together for one `Settings`."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import dagster as dg
@@ -49,6 +50,14 @@ class Graph:
         """Names of the daily assets that a sync of some days builds, in the order of the graph."""
         return [asset.key.to_user_string() for asset in in_order(self.assets) if is_synced(asset)]
 
+    def downstream_of(self, names: Collection[str]) -> list[str]:
+        """Names of the other assets that depend on any of these, directly or not, in the order of the graph."""
+        found = set(names)
+        for asset in in_order(self.assets):
+            if found.intersection(key.to_user_string() for key in asset.dependency_keys):
+                found.add(asset.key.to_user_string())
+        return [name for asset in in_order(self.assets) if (name := asset.key.to_user_string()) in found - {*names}]
+
     def upstream_of(self, name: str) -> set[str]:
         """Names of all assets that an asset depends on, directly or not, without the external ones."""
         by_name = {asset.key.to_user_string(): asset for asset in self.assets}
@@ -90,10 +99,11 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
         ]
     checks = asset_checks(runtime)
     runtime.artifacts.gates = Gates((key for check in checks for key in check.check_keys), judges)
-    automatic = automation(runtime, SYNC_JOB)
+    warning = service_checks(runtime)
+    automatic = automation(runtime, SYNC_JOB, warning)
     definitions = dg.Definitions(
         assets=declared,
-        asset_checks=[*checks, *service_checks(runtime), *automatic.checks],
+        asset_checks=[*checks, *warning, *automatic.checks],
         jobs=[
             dg.define_asset_job(
                 SYNC_JOB,

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from apeagent_pipeline.defs.durations import seconds_last_time
+from apeagent_pipeline.defs.last_time import seconds_last_time, teacher_cost
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
 from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
@@ -59,13 +59,4 @@ def how_to_retrain(runtime: Runtime, instance: dg.DagsterInstance) -> str:
         "weekly": "The daemon retrains on Sundays by itself",
         "manual": "The daemon does not retrain by itself",
     }[runtime.settings.retraining]
-    return f"To retrain on the newest days: {command} ({took}; {_teacher_cost(runtime)}). {by_itself}."
-
-
-def _teacher_cost(runtime: Runtime) -> str:
-    if runtime.settings.teacher == "rules":
-        return "the teacher costs nothing"
-    manifest = runtime.store.manifest("teacher_traces")
-    cost = runtime.store.table(manifest).collect()["cost_usd"].sum() if manifest else None
-    told = f"its answers cost {cost:,.2f} USD last time; " if cost else ""
-    return f"the teacher is paid: {told}`apeagent teach --dry-run` tells the cost before anything is asked"
+    return f"To retrain on the newest days: {command} ({took}; {teacher_cost(runtime)}). {by_itself}."

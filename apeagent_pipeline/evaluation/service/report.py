@@ -24,6 +24,7 @@ HEADLINE = (
     "largest_ks_of_limit",
     "largest_psi",
 )
+_OF_ALL_FORMS = ("canary_rate", "feasible_rate", "agreement")
 _SHOWN_ANSWERS = 2
 
 
@@ -142,12 +143,12 @@ def _examples(answers: pl.DataFrame) -> str:
 def _figure(rates: Mapping[str, Rate], answers: pl.DataFrame, drift: Mapping[str, Drift]) -> bytes:
     figure, axes = new_figure(1, 3, size=(12.0, 3.2))
     by_rate, by_side, by_feature = axes[0]
-    shown = {
-        name.replace("_rate", "").replace("_", "\n"): rate for name, rate in rates.items() if name.count("_rate") < 2
+    by_form = {
+        name.replace("_rate", "").replace("_", "\n"): rate for name, rate in rates.items() if name not in _OF_ALL_FORMS
     }
-    if shown:
-        draw_bars(by_rate, shown, show_n=False)
-    by_rate.tick_params(axis="x", labelsize=6)
+    if by_form:
+        draw_bars(by_rate, by_form, show_n=False)
+    by_rate.tick_params(axis="x", labelsize=7)
     by_rate.set_title("rates, 95 % intervals")
     places = np.arange(len(SIDES))
     for shift, name, label in ((-0.2, "decision", "adapter"), (0.2, "rules_decision", "rules")):
