@@ -95,7 +95,7 @@ def _of_pairs(first: pl.Series, second: pl.Series) -> Difference:
     low, high = (0.0, 0.0) if apart == 0 else (
         (2 * bound - 1) * apart / n for bound in clopper_pearson(only_second, apart)
     )  # fmt: skip
-    return Difference(first.sum() / n, second.sum() / n, (low, high), "%")
+    return Difference(int(first.sum()) / n, int(second.sum()) / n, (low, high), "%")
 
 
 def comparison_report(
