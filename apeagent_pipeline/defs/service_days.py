@@ -55,15 +55,14 @@ def stored_answers(runtime: Runtime, adapter: str, days: Collection[str]) -> dic
         days: Which days.
     """
     store = runtime.store
-    options = {name: value for name, value in runtime.options(SERVICE_REPORT).items() if name != "adapter"}
+    options = runtime.options(SERVICE_REPORT)
     features = store.manifests("swap_features", days)
     found = {}
     for day, manifest in store.manifests(SERVICE_REPORT, days).items():
         read = features.get(day)
         if day is None or manifest is None or read is None:
             continue
-        made_with = {name: value for name, value in manifest.config.items() if name != "adapter"}
-        if made_with != options or manifest.inputs.get(f"swap_features/{day}") != read.data_version:
+        if manifest.config != options or manifest.inputs.get(f"swap_features/{day}") != read.data_version:
             continue
         answers = store.table(manifest).collect()
         if answers.height and answers["adapter"][0] == adapter:

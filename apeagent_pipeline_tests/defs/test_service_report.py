@@ -138,6 +138,8 @@ def test_a_backfill_asks_any_adapter_of_the_history_about_past_days(house: House
     assert not house.run("service_report", DAYS[0], adapter="cccc").success
     assert house.run("service_report", *DAYS[:2], adapter=FIRST).success
     assert [each.day for each in service_reports(house.store, FIRST, 9)] == DAYS[:2]
+    assets = [each for each in house.graph.assets if each.key.to_user_string() == "service_report"]
+    assert stale_artifacts(assets, house.graph.runtime, DAYS[:2]) == [], "nothing asks the adapter in service instead"
     with pytest.raises(PromotionError, match="no adapter of the history has the version 'cccc': expected one of"):
         find_service(house.store, "cccc")
     assert find_service(house.store, FIRST[:3]).adapter == FIRST

@@ -10,8 +10,10 @@ from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 class ServiceReportConfig(StateWords):
     """How often a day is asked about, and in which words. The edges between words must be those of training."""
 
+    # Excluded: a report on another adapter is no less up to date, so nothing rebuilds it for the one in service.
     adapter: str = Field(
         "",
+        exclude=True,
         description="Data version of an adapter in the history of apeagent promotions; empty: the one in service",
     )
     moments: int = Field(12, ge=1, description="Moments of the day that are asked about, once in every wording")
