@@ -5,6 +5,7 @@ from apeagent_pipeline.defs.profiles import Profile, TeachingConfig
 from apeagent_pipeline.defs.watcher import Watcher
 from apeagent_pipeline.distillation.dataset import DatasetConfig
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.service.config import ServiceReportConfig
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.sampling import SamplingConfig
@@ -26,13 +27,14 @@ TINY = Profile(
         steps=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0, max_tokens=2_048
     ),
     canary_eval=CanaryEvalConfig(n_disabled=4, max_new_tokens=8, min_canary_rate=0.0, min_agreement_gain=-1.0),
+    service_report=ServiceReportConfig(moments=3, window=8, horizon=6, max_new_tokens=8),
     reinforced_adapter=ReinforcementConfig(
         train_prompts=8, test_prompts=4, steps=2, batch_size=4, generations=2, max_new_tokens=8
     ),
 )  # fmt: skip
 
-# In the order in which they are made; all but the export to GGUF, whose converter knows real tokenizers only (tested
-# with the student's room).
+# In the order in which they are made; all but the daily score, which only new days get, and the export to GGUF, whose
+# converter knows real tokenizers only (tested with the student's room).
 ASSETS = [
     "raw_swaps", "liquidity_changes", "swap_features", "training_windows", "trained_gan", "synthetic_windows",
     "synthetic_quality",

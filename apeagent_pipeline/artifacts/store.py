@@ -27,6 +27,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -211,10 +212,18 @@ class ArtifactStore:
         """Remove files that `superseded` listed."""
         self._files.remove(list(names))
 
-    def publish_table(self, table: pl.DataFrame, **made_from: Any) -> Manifest:
-        """Publish one table; keyword arguments are fields of the manifest (asset, partition, inputs, ...)."""
+    def publish_table(
+        self, table: pl.DataFrame, beside: Mapping[str, bytes] = MappingProxyType({}), **made_from: Any
+    ) -> Manifest:
+        """Publish one table; keyword arguments are fields of the manifest (asset, partition, inputs, ...).
+
+        Args:
+            table: The table.
+            beside: Small files of the same artifact; those of a day have names that no other day has.
+            **made_from: Fields of the manifest.
+        """
         name = f"{made_from.get('partition') or made_from['asset']}.parquet"
-        return self._publish({name: parquet_bytes(table)}, rows=table.height, **made_from)
+        return self._publish({name: parquet_bytes(table), **beside}, rows=table.height, **made_from)
 
     def publish_bytes(self, files: Mapping[str, bytes], **made_from: Any) -> Manifest:
         """Publish an artifact of small files."""

@@ -11,6 +11,7 @@ import typer
 
 from apeagent_pipeline.cli import (
     clean,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -41,6 +42,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "status": status.status,
         "eval": evaluate.evaluate,
         "promotions": serving.promotions,
+        "compare": compare.compare,
         "provenance": provenance.provenance,
     },
     "Serve": {

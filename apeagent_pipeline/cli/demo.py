@@ -51,8 +51,8 @@ def sync(
     from apeagent_pipeline.defs.staleness import stale_artifacts
 
     settings = load_settings()
-    rounds, graph, days = bring_up_to_date(settings, first, last, select=lambda graph: graph.daily, keep_going=True)
-    names = graph.daily
+    rounds, graph, days = bring_up_to_date(settings, first, last, select=lambda graph: graph.synced, keep_going=True)
+    names = graph.synced
     assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]
     missing = {each.day for each in stale_artifacts(assets, graph.runtime, days)}
     stored = {asset: graph.runtime.store.manifests(asset, days) for asset in names}

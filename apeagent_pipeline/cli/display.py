@@ -22,7 +22,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from apeagent_pipeline.cli.time_left import TimeLeft, in_words
+from apeagent_pipeline.cli.time_left import TimeLeft
+from apeagent_pipeline.reporting.durations import in_words
 from apeagent_pipeline.reporting.foreign_text import printable
 from apeagent_pipeline.reporting.progress import Progress
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.cli.display import plain
-from apeagent_pipeline.cli.time_left import estimate, in_words
+from apeagent_pipeline.cli.time_left import estimate
+from apeagent_pipeline.reporting.durations import in_words
 from apeagent_pipeline.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def status(
         console.print(f"[green]✓[/] {plain(artifact or 'Everything')} is up to date ({covered}).", soft_wrap=True)
         _list_unconfirmed(console, graph, asset, day)
         return
+    names = {each.asset for each in stale}
+    later = [name for name in graph.downstream_of(names) if name not in graph.daily]
     with open_instance(graph.runtime.settings) as instance:
         held = held_back(graph, instance, stale)
-        seconds, source = _seconds(graph, instance, {each.asset for each in stale})
+        seconds, source = _seconds(graph, instance, names)
+        more, _ = _seconds(graph, instance, set(later))
     console.print(_table(graph, asked, stale, held, seconds, title=covered))
     if artifact:
         for each in asked:
@@ -69,7 +73,44 @@ def status(
         + (f", about {in_words(sum(seconds.values()))} ({source})." if seconds else "."),
         soft_wrap=True,
     )
+    _tell_what_may_follow(console, graph, stale, later, more)
     raise typer.Exit(1)
+
+
+def _tell_what_may_follow(
+    console: Console, graph: "Graph", stale: "list[Stale]", later: list[str], seconds: "Mapping[str, float]"
+) -> None:
+    """What an update may build beside what is out of date now, what the teacher costs, and whether this is an upgrade.
+
+    Args:
+        console: Where to print.
+        graph: The graph.
+        stale: What is out of date.
+        later: Assets downstream of it that are up to date.
+        seconds: Asset of ``later`` -> how long it will take, as far as that is known.
+    """
+    from importlib.metadata import version
+
+    from apeagent_pipeline.defs.last_time import teacher_cost
+
+    if later:
+        took = f", about {in_words(sum(seconds.values()))} more" if seconds else ""
+        console.print(
+            f"If these come out otherwise than before, what reads them is built too: {', '.join(later)}{took}.",
+            soft_wrap=True,
+        )
+    if "teacher_traces" in {*later, *(each.asset for each in stale)}:
+        console.print(f"The answers of the teacher are among them: {teacher_cost(graph.runtime)}.", soft_wrap=True)
+    store, now = graph.runtime.store, version("apeagent_pipeline")
+    stored = {name: store.manifests(name) for name in {each.asset for each in stale}}
+    built = [made.package_version for each in stale if (made := stored[each.asset].get(each.day))]
+    other = sorted({each for each in built if each != now})
+    if other:
+        console.print(
+            f"{sum(each != now for each in built)} of them were built by apeagent_pipeline {', '.join(other)}; this is "
+            f"{now}. Until they are rebuilt they stay as they are: the daemon does not act on an upgrade.",
+            soft_wrap=True,
+        )
 
 
 def _table(
@@ -180,26 +221,15 @@ def _seconds(graph: "Graph", instance: "DagsterInstance", names: set[str]) -> "t
 
     The time of an asset's newest run comes first, then the estimate that `apeagent demo` gives.
     """
-    known = _seconds_last_time(instance, names)
+    from apeagent_pipeline.defs.last_time import seconds_last_time
+
+    known = seconds_last_time(instance, names)
     if known.keys() == names:
         return known, "as measured here before"
     estimated = estimate(graph.runtime.settings, names)
     if estimated is None:
         return known, f"as measured here before, without {len(names - known.keys())} assets that were never built here"
     return {**estimated.seconds, **known}, estimated.source
-
-
-def _seconds_last_time(instance: "DagsterInstance", names: set[str]) -> "Mapping[str, float]":
-    """Asset -> how long its newest run took for it; assets that no recorded run made are left out."""
-    import dagster as dg
-
-    found = {}
-    for name in names:
-        event = instance.get_latest_materialization_event(dg.AssetKey(name))
-        for stats in instance.get_run_step_stats(event.run_id, [name]) if event else []:
-            if stats.start_time and stats.end_time:
-                found[name] = stats.end_time - stats.start_time
-    return found
 
 
 def _explain(console: Console, graph: "Graph", stale: "Stale") -> None:

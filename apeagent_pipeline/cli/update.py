@@ -84,7 +84,8 @@ def bring_up_to_date(
 def _announce(console: Console, watcher: "TerminalWatcher", graph: "Graph", stale: "list[Stale]") -> None:
     """Say what a run will build, why, and how long it takes."""
     from apeagent_pipeline.chain.source import RpcSource
-    from apeagent_pipeline.cli.time_left import estimate, in_words
+    from apeagent_pipeline.cli.time_left import estimate
+    from apeagent_pipeline.reporting.durations import in_words
 
     names = dict.fromkeys(each.asset for each in stale)
     if "raw_swaps" in names and isinstance(graph.runtime.source, RpcSource):

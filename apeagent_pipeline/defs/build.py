@@ -1,6 +1,7 @@
 """The whole graph, put together for one `Settings`."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import dagster as dg
@@ -11,16 +12,18 @@ from apeagent_pipeline.defs.assets.evaluation import evaluation_assets
 from apeagent_pipeline.defs.assets.gan import gan_assets
 from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
+from apeagent_pipeline.defs.assets.service import service_assets
 from apeagent_pipeline.defs.assets.student import student_assets
 from apeagent_pipeline.defs.automation.daemon import automation
 from apeagent_pipeline.defs.automation.orphans import tag_host
 from apeagent_pipeline.defs.checks import asset_checks, judges
-from apeagent_pipeline.defs.conditions import WHOLE
+from apeagent_pipeline.defs.conditions import DAYS_SYNCED, WHOLE
 from apeagent_pipeline.defs.gates import Gates
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
-from apeagent_pipeline.defs.partitions import DAILY_TAG
+from apeagent_pipeline.defs.partitions import is_synced
 from apeagent_pipeline.defs.profiles import Profile
 from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.service_checks import service_checks
 from apeagent_pipeline.defs.staleness import in_order
 from apeagent_pipeline.defs.watcher import LogWatcher, Watcher
 from apeagent_pipeline.settings import Settings
@@ -41,6 +44,19 @@ class Graph:
     def daily(self) -> list[str]:
         """Names of the daily assets, in the order of the graph."""
         return [asset.key.to_user_string() for asset in in_order(self.assets) if asset.partitions_def]
+
+    @property
+    def synced(self) -> list[str]:
+        """Names of the daily assets that a sync of some days builds, in the order of the graph."""
+        return [asset.key.to_user_string() for asset in in_order(self.assets) if is_synced(asset)]
+
+    def downstream_of(self, names: Collection[str]) -> list[str]:
+        """Names of the other assets that depend on any of these, directly or not, in the order of the graph."""
+        found = set(names)
+        for asset in in_order(self.assets):
+            if found.intersection(key.to_user_string() for key in asset.dependency_keys):
+                found.add(asset.key.to_user_string())
+        return [name for asset in in_order(self.assets) if (name := asset.key.to_user_string()) in found - {*names}]
 
     def upstream_of(self, name: str) -> set[str]:
         """Names of all assets that an asset depends on, directly or not, without the external ones."""
@@ -79,17 +95,19 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
             *student_assets(runtime),
             *evaluation_assets(runtime),
             *reinforcement_assets(runtime),
+            *service_assets(runtime),
         ]
     checks = asset_checks(runtime)
     runtime.artifacts.gates = Gates((key for check in checks for key in check.check_keys), judges)
-    automatic = automation(runtime, SYNC_JOB)
+    warning = service_checks(runtime)
+    automatic = automation(runtime, SYNC_JOB, warning)
     definitions = dg.Definitions(
         assets=declared,
-        asset_checks=[*checks, *automatic.checks],
+        asset_checks=[*checks, *warning, *automatic.checks],
         jobs=[
             dg.define_asset_job(
                 SYNC_JOB,
-                selection=dg.AssetSelection.tag(DAILY_TAG, "daily"),
+                selection=DAYS_SYNCED,
                 description="The swaps of some days and their features",
             ),
             dg.define_asset_job(

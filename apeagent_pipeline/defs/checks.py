@@ -1,4 +1,4 @@
-"""Asset checks. All of them block: a failed check stops the assets downstream of it."""
+"""Asset checks that block: a failed one stops the assets downstream of it. See `service_checks` for one that warns."""
 
 import inspect
 import itertools
@@ -48,7 +48,7 @@ _REASONS_SHOWN = 5
 
 
 def asset_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
-    """All checks of the graph. Every one of them is blocking."""
+    """All blocking checks of the graph."""
     return [*_checks_of_days(runtime), *_checks_of_artifacts(runtime)]
 
 

@@ -4,10 +4,12 @@ The daemon follows changed inputs. It does not act on changed code or settings, 
 pays a teacher; `apeagent status` shows what they made stale, and `apeagent demo` rebuilds it.
 """
 
+from datetime import timedelta
+
 from dagster import AssetSelection
 from dagster import AutomationCondition as When
 
-from apeagent_pipeline.defs.partitions import DAILY_TAG
+from apeagent_pipeline.defs.partitions import DAILY_TAG, ON_NEW_DAYS, SYNCED
 
 WEEKLY = "0 3 * * 0"
 """Sunday, 03:00 UTC: when the weekly policy rematerializes expensive assets."""
@@ -16,11 +18,17 @@ RETRY, RETRIES_END = "*/30 * * * *", "45 2-23/3 * * *"
 """Failures are retried every half hour, until the next of these three-hourly ticks: what has not recovered by then
 fails for a cause that a retry does not mend, and each failure is an alert."""
 
-WHOLE = AssetSelection.all() - AssetSelection.tag(DAILY_TAG, "daily")
+DAYS_SYNCED = AssetSelection.tag(DAILY_TAG, SYNCED)
+"""The daily assets that a sync of some days builds."""
+
+WHOLE = AssetSelection.all() - DAYS_SYNCED - AssetSelection.tag(DAILY_TAG, ON_NEW_DAYS)
 """The assets that exist or do not. A daily asset always has days that nobody requested."""
 
+NEW_DAYS = timedelta(days=31)
+"""A day is new for so long: as many days as one night catches up on."""
 
-def on_change(due: When | None = None) -> When:
+
+def on_change(due: When | None = None, read: AssetSelection | None = None) -> When:
     """Rematerialize after the data version of an input changed. An input rebuilt with equal content changes nothing.
 
     A change stays pending until a run is requested, so no change is lost while a run is in progress; several changes
@@ -29,11 +37,13 @@ def on_change(due: When | None = None) -> When:
 
     Args:
         due: A further condition that a change waits for; None: none.
+        read: The inputs whose changes count; None: all.
     """
     # This also counts changes made by a run that includes this asset. `executed_with_root_target` would exclude them,
     # but only for the last day of a run, never for a job, and for good if the run is cancelled before it reaches this
     # asset.
     change = When.any_deps_match(When.data_version_changed())
+    change = change if read is None else change.allow(read)
     # A change between the request and the next evaluation may have come too late for the requested run.
     handled = When.initial_evaluation() | (When.newly_requested() & ~change)
     changed = change.since(handled)
@@ -43,6 +53,15 @@ def on_change(due: When | None = None) -> When:
     idle = ~When.any_deps_missing().allow(WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
+
+
+def on_new_day() -> When:
+    """Materialize a day after its input days were read or changed, as long as the day is new.
+
+    Other inputs do not count: a new adapter makes no report on a past day out of date. Old days are left to backfills.
+    """
+    is_new = When.in_latest_time_window(NEW_DAYS).with_label(f"the day is one of the last {NEW_DAYS.days}")
+    return on_change(is_new, DAYS_SYNCED)
 
 
 def retraining(policy: str) -> When | None:

@@ -8,8 +8,9 @@ import polars as pl
 
 from apeagent_pipeline.artifacts.manifest import digest
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager, step_of
-from apeagent_pipeline.defs.metadata import artifact_metadata, table_metadata
+from apeagent_pipeline.defs.metadata import artifact_metadata, report_metadata, table_metadata
 from apeagent_pipeline.reporting.progress import Progress
+from apeagent_pipeline.reporting.report import Report
 
 _DATA_VERSION = "dagster/data_version"
 _FAILURES_IN_A_ROW = 3
@@ -18,7 +19,7 @@ _FAILURES_IN_A_ROW = 3
 def materialize_days(
     context: dg.AssetExecutionContext,
     artifacts: ArtifactIOManager,
-    compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any]]],
+    compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any] | Report]],
     inputs_of: Callable[[str], list[str]],
     overtaken: Callable[[], list[str]] = list,
 ) -> Iterator[dg.MaterializeResult]:
@@ -31,7 +32,8 @@ def materialize_days(
     Args:
         context: Of the asset; its partition keys are the days.
         artifacts: Where the tables go.
-        compute: Day and progress within it -> (table, metadata to show beside the usual).
+        compute: Day and progress within it -> (table, and the metadata to show beside the usual, or a report that is
+            stored beside the table and shown).
         inputs_of: Day -> the loaded inputs it depends on, as ``asset/day``.
         overtaken: Called after all days are published; returns the days, of this run or not, to compute (again) now.
     """
@@ -61,7 +63,7 @@ class _Run:
         self,
         context: dg.AssetExecutionContext,
         artifacts: ArtifactIOManager,
-        compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any]]],
+        compute: Callable[[str, Progress], tuple[pl.DataFrame, dict[str, Any] | Report]],
         inputs_of: Callable[[str], list[str]],
     ) -> None:
         self._context, self._artifacts, self._compute, self._inputs_of = context, artifacts, compute, inputs_of
@@ -100,13 +102,19 @@ class _Run:
         if failures:
             raise _failure(failures, done=done, of=len(days))
 
-    def _store(self, day: str, table: pl.DataFrame, more: dict[str, Any], made_from: dict[str, Any]) -> None:
+    def _store(self, day: str, table: pl.DataFrame, more: dict[str, Any] | Report, made_from: dict[str, Any]) -> None:
         store, versions = self._artifacts.store, made_from["inputs"]
         inputs = {name: version for name, version in versions.items() if "/" not in name}  # of external assets
         inputs |= {name: versions[name] for name in self._inputs_of(day) if name in versions}
-        manifest = store.publish_table(table, **{**made_from, "partition": day, "inputs": inputs})
+        beside: dict[str, bytes] = {}
+        if isinstance(more, Report):
+            written = more.files({**{name: made_from[name] for name in ("asset", "code_version")}, "inputs": inputs})
+            # The figures of a day carry the day in their names already, because its page refers to them.
+            beside = {name if name in more.figures else f"{day}.{name}": content for name, content in written.items()}
+        manifest = store.publish_table(table, beside, **{**made_from, "partition": day, "inputs": inputs})
+        usual = table_metadata(table, partition=True) | artifact_metadata(manifest, store)
         self.versions[day] = manifest.data_version
-        self.metadata[day] = table_metadata(table, partition=True) | artifact_metadata(manifest, store) | more
+        self.metadata[day] = report_metadata(more) | usual if isinstance(more, Report) else usual | more
         self._artifacts.watcher.stored(self._context.asset_key.to_user_string(), day, table.height)
 
     def record(self) -> None:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
 from apeagent_pipeline.artifacts.manifest import digest
-from apeagent_pipeline.defs.conditions import on_change, retraining
-from apeagent_pipeline.defs.partitions import DAILY, DAILY_TAG, backfill_policy
+from apeagent_pipeline.defs.conditions import on_change, on_new_day, retraining
+from apeagent_pipeline.defs.partitions import DAILY, DAILY_TAG, ON_NEW_DAYS, SYNCED, backfill_policy
 from apeagent_pipeline.settings import Settings
 
 OWNER = "team:apeagent"
@@ -33,7 +33,7 @@ def declare(
     memory_gib: int = 1,
     gpu: bool = False,
     daily: bool = False,
-    made: Literal["on_change", "on_policy", "on_request"] = "on_change",
+    made: Literal["on_change", "on_policy", "on_request", "on_new_days"] = "on_change",
 ) -> dict[str, Any]:
     """The arguments that every ``@dg.asset`` has.
 
@@ -47,7 +47,8 @@ def declare(
         memory_gib: Memory that a Ray node must have free; every asset also takes one of its CPUs.
         gpu: Whether the full profile needs a GPU for it.
         daily: Whether it has a partition for every UTC day.
-        made: Whether it follows its inputs by itself, as the setting ``retraining`` says, or not at all.
+        made: Whether it follows its inputs by itself, as the setting ``retraining`` says, not at all, or for new days
+            alone (a daily asset).
     """
     defaults = {} if config is None else {**config.model_dump(), "seed": settings.seed}
     return {
@@ -61,17 +62,18 @@ def declare(
             "on_change": on_change(),
             "on_policy": retraining(settings.retraining),
             "on_request": None,
+            "on_new_days": on_new_day(),
         }[made],
-        **(_daily(settings) if daily else {}),
+        **(_daily(settings, ON_NEW_DAYS if made == "on_new_days" else SYNCED) if daily else {}),
         **({} if config is None else {"config_schema": config_schema(config, settings.seed)}),
     }
 
 
-def _daily(settings: Settings) -> dict[str, Any]:
+def _daily(settings: Settings, wanted: str) -> dict[str, Any]:
     return {
         "partitions_def": DAILY,
         "backfill_policy": backfill_policy(settings.engine),
-        "tags": {DAILY_TAG: "daily"},
+        "tags": {DAILY_TAG: wanted},
     }
 
 

@@ -10,6 +10,7 @@ from apeagent_pipeline.artifacts.manifest import Manifest
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain import events, liquidity
 from apeagent_pipeline.distillation import prompts, traces
+from apeagent_pipeline.evaluation.service import answers
 from apeagent_pipeline.gan import swap_execution
 from apeagent_pipeline.market import features, windows
 from apeagent_pipeline.reporting.foreign_text import markdown_line
@@ -23,6 +24,7 @@ COLUMNS = {
     **swap_execution.COLUMN_DESCRIPTIONS,
     **prompts.COLUMN_DESCRIPTIONS,
     **traces.COLUMN_DESCRIPTIONS,
+    **answers.COLUMN_DESCRIPTIONS,
 }
 """What each column of a stored table means; shown in the UI. The descriptions stand beside the schemas."""
 

@@ -15,7 +15,10 @@ from apeagent_pipeline.chain.days import FIRST_DAY
 
 DAILY = dg.DailyPartitionsDefinition(start_date=str(FIRST_DAY), timezone="UTC")
 DAILY_TAG = "apeagent/partitions"
-"""Tag of every daily asset, so that jobs and conditions select them without a list of names."""
+"""Tag of every daily asset, so that jobs and conditions select them without a list of names. Its value says which days
+an asset should have: `SYNCED`, every day that is read; `ON_NEW_DAYS`, only days that were asked for or have just been
+read."""
+SYNCED, ON_NEW_DAYS = "synced", "on_new_days"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 """Tags of a run that makes many days."""
 
@@ -77,6 +80,11 @@ class LastDays:
     def of(self, day: str | None, stored: Collection[str], config: Mapping[str, Any]) -> list[str]:
         """See `DaysRead`."""
         return sorted(stored)[-config[self.option] :]
+
+
+def is_synced(asset: dg.AssetsDefinition) -> bool:
+    """Whether every day that is read should have this asset."""
+    return asset.tags_by_key[asset.key].get(DAILY_TAG) == SYNCED
 
 
 def days_read(input_metadata: Mapping[str, Any] | None) -> DaysRead | None:

@@ -12,6 +12,7 @@ from apeagent_pipeline.distillation.prompts import PromptsConfig
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.service.config import ServiceReportConfig
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.sampling import SamplingConfig
@@ -42,6 +43,7 @@ class Profile:
     lora_adapter: FineTuningConfig = field(default_factory=FineTuningConfig)
     canary_eval: CanaryEvalConfig = field(default_factory=CanaryEvalConfig)
     backtest: BacktestConfig = field(default_factory=BacktestConfig)
+    service_report: ServiceReportConfig = field(default_factory=ServiceReportConfig)
     ollama_model: ExportConfig = field(default_factory=ExportConfig)
     reinforced_adapter: ReinforcementConfig = field(default_factory=ReinforcementConfig)
 
@@ -80,6 +82,7 @@ FULL = Profile(
         n_trading=300, n_controls=300, n_near=300, n_disabled=300, n_merged=300, n_sampled=300, max_new_tokens=96
     ),
     backtest=BacktestConfig(decisions=48, episodes=64, max_new_tokens=96, random_runs=1_000),
+    service_report=ServiceReportConfig(moments=24, max_new_tokens=96),
     reinforced_adapter=ReinforcementConfig(
         train_prompts=2_000, test_prompts=400, batch_size=16, accumulation=4, steps=500, learning_rate=5e-5,
         warmup_steps=20, max_new_tokens=96, gradient_checkpointing=True,

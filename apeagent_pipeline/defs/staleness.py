@@ -12,9 +12,10 @@ from typing import Any
 import dagster as dg
 
 from apeagent_pipeline.artifacts.manifest import Manifest
-from apeagent_pipeline.defs.partitions import PreviousDays, days_read
+from apeagent_pipeline.defs.partitions import PreviousDays, days_read, is_synced
 from apeagent_pipeline.defs.resources import Runtime
 
+MISSING = "missing"
 _Stored = Callable[[str], Mapping[str | None, Manifest | None]]
 """Asset -> its manifests, as `ArtifactStore.manifests` gives them."""
 
@@ -56,6 +57,8 @@ def stale_artifacts(assets: Iterable[dg.AssetsDefinition], runtime: Runtime, day
         name = asset.key.to_user_string()
         for day in days if asset.partitions_def else [None]:
             reason, changed, present = _judge(asset, day, stored, external)
+            if reason == MISSING and day and not is_synced(asset):
+                continue  # nobody asked for this day
             if reason:
                 found.append(Stale(name, day, reason, changed, present))
     return found
@@ -67,7 +70,7 @@ def _judge(
     """Why an artifact is out of date (empty: it is not), which inputs changed, and the versions that they have now."""
     manifest = stored(asset.key.to_user_string()).get(day)
     if manifest is None:
-        return "missing", (), {}
+        return MISSING, (), {}
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
         return "code or settings changed", (), {}
     now, then = _inputs(asset, manifest, stored, external), manifest.inputs

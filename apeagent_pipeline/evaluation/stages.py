@@ -13,6 +13,7 @@ from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.replay import backtest
 from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
 from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
+from apeagent_pipeline.evaluation.statistics import mean_interval
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
 
@@ -96,18 +97,6 @@ def changed(
 
 def _inside(value: float, interval: tuple[float, float]) -> bool:
     return interval[0] <= value <= interval[1]
-
-
-def mean_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean; a point where all values are equal."""
-    from scipy.stats import bootstrap
-
-    if len(values) < 2 or not np.any(values != values[0]):
-        return float(values.mean()), float(values.mean())
-    found = bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng([seed, 10])
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def _verdict(

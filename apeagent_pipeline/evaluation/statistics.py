@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact confidence interval of a rate (Clopper and Pearson 1934).
@@ -34,3 +36,15 @@ def mcnemar(first_right: Sequence[bool], second_right: Sequence[bool]) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def mean_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean; a point where all values are equal."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2 or not np.any(values != values[0]):
+        return float(values.mean()), float(values.mean())
+    found = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng([seed, 10])
+    ).confidence_interval
+    return float(found.low), float(found.high)

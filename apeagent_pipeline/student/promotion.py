@@ -49,6 +49,11 @@ class Service(BaseModel):
     withdrawn: list[str] = Field([], description="Adapters that were given up by a rollback and may not come back")
     origins: list[Origin] = Field([], description="What it was made from")
 
+    @property
+    def trained_on(self) -> list[str]:
+        """The days that it was trained on, as far as its origins were still known when it went into service."""
+        return sorted({each.day for each in self.origins if each.asset == "swap_features" and each.day})
+
 
 class PromotionError(ApeagentError, RuntimeError):
     """There is no adapter to promote or to roll back to; the message has the cause and the remedy."""
@@ -125,7 +130,7 @@ def promote(
     if wrong and not past:
         raise PromotionError(f"adapter {version} does not go into service: {'; '.join(wrong)}")
     if wrong:
-        _copy(_archived(store, past[-1].adapter), out)
+        _copy(archived(store, past[-1].adapter), out)
         return wrong
     _copy(adapter, out)
     if not past or version != past[-1].adapter:
@@ -151,7 +156,7 @@ def roll_back(store: ArtifactStore) -> Service:
         raise PromotionError(f"{past[-1].adapter} is the first adapter in service: there is nothing to go back to")
     service = earlier.model_copy(update={"why": "rollback", "at": _now(), "withdrawn": sorted(given_up)})
     folder = store.cache / "rollback"
-    _copy(_archived(store, earlier.adapter), folder)
+    _copy(archived(store, earlier.adapter), folder)
     # With the inputs of before: nothing that was read has changed, so nothing makes the present one again. And before
     # the history: killed in between, the same command does the same again and does not go back one further.
     store.publish_folder(
@@ -160,6 +165,27 @@ def roll_back(store: ArtifactStore) -> Service:
     _record(store, [*past, service], folder)
     shutil.rmtree(folder)
     return service
+
+
+def find_service(store: ArtifactStore, version: str = "") -> Service:
+    """The time an adapter last went into service.
+
+    Args:
+        store: Where the history is.
+        version: Data version of the adapter, or its first digits; empty: the adapter in service.
+
+    Raises:
+        PromotionError: if no adapter, or more than one, has such a version.
+    """
+    past = history(store)
+    if not past:
+        raise PromotionError("no adapter is in service yet. Run `apeagent demo` first")
+    found = [each for each in past if each.adapter.startswith(version)] if version else past[-1:]
+    known = list(dict.fromkeys(each.adapter for each in past))
+    if len({each.adapter for each in found}) != 1:
+        how_many = "no adapter" if not found else "more than one adapter"
+        raise PromotionError(f"{how_many} of the history has the version {version!r}: expected one of {known}")
+    return found[-1]
 
 
 def in_service(store: ArtifactStore) -> Path:
@@ -194,7 +220,7 @@ def _record(store: ArtifactStore, services: list[Service], adapter: Path) -> Non
     _copy(adapter, folder / kept[0])
     for version in kept[1:]:
         try:
-            _copy(_archived(store, version), folder / version)
+            _copy(archived(store, version), folder / version)
         except PromotionError:
             continue  # it was older than those that are kept
     lines = [each.model_dump() for each in services]
@@ -203,7 +229,12 @@ def _record(store: ArtifactStore, services: list[Service], adapter: Path) -> Non
     shutil.rmtree(folder)
 
 
-def _archived(store: ArtifactStore, version: str) -> Path:
+def archived(store: ArtifactStore, version: str) -> Path:
+    """A local folder with an adapter that was in service.
+
+    Raises:
+        PromotionError: if it is no longer kept.
+    """
     folder = store.local_folder(_ARCHIVE) / version
     if not folder.is_dir():
         raise PromotionError(f"adapter {version} is no longer kept in {folder.parent}: only {KEPT} are")

@@ -175,3 +175,25 @@ def test_a_name_that_means_nothing_is_an_error_that_says_what_is_allowed(home: P
     done = status(home, artifact)
     assert done.exit_code != 0
     assert told in str(done.exception)
+
+
+def test_an_upgrade_is_told_with_what_may_follow_and_what_the_teacher_costs(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = status(home, "training_windows", APEAGENT_SEED="7").output
+    assert "If these come out otherwise than before" not in current, "everything downstream is missing anyway"
+    assert "The answers of the teacher are among them: the teacher costs nothing." in current
+    assert "this is" not in current
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
+    told = status(home, "training_windows", APEAGENT_SEED="7").output
+    assert re.search(r"\d+ of them were built by apeagent_pipeline", told)
+    assert "this is 9.9.9" in told
+    assert "the daemon does not act on an upgrade" in told
+
+
+def test_what_lies_below_is_named_in_the_order_of_the_graph(home: Path) -> None:
+    graph = tiny_graph(Settings(home=home))
+    below = graph.downstream_of({"canary_eval"})
+    assert set(below) == {"promoted_adapter", "fused_model", "ollama_model", "service_report"}
+    assert below.index("promoted_adapter") < below.index("fused_model") < below.index("ollama_model")
+    assert graph.downstream_of({"backtest"}) == []

@@ -6,8 +6,9 @@ import pytest
 
 from apeagent_pipeline import device
 from apeagent_pipeline.cli import time_left
-from apeagent_pipeline.cli.time_left import TimeLeft, estimate, in_words, remember
+from apeagent_pipeline.cli.time_left import TimeLeft, estimate, remember
 from apeagent_pipeline.device import MeasuredFormat
+from apeagent_pipeline.reporting.durations import in_words
 from apeagent_pipeline.settings import Settings
 
 ASSETS = ("trained_gan", "lora_adapter", "distillation_dataset")

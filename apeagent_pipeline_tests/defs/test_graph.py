@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.defs.service_checks import service_checks
 from apeagent_pipeline.settings import Settings
 
 GRAPH = {
@@ -32,6 +33,7 @@ GRAPH = {
     "ollama_model": ("student", ["fused_model", "promoted_adapter"]),
     "canary_eval": ("evaluation", ["distillation_dataset", "lora_adapter", "student_base_model"]),
     "backtest": ("evaluation", ["lora_adapter", "student_base_model", "training_windows"]),
+    "service_report": ("evaluation", ["promoted_adapter", "swap_features"]),
 }
 CHECKS = {
     "raw_swaps": ["each_swap_once", "no_swap_missing", "final_when_read"],
@@ -98,9 +100,16 @@ def test_every_check_blocks_what_comes_after_it(graph: Graph) -> None:
     assert found == CHECKS
 
 
+def test_the_daily_score_warns_and_holds_nothing_back(graph: Graph) -> None:
+    (check,) = service_checks(graph.runtime)
+    (spec,) = check.check_specs
+    assert (spec.asset_key, spec.name, spec.blocking) == (dg.AssetKey("service_report"), "still_good", False)
+
+
 def test_days_start_when_the_pool_could_first_trade(graph: Graph) -> None:
     daily = {asset.key.to_user_string(): asset.partitions_def for asset in graph.assets if asset.partitions_def}
-    assert set(daily) == {"raw_swaps", "liquidity_changes", "swap_features"}
+    assert set(daily) == {"raw_swaps", "liquidity_changes", "swap_features", "service_report"}
+    assert graph.synced == [name for name in graph.daily if name != "service_report"]
     for partitions in daily.values():
         assert isinstance(partitions, dg.DailyPartitionsDefinition)
         assert partitions.get_first_partition_key() == "2025-01-21"

@@ -100,11 +100,11 @@ def test_what_a_decision_sees_ends_with_the_swap_before_its_execution():
     features = market_rows()
     market = make_market(features, BASE_ETH_USDC, CONFIG)
     holdings = [Holding(10**18, 2500 * 10**6)] * 3
-    before = room._states(market, 1, holdings, CONFIG)["prompt"].to_list()
+    before = room.decision_states(market, 1, holdings, CONFIG)["prompt"].to_list()
     later = features.with_columns(
         price=pl.when(pl.int_range(pl.len()) > market.row(0, 1)).then(9999.0).otherwise(pl.col("price"))
     )
-    changed = room._states(make_market(later, BASE_ETH_USDC, CONFIG), 1, holdings, CONFIG)["prompt"].to_list()
+    changed = room.decision_states(make_market(later, BASE_ETH_USDC, CONFIG), 1, holdings, CONFIG)["prompt"].to_list()
     assert changed[0] == before[0]
     assert changed[1] != before[1]
 
@@ -116,7 +116,7 @@ def test_a_prompt_never_says_more_than_is_held():
         Holding(0, 10**6),
         Holding(10**18, 0),
     ]
-    states = room._states(market, 0, holdings, CONFIG)
+    states = room.decision_states(market, 0, holdings, CONFIG)
     assert states["eth"].to_list() == [1.999, 0.0, 1.0]
     assert states["usdc"].to_list() == [1234.99, 1.0, 0.0]
 

@@ -1,5 +1,7 @@
-"""Alerts: one message to a Slack-compatible webhook for every failed run."""
+"""Alerts: one message to a Slack-compatible webhook for every failed run, and for every check that begins to warn."""
 
+import json
+from collections.abc import Sequence
 from html import escape
 
 import dagster as dg
@@ -11,7 +13,7 @@ from apeagent_pipeline.reporting.foreign_text import printable
 
 _TIMEOUT_S = 3.0
 """Dagster stops a sensor after a minute; five alerts with three attempts each must fit in."""
-_LONGEST_REASON = 500
+_LONGEST_REASON, _LONGEST_WARNING = 500, 1_500
 
 
 def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
@@ -30,6 +32,37 @@ def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
         post(webhook, f"apeagent: run {run.run_id} of {run.job_name} failed. {reason[:_LONGEST_REASON]}")
 
     return alert
+
+
+def warning_alert(webhook: SecretStr, checks: Sequence[dg.AssetCheckKey]) -> dg.SensorDefinition:
+    """A sensor that posts what checks warn about: once for each new text, and not again when a check passes."""
+
+    @dg.sensor(
+        name="warning_alert",
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Posts the warnings of checks to the webhook of APEAGENT_ALERT_WEBHOOK",
+    )
+    def alert(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        told = json.loads(context.cursor or "{}")
+        warned = {key.to_user_string(): _warning(context.instance, key) for key in checks}
+        for name, why in warned.items():
+            if why and told.get(name) != why:
+                post(webhook, f"apeagent: check {name} warns. {why[:_LONGEST_WARNING]}")
+        context.update_cursor(json.dumps(warned))
+        return dg.SkipReason(f"{sum(map(bool, warned.values()))} of {len(checks)} checks warn")
+
+    return alert
+
+
+def _warning(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> str:
+    """What the last evaluation of a check warned about; empty if it passed or never ran."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=1):
+        event = record.event.dagster_event if record.event else None
+        if event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            return "" if evaluation.passed else evaluation.description or "no reason was given"
+    return ""
 
 
 def post(webhook: SecretStr, text: str) -> None:

@@ -1,10 +1,11 @@
 """What the daemon does without being asked: schedules, sensors and freshness checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
-from apeagent_pipeline.defs.automation.alerts import failure_alert
+from apeagent_pipeline.defs.automation.alerts import failure_alert, warning_alert
 from apeagent_pipeline.defs.automation.freshness import swaps_freshness
 from apeagent_pipeline.defs.automation.nightly import nightly_resync
 from apeagent_pipeline.defs.automation.orphans import orphan_sweep
@@ -21,21 +22,24 @@ class Automation:
     checks: list[dg.AssetChecksDefinition]
 
 
-def automation(runtime: Runtime, sync_job: str) -> Automation:
+def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecksDefinition]) -> Automation:
     """Everything that the settings ask the daemon to do.
 
     Args:
         runtime: Settings and store.
         sync_job: Name of the job that reads days.
+        warning: The checks that warn and hold nothing back.
     """
     settings = runtime.settings
     freshness_checks, freshness_sensors = swaps_freshness(settings)
+    told = [key for check in [*warning, *freshness_checks] for key in check.check_keys]
+    webhook = settings.alert_webhook
     sensors = [
         automation_sensor(),
         orphan_sweep(),
         *([log_retention(settings.keep_logs_days)] if settings.keep_logs_days else []),
         *freshness_sensors,
-        *([failure_alert(settings.alert_webhook)] if settings.alert_webhook else []),
+        *([failure_alert(webhook), warning_alert(webhook, told)] if webhook else []),
     ]
     return Automation([nightly_resync(runtime, sync_job)], sensors, freshness_checks)
 

@@ -115,14 +115,22 @@ def make_market(features: pl.DataFrame, pool: PoolSpec, config: BacktestConfig) 
     )
 
 
-def simulate(market: Market, policy: Policy, start_usdc: float) -> Run:
-    """Let a policy trade all episodes, each from a portfolio worth ``start_usdc``, half of it in ETH."""
+def simulate(market: Market, policy: Policy, start_usdc: float, eth_share: float | np.ndarray = 0.5) -> Run:
+    """Let a policy trade all episodes.
+
+    Args:
+        market: What is replayed.
+        policy: Decides.
+        start_usdc: Worth of each portfolio at the start, in USDC.
+        eth_share: Share of it that is ETH, of all episodes or ``[E]``.
+    """
     pool = market.pool
     eth_unit, usdc_unit = 10**pool.token0.decimals, 10**pool.token1.decimals
     episodes = range(len(market.starts))
     paths = market.price_paths()
+    in_eth = np.broadcast_to(start_usdc * np.asarray(eth_share), len(episodes))
     holdings = [
-        Holding(int(start_usdc / 2 / paths[e, 0] * eth_unit), int(start_usdc / 2 * usdc_unit)) for e in episodes
+        Holding(int(in_eth[e] / paths[e, 0] * eth_unit), int((start_usdc - in_eth[e]) * usdc_unit)) for e in episodes
     ]
     start_worth = np.array([worth(holdings[e], paths[e, 0], pool) for e in episodes])
     equity = np.empty_like(paths)

@@ -112,7 +112,7 @@ class _Questions:
 
     def adapter(self, decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         """The student decides; for the same states the rules are noted."""
-        states = _states(self._market, decision, holdings, self._config)
+        states = decision_states(self._market, decision, holdings, self._config)
         self._by_rules.extend(rules_answer(row) for row in states.iter_rows(named=True))
         said = self._answers("adapter", decision, states, before=0)
         self._by_adapter.extend(said)
@@ -123,14 +123,14 @@ class _Questions:
         # A base that has said no action so far still has the portfolio of the start: it is taken to hold.
         if decision >= self._base_decisions and not any(self.said_by_base):
             return [DraftAnswer((), "HOLD")] * len(holdings)
-        states = _states(self._market, decision, holdings, self._config)
+        states = decision_states(self._market, decision, holdings, self._config)
         said = self._answers("base", decision, states, before=self._config.decisions)
         self.said_by_base.extend(said)
         return said
 
     def rules(self, decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:
         """The embedded policy decides."""
-        states = _states(self._market, decision, holdings, self._config)
+        states = decision_states(self._market, decision, holdings, self._config)
         return [rules_answer(row) for row in states.iter_rows(named=True)]
 
     @property
@@ -154,8 +154,18 @@ class _Questions:
         return answers
 
 
-def _states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:
-    """One prompt for each episode, in the words of training."""
+def decision_states(market: Market, decision: int, holdings: Sequence[Holding], config: BacktestConfig) -> pl.DataFrame:
+    """One prompt for each episode, in the words of training.
+
+    Args:
+        market: What is replayed.
+        decision: Number of the decision.
+        holdings: Of every episode.
+        config: Wording, and edges between the words.
+
+    Returns:
+        The rows of ``render_prompts``.
+    """
     rows = [market.row(e, decision) for e in range(len(holdings))]
     indices = np.concatenate([np.arange(row - market.window + 1, row + 1) for row in rows])
     windows = market.swaps[indices].with_columns(

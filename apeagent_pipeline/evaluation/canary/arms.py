@@ -110,7 +110,7 @@ def answer_counts(
         "canary_rate": Rate.of(map(is_canary, answers)),
         "agreement": Rate.of(a == e["side"] for a, e in zip(decisions(answers), asked, strict=True)),
         "draft_discipline": Rate.of(map(_is_disciplined, read)),
-        "feasible_rate": Rate.of(_is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
+        "feasible_rate": Rate.of(is_affordable(a, e) for a, e in zip(read, asked, strict=True)),
         "plain_words_rate": Rate.of(map(_says_plain_words, answers)),
         "end_token_rate": Rate.of(answer.ending == "end_token" for answer in answers),
         "truncation_rate": Rate.of(answer.ending == "length" for answer in answers),
@@ -139,7 +139,8 @@ def _is_disciplined(answer: DraftAnswer | None) -> bool:
     return answer is not None and bool(answer.drafts) and max(map(word_count, answer.drafts)) <= DRAFT_WORDS
 
 
-def _is_affordable(answer: DraftAnswer | None, example: Mapping[str, Any]) -> bool:
+def is_affordable(answer: DraftAnswer | None, example: Mapping[str, Any]) -> bool:
+    """Whether an answer has an action that the holdings of its prompt pay for."""
     return answer is not None and is_feasible(answer, example["eth"], example["usdc"], example["price"])
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
-from apeagent_pipeline.defs.automation.alerts import failure_alert, post
+from apeagent_pipeline.defs.automation.alerts import failure_alert, post, warning_alert
 from apeagent_pipeline_tests.defs.webhook import Webhook
 from apeagent_pipeline_tests.servers import stopped_afterwards
 
@@ -75,3 +75,23 @@ def test_a_webhook_that_fails_does_not_keep_the_next_failure_from_being_told(web
         second = doomed.execute_in_process(instance=instance, raise_on_error=False).run_id
         tick(instance, webhook.address, missed.cursor)
     assert [second in told for told in webhook.told] == [True]
+
+
+def test_a_check_that_begins_to_warn_is_told_once_and_a_passing_one_never(webhook: Webhook) -> None:
+    says = {"passed": True, "description": "well"}
+
+    @dg.asset
+    def score() -> None: ...
+
+    @dg.asset_check(asset=score)
+    def still_good() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(severity=dg.AssetCheckSeverity.WARN, **says)  # type: ignore[arg-type]
+
+    key = dg.AssetCheckKey(dg.AssetKey("score"), "still_good")
+    sensor, cursor = warning_alert(SecretStr(webhook.address), [key]), None
+    with dg.DagsterInstance.ephemeral() as instance:
+        for passed, why in [(True, "well"), (False, "drift of day 1"), (False, "drift of day 1"), (True, "well")]:
+            says.update(passed=passed, description=why)
+            assert dg.materialize([score, still_good], instance=instance).success
+            cursor = sensor.evaluate_tick(dg.build_sensor_context(instance, cursor=cursor)).cursor
+    assert webhook.told == ["apeagent: check score:still_good warns. drift of day 1"]

@@ -1,0 +1,62 @@
+"""The check of the daily score of the adapter in service. It warns, and holds nothing back."""
+
+import dagster as dg
+
+from apeagent_pipeline.defs.last_time import seconds_last_time, teacher_cost
+from apeagent_pipeline.defs.resources import Runtime
+from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
+from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
+from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.student.promotion import find_service, history
+
+RETRAINED = (
+    "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality", "teacher_traces",
+    "distillation_dataset", "lora_adapter", "canary_eval", "promoted_adapter",
+)  # fmt: skip
+"""What a retraining builds."""
+_DAYS_REMEMBERED = 28
+
+
+def service_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
+    """The check of ``service_report``."""
+
+    @dg.asset_check(
+        asset=SERVICE_REPORT,
+        name="still_good",
+        description="The adapter in service keeps its form, decides as the rules do, and sees the market of its "
+        "training. Warns with what to do",
+        blocking=False,
+    )
+    def still_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        if not history(runtime.store):
+            return dg.AssetCheckResult(passed=True, description="no adapter is in service")
+        service = find_service(runtime.store)
+        reports = service_reports(runtime.store, service.adapter, _DAYS_REMEMBERED)
+        by_rules = runtime.settings.teacher == "rules"
+        expected = expected_rates(service.metrics, reports[:-DAYS], by_rules=by_rules)
+        found = warnings(reports[-DAYS:], expected)
+        told = f"{'; '.join(found)}. {how_to_retrain(runtime, context.instance)}" if found else "passed"
+        return dg.AssetCheckResult(
+            passed=not found,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told if reports else "no report on the adapter in service yet",
+            metadata={"adapter": service.adapter, "days": len(reports), "warnings": found},
+        )
+
+    return [still_good]
+
+
+def how_to_retrain(runtime: Runtime, instance: dg.DagsterInstance) -> str:
+    """The command that retrains on the newest stored days, with the time and the teacher's cost of last time."""
+    days = runtime.store.days("swap_features")[-runtime.profile.training_windows.days :]
+    command = f"`apeagent demo --from {days[0]} --to {days[-1]}`" if days else "`apeagent demo`"
+    seconds = seconds_last_time(instance, RETRAINED)
+    took = (
+        f"about {in_words(sum(seconds.values()))} as measured here before" if seconds else "time not measured here yet"
+    )
+    by_itself = {
+        "on_change": "The daemon also retrains by itself after changed data",
+        "weekly": "The daemon retrains on Sundays by itself",
+        "manual": "The daemon does not retrain by itself",
+    }[runtime.settings.retraining]
+    return f"To retrain on the newest days: {command} ({took}; {teacher_cost(runtime)}). {by_itself}."
