@@ -76,6 +76,21 @@ class Endpoint:
         return self._pacer.calls_per_second
 
     @property
+    def learned_pace(self) -> float | None:
+        """Calls a second that the node allows, or None if it refused no pace so far."""
+        return self._pacer.learned_per_second
+
+    @property
+    def learned_batch_size(self) -> int | None:
+        """Calls of one request that the node takes, or None if it refused no batch for its size so far."""
+        return self._most_in_batch if self._most_in_batch < BATCH_SIZE else None
+
+    def start_at(self, batch_size: int | None, calls_per_second: float | None) -> None:
+        """Begin with limits that are known; None: without that limit."""
+        self.batch_size = self._most_in_batch = min(batch_size or BATCH_SIZE, BATCH_SIZE)
+        self._pacer.start_at(calls_per_second)
+
+    @property
     def given_up(self) -> RpcError | None:
         """Why the endpoint is not asked at present, or None if it is."""
         if self._given_up is None or time.monotonic() >= self._given_up[0]:
@@ -98,7 +113,8 @@ class Endpoint:
         results: list[Any] = []
         failures = 0
         while len(results) < len(calls):
-            part = calls[len(results) : len(results) + self.batch_size]
+            size = min(self.batch_size, self._pacer.calls_at_once or self.batch_size)
+            part = calls[len(results) : len(results) + size]
             try:
                 results += self._send(part)
             except RpcError as error:
