@@ -441,6 +441,11 @@ class Collector:
         self._headers |= {header.number: header for header in self.client.ask(ask)}
 
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
+        if final.number == 0:
+            return DayNotFinalError(
+                f"{day} cannot be read: the endpoints know no final block but the first one of the chain, so they are not "
+                "synced. Wait until they are, or use other endpoints"
+            )
         head = read_header(self.client.call("eth_getBlockByNumber", "latest", False))
         until = datetime.fromtimestamp(end + max(head.timestamp - final.timestamp, 0), UTC) + timedelta(minutes=1)
         at = datetime.fromtimestamp(final.timestamp, UTC)

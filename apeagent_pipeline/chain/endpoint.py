@@ -46,6 +46,7 @@ class Endpoint:
         requests: Requests sent so far; a batch counts once.
         calls: JSON-RPC calls sent so far; a batch counts as many as it holds.
         batch_size: Calls that the node takes in one batch, as far as known.
+        answers: Requests that the node answered, be it with an error for each call.
         has_answered: Whether the node ever answered anything, be it an error.
     """
 
@@ -53,7 +54,7 @@ class Endpoint:
         self.has_answered = False
         self._given_up: tuple[float, RpcError] | None = None
         self._lost_batches = 0
-        self._answers = 0
+        self.answers = 0
         self._most_in_batch = BATCH_SIZE
         self.requests = 0
         self.calls = 0
@@ -160,8 +161,8 @@ class Endpoint:
             self._pacer.answered()
         if calls > 1:
             self._lost_batches = 0
-        self._answers += 1
-        if self._answers % _ANSWERS_BEFORE_GROWTH == 0:
+        self.answers += 1
+        if self.answers % _ANSWERS_BEFORE_GROWTH == 0:
             self.batch_size = min(2 * self.batch_size, self._most_in_batch)
 
     def results(self, calls: Sequence[Call]) -> list[Any]:
