@@ -443,7 +443,7 @@ class Collector:
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
         if final.number == 0:
             return DayNotFinalError(
-                f"{day} cannot be read: the endpoints know no final block but the first one of the chain, so they are not "
+                f"{day} cannot be read: the endpoints know no final block but the chain's first one, so they are not "
                 "synced. Wait until they are, or use other endpoints"
             )
         head = read_header(self.client.call("eth_getBlockByNumber", "latest", False))
