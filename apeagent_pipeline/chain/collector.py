@@ -6,7 +6,6 @@ Over 400 lines: the steps of reading a day share its ranges, endpoints and proof
 import contextlib
 import logging
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import date, datetime, timedelta
@@ -18,14 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.answers import Header, read_header, read_integer
+from apeagent_pipeline.chain.day_estimate import DayEstimate, estimate, measure
 from apeagent_pipeline.chain.day_reading import DayReading, Parts, Piece, PoolEvents
-from apeagent_pipeline.chain.days import SECONDS_PER_DAY, UTC, day_bounds, day_of, first_block_at_or_after
+from apeagent_pipeline.chain.days import UTC, day_bounds, day_of, first_block_at_or_after
 from apeagent_pipeline.chain.endpoint import Endpoint
+from apeagent_pipeline.chain.endpoint_limits import EndpointLimits
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
 from apeagent_pipeline.chain.liquidity import check_liquidity, empty_liquidity
-from apeagent_pipeline.chain.log_reader import SMALL_RANGE, LogReader, bad_answers_of, header_call, replaced_headers
+from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of, header_call, replaced_headers
+from apeagent_pipeline.chain.pacing import TimeLeft
 from apeagent_pipeline.chain.proof import DayProof
+from apeagent_pipeline.chain.range_size import RangeSize
 from apeagent_pipeline.chain.rpc import RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.chain.verification import Verification
@@ -34,7 +37,6 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 _log = logging.getLogger(__name__)
 
 _TIMES_READ = 3
-_REQUESTS_BESIDE_RANGES = 5
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -56,29 +58,6 @@ class CollectorConfig(BaseModel):
         1_800, ge=1, description="Blocks until a block counts as final, where the node knows no finalized or safe block"
     )
     transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
-
-
-class DayEstimate(NamedTuple):
-    """What one day will take from the first endpoint that answers.
-
-    Attributes:
-        range_blocks: Blocks that one request may ask for.
-        calls_per_second: Pace of the calls, or None if nothing limits it.
-        requests: Requests for one day.
-        seconds: Time for one day.
-    """
-
-    range_blocks: int
-    calls_per_second: float | None
-    requests: int
-    seconds: float
-
-    def __str__(self) -> str:
-        pace = f"{self.calls_per_second:.0f} calls a second" if self.calls_per_second else "no limit on the pace"
-        return (
-            f"{self.range_blocks:,} blocks a request, {pace}: about {self.requests:,} requests and "
-            f"{max(self.seconds / 60, 0.1):.1f} minutes for a day"
-        )
 
 
 class DayEvents(NamedTuple):
@@ -104,10 +83,16 @@ class Collector:
         config: Sizes of requests.
         parts: Folder in which the finished ranges of a day wait until the day is complete, so that a restart goes on
             where a killed run stopped; None keeps them in memory only.
+        limits: What the endpoints are known to allow, and where it is kept; None keeps nothing.
     """
 
     def __init__(
-        self, client: RpcClient, pool: PoolSpec, config: CollectorConfig | None = None, parts: Path | None = None
+        self,
+        client: RpcClient,
+        pool: PoolSpec,
+        config: CollectorConfig | None = None,
+        parts: Path | None = None,
+        limits: EndpointLimits | None = None,
     ) -> None:
         self.client = client
         self.pool = pool
@@ -118,6 +103,8 @@ class Collector:
         self._final: Header | None = None
         self._headers: dict[int, Header] = {}
         self._block_seconds = 2.0
+        self._limits = limits or EndpointLimits(None)
+        self._limits.apply(self._reader.sizes)
 
     @property
     def splits(self) -> int:
@@ -189,23 +176,26 @@ class Collector:
         return first, after - 1
 
     def estimate(self) -> DayEstimate:
-        """Ask for the logs of one small range and one of the configured size, and say what a day will take.
+        """Ask an endpoint for a few ranges, and say what a day will take; limits that were known are found anew.
 
         Raises:
             RpcError: if no endpoint answers.
         """
         final = self._final or self.final_block()
-        last, size = final.number, self.config.range_blocks
-        begun = time.monotonic()
-        first = max(last - size + 1, 0)
-        _, pieces = self._reader.read_range(first, first + size - 1, accept=_accept_all, most_pieces=1)
-        seconds = time.monotonic() - begun
-        endpoint = pieces[0].endpoint
-        blocks = self._reader.sizes[endpoint].blocks
-        requests = -(-int(SECONDS_PER_DAY / self._block_seconds) // blocks) + _REQUESTS_BESIDE_RANGES
-        pace = endpoint.calls_per_second
-        paced = requests * (2 if blocks > SMALL_RANGE else 1) / pace if pace else 0.0
-        return DayEstimate(blocks, pace, requests, max(paced, requests * seconds / self.config.parallel))
+        for endpoint in self.client.endpoints:
+            endpoint.start_at(None, None)
+            self._reader.sizes[endpoint] = RangeSize(self.config.range_blocks)
+        self._limits.forget()
+        found = measure(self._reader, final.number, self.config.range_blocks, self._block_seconds, self.config.parallel)
+        self._limits.keep(self._reader.sizes)
+        return found
+
+    def known_estimate(self) -> DayEstimate | None:
+        """What a day will take by the limits that are known of the first endpoint, or None. Asks nobody."""
+        endpoint = self.client.endpoints[0]
+        if not self._limits.knows(endpoint):
+            return None
+        return estimate(endpoint, self._reader.sizes[endpoint].blocks, self._block_seconds, 0.0)
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:
         """Every swap of the pool on a UTC day; `read_events` without the liquidity changes and the proof."""
@@ -225,12 +215,15 @@ class Collector:
             ChainError: WrongChainError, DayNotFinalError, ReorganisedError, RpcError, or if events are missing that no
                 endpoint has. A day is never returned in part.
         """
-        for _ in range(_TIMES_READ - 1):
-            with contextlib.suppress(ReorganisedError):
-                return self._read_day(day, progress)
-            self._headers.clear()
-            self._final = None
-        return self._read_day(day, progress)
+        try:
+            for _ in range(_TIMES_READ - 1):
+                with contextlib.suppress(ReorganisedError):
+                    return self._read_day(day, progress)
+                self._headers.clear()
+                self._final = None
+            return self._read_day(day, progress)
+        finally:
+            self._limits.keep(self._reader.sizes)
 
     def _read_day(self, day: date, progress: Progress) -> DayEvents:
         first, last = self.block_range(day)
@@ -258,19 +251,19 @@ class Collector:
         step = self.config.range_blocks
         ranges = [(start, min(start + step - 1, last)) for start in range(first, last + 1, step)]
         found = self._restore(reading, parts, ranges[:-1])
-        begun, restored = time.monotonic(), reading.blocks
+        time_left = TimeLeft(last - first + 1)
 
         def tell() -> None:
-            done, all_blocks = reading.blocks, last - first + 1
-            pace = (done - restored) / max(time.monotonic() - begun, 0.001)
+            done = reading.blocks
+            seconds = time_left.after(done)
             progress(
                 done,
-                all_blocks,
+                last - first + 1,
                 swaps=reading.swaps,
                 requests=self.client.requests,
                 splits=self.splits,
                 retries=self.client.retries,
-                **({"seconds_left": round((all_blocks - done) / pace)} if done > restored else {}),
+                **({} if seconds is None else {"seconds_left": round(seconds)}),
             )
 
         def read(first: int, last: int) -> PoolEvents:
@@ -279,17 +272,18 @@ class Collector:
             return events
 
         tell()
-        if len(ranges) > 1 and ranges[0] not in found and not any(size.answers for size in self._reader.sizes.values()):
-            # The very first range alone: it tells how much an answer holds before several of them come at once.
-            found[ranges[0]] = read(*ranges[0])
+        missing = [blocks for blocks in ranges[:-1] if blocks not in found]
+        # The very first range alone: it tells how much an answer holds before several of them come at once.
+        alone = 0 if any(size.answers for size in self._reader.sizes.values()) else 1
         with ThreadPoolExecutor(self.config.parallel) as executor:
-            futures = {executor.submit(read, *blocks): blocks for blocks in ranges[:-1] if blocks not in found}
-            pending = set(futures)
             try:
-                while pending:
-                    done, pending = wait(pending, _SECONDS_BETWEEN_NEWS, FIRST_COMPLETED)
-                    found |= {futures[future]: future.result() for future in done}
-                    tell()
+                for group in (missing[:alone], missing[alone:]):
+                    futures = {executor.submit(read, *blocks): blocks for blocks in group}
+                    pending = set(futures)
+                    while pending:
+                        done, pending = wait(pending, _SECONDS_BETWEEN_NEWS, FIRST_COMPLETED)
+                        found |= {futures[future]: future.result() for future in done}
+                        tell()
             except BaseException:
                 self.client.stop_waiting()
                 executor.shutdown(wait=True, cancel_futures=True)
@@ -447,6 +441,11 @@ class Collector:
         self._headers |= {header.number: header for header in self.client.ask(ask)}
 
     def _not_final(self, day: date, end: int, final: Header) -> DayNotFinalError:
+        if final.number == 0:
+            return DayNotFinalError(
+                f"{day} cannot be read: the endpoints know no final block but the chain's first one, so they are not "
+                "synced. Wait until they are, or use other endpoints"
+            )
         head = read_header(self.client.call("eth_getBlockByNumber", "latest", False))
         until = datetime.fromtimestamp(end + max(head.timestamp - final.timestamp, 0), UTC) + timedelta(minutes=1)
         at = datetime.fromtimestamp(final.timestamp, UTC)
@@ -454,10 +453,6 @@ class Collector:
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
             f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
         )
-
-
-def _accept_all(endpoint: Endpoint, events: PoolEvents, end: int, blocks: list[Any]) -> None:
-    """A piece of which nothing but its size matters."""
 
 
 def _known_block(answer: Any) -> Any:

@@ -16,6 +16,9 @@ from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, SWAP_KEY, empty_raw_swaps
 from apeagent_pipeline.chain.liquidity import LIQUIDITY_SCHEMA, empty_liquidity
 
+_WITNESS_BLOCKS = 500
+"""Of so many blocks, one is asked for again at the end of the day."""
+
 
 class PoolEvents(NamedTuple):
     """The events of one pool in a range of blocks, sorted by (block_number, log_index).
@@ -142,7 +145,7 @@ class DayReading:
 
     @property
     def witnesses(self) -> list[Header]:
-        """The block of the last swap of each piece. If the chain was not reorganised, all of them keep their hash."""
+        """Blocks with swaps, at most one of 500. If the chain was not reorganised, all of them keep their hash."""
         return list(self._witnesses.values())
 
     def add(self, first: int, last: int, swaps: pl.DataFrame) -> None:
@@ -153,7 +156,9 @@ class DayReading:
             if not swaps.is_empty():
                 row = swaps.row(-1, named=True)
                 number = row["block_number"]
-                self._witnesses[number] = Header(number, int(row["block_timestamp"].timestamp()), row["block_hash"])
+                self._witnesses[number // _WITNESS_BLOCKS] = Header(
+                    number, int(row["block_timestamp"].timestamp()), row["block_hash"]
+                )
 
     def forget(self, first: int, last: int, swaps: pl.DataFrame) -> None:
         """Take a range out of the counts: it will be read again."""
@@ -161,5 +166,5 @@ class DayReading:
             self.blocks -= last - first + 1
             self.swaps -= swaps.height
             self._witnesses = {
-                number: header for number, header in self._witnesses.items() if not first <= number <= last
+                place: header for place, header in self._witnesses.items() if not first <= header.number <= last
             }

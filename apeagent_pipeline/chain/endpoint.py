@@ -46,6 +46,7 @@ class Endpoint:
         requests: Requests sent so far; a batch counts once.
         calls: JSON-RPC calls sent so far; a batch counts as many as it holds.
         batch_size: Calls that the node takes in one batch, as far as known.
+        answers: Requests that the node answered, be it with an error for each call.
         has_answered: Whether the node ever answered anything, be it an error.
     """
 
@@ -53,7 +54,7 @@ class Endpoint:
         self.has_answered = False
         self._given_up: tuple[float, RpcError] | None = None
         self._lost_batches = 0
-        self._answers = 0
+        self.answers = 0
         self._most_in_batch = BATCH_SIZE
         self.requests = 0
         self.calls = 0
@@ -74,6 +75,21 @@ class Endpoint:
     def calls_per_second(self) -> float | None:
         """The pace at present, or None if nothing limits it."""
         return self._pacer.calls_per_second
+
+    @property
+    def learned_pace(self) -> float | None:
+        """Calls a second that the node allows, or None if it refused no pace so far."""
+        return self._pacer.learned_per_second
+
+    @property
+    def learned_batch_size(self) -> int | None:
+        """Calls of one request that the node takes, or None if it refused no batch for its size so far."""
+        return self._most_in_batch if self._most_in_batch < BATCH_SIZE else None
+
+    def start_at(self, batch_size: int | None, calls_per_second: float | None) -> None:
+        """Begin with limits that are known; None: without that limit."""
+        self.batch_size = self._most_in_batch = min(batch_size or BATCH_SIZE, BATCH_SIZE)
+        self._pacer.start_at(calls_per_second)
 
     @property
     def given_up(self) -> RpcError | None:
@@ -98,7 +114,8 @@ class Endpoint:
         results: list[Any] = []
         failures = 0
         while len(results) < len(calls):
-            part = calls[len(results) : len(results) + self.batch_size]
+            size = min(self.batch_size, self._pacer.calls_at_once or self.batch_size)
+            part = calls[len(results) : len(results) + size]
             try:
                 results += self._send(part)
             except RpcError as error:
@@ -144,8 +161,8 @@ class Endpoint:
             self._pacer.answered()
         if calls > 1:
             self._lost_batches = 0
-        self._answers += 1
-        if self._answers % _ANSWERS_BEFORE_GROWTH == 0:
+        self.answers += 1
+        if self.answers % _ANSWERS_BEFORE_GROWTH == 0:
             self.batch_size = min(2 * self.batch_size, self._most_in_batch)
 
     def results(self, calls: Sequence[Call]) -> list[Any]:

@@ -195,6 +195,8 @@ class LogReader:
             LogError: if a log is malformed or does not belong to the pool.
             RpcError: if the endpoint does not answer.
         """
+        if not logs:
+            return PoolEvents.none()  # two of three ranges of a free tier
         changes = [log for log in logs if _first_topic(log) == LIQUIDITY_TOPIC]
         swaps = [log for log in logs if _first_topic(log) != LIQUIDITY_TOPIC] if changes else logs
         # `joined` drops what a node sent twice and sorts the rest.

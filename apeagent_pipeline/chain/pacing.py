@@ -1,4 +1,4 @@
-"""Spaces requests, and finds the pace that an endpoint allows."""
+"""Spaces requests, finds the pace that an endpoint allows, and tells the time that is left."""
 
 import threading
 import time
@@ -8,6 +8,28 @@ from collections.abc import Callable
 _SLOWER, _FASTER = 1.25, 0.99
 _SLOWEST = 5.0
 _SECONDS_BETWEEN_CHANGES = 1.0
+_REMEMBERED_SECONDS = 60.0
+
+
+class TimeLeft:
+    """Seconds until some work is done, by the pace of the last minute: an endpoint's pace changes.
+
+    Args:
+        total: Units of work.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def after(self, done: int) -> float | None:
+        """Seconds left when so many units are done; None as long as nothing tells the pace."""
+        now = time.monotonic()
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - _REMEMBERED_SECONDS:
+            self._marks.popleft()
+        begun, before = self._marks[0]
+        return (self._total - done) * (now - begun) / (done - before) if done > before else None
 
 
 class Pacer:
@@ -33,6 +55,24 @@ class Pacer:
     def calls_per_second(self) -> float | None:
         """The pace at present, or None if nothing limits it."""
         return 1 / self._interval if self._interval else None
+
+    @property
+    def calls_at_once(self) -> int | None:
+        """Most calls of one request, or None for no limit: a request takes no more than a second's share.
+
+        At least two, because a question and the head of the chain go together.
+        """
+        return max(2, int(1 / self._interval)) if self._interval else None
+
+    @property
+    def learned_per_second(self) -> float | None:
+        """The pace at present if refusals made it slower than it might be, else None."""
+        return 1 / self._interval if self._interval > self._least else None
+
+    def start_at(self, per_second: float | None) -> None:
+        """Begin with a pace that is known to be allowed; None: with the largest."""
+        with self._lock:
+            self._interval = max(self._least, 1 / per_second) if per_second else self._least
 
     def wait(self, requests: int) -> None:
         """Wait until so many requests may be sent."""

@@ -18,6 +18,7 @@ class RangeSize:
         blocks: Size of the next range, in blocks.
         answers: Ranges answered so far.
         splits: Refusals so far.
+        is_named: Whether the node named the largest size.
     """
 
     _ANSWERS_BEFORE_GROWTH, _MOST_ANSWERS_BEFORE_GROWTH = 10, 80
@@ -26,12 +27,35 @@ class RangeSize:
         self.blocks = largest
         self.answers = 0
         self.splits = 0
+        self.is_named = False
         self._largest = largest
         self._worked = 0
         self._refused = largest + 1
         self._in_a_row = 0
         self._patience = self._ANSWERS_BEFORE_GROWTH
         self._lock = threading.Lock()
+
+    @property
+    def limit(self) -> int | None:
+        """Blocks of the largest range that was not refused, or None if no range was refused for its size."""
+        return max(self.blocks, self._worked) if self.is_named or self._refused <= self._largest else None
+
+    def start_at(self, blocks: int, *, is_named: bool) -> None:
+        """Begin with a size that is known to be allowed.
+
+        Args:
+            blocks: The size.
+            is_named: Whether the node named it as its limit, so that no larger one is tried.
+        """
+        with self._lock:
+            if blocks >= self._largest:
+                return
+            self.blocks = self._worked = blocks
+            self.is_named = is_named
+            if is_named:
+                self._largest = blocks
+            else:
+                self._refused, self._patience = blocks + 1, self._MOST_ANSWERS_BEFORE_GROWTH
 
     def answered(self, blocks: int, logs: int) -> None:
         """Record that the endpoint answered a range of ``blocks`` blocks with ``logs`` logs."""
@@ -65,6 +89,7 @@ class RangeSize:
         with self._lock:
             self.splits += 1
             if hint and is_limit:
+                self.is_named = True
                 self._largest = min(self._largest, hint)
             if self.blocks < blocks:
                 self.blocks = min(self.blocks, self._largest)

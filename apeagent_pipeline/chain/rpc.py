@@ -267,6 +267,7 @@ class RpcClient:
         if not left:
             raise next(endpoint.given_up for endpoint in allowed if endpoint.given_up is not None)
         failures: Counter[Endpoint] = Counter()
+        answers = {endpoint: endpoint.answers for endpoint in left}
         begun = time.monotonic()
         while True:
             endpoint = self._choose(left)
@@ -277,6 +278,10 @@ class RpcClient:
                 self._turn_away_from(endpoint)
                 if self._is_final(endpoint, error, failures[endpoint], time.monotonic() - begun):
                     left.remove(endpoint)
+                    is_dead = error.kind is not RpcErrorKind.FATAL and endpoint.answers == answers[endpoint]
+                    if is_dead and endpoint.given_up is None:
+                        # In all that time it answered no other thread either: other days need not try.
+                        endpoint.give_up(error, _GIVEN_UP_SECONDS)
                 if not left or self._stopped.is_set():
                     raise endpoint.given_up or error from None
                 self._count_retry()
@@ -298,10 +303,7 @@ class RpcClient:
         patience = _PATIENCE_SECONDS if endpoint.has_answered else _PATIENCE_AT_FIRST
         if error.kind is RpcErrorKind.UNKNOWN:
             attempts = min(attempts, _ATTEMPTS_AT_UNKNOWN)
-        is_final = failures >= attempts or (error.is_silent and seconds > patience)
-        if is_final and error.is_silent:
-            endpoint.give_up(error, _GIVEN_UP_SECONDS)
-        return is_final
+        return failures >= attempts or (error.is_silent and seconds > patience)
 
     def _wait(self, endpoint: Endpoint, error: RpcError, failures: Counter[Endpoint], left: Sequence[Endpoint]) -> None:
         # Another endpoint is asked at once. Only after each of them failed is it time to wait.

@@ -13,7 +13,7 @@ from apeagent_pipeline.amm.pool_spec import DynamicFeeError, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.chain.archive.swap_archive import IMPORT_VERSION
 from apeagent_pipeline.chain.day_records import DayRecords, notes_of
-from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, SECONDS_PER_DAY
+from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.events import check_raw_swaps
 from apeagent_pipeline.chain.liquidity import empty_liquidity
 from apeagent_pipeline.chain.pool_lookup import ChosenPool, chosen_pool
@@ -245,6 +245,7 @@ class RpcSource:
     @cached_property
     def _collector(self) -> "Collector":
         from apeagent_pipeline.chain.collector import Collector, CollectorConfig
+        from apeagent_pipeline.chain.endpoint_limits import EndpointLimits
 
         settings = self._settings
         config = CollectorConfig(
@@ -252,8 +253,9 @@ class RpcSource:
             finality_depth=settings.rpc_finality_depth,
             transactions=settings.rpc_transactions,
         )
-        parts = settings.home.absolute() / "cache" / "ranges" / self.fingerprint()
-        return Collector(self._client, self.pool, config, parts)
+        cache = settings.home.absolute() / "cache"
+        parts, limits = cache / "ranges" / self.fingerprint(), EndpointLimits(cache / "endpoints")
+        return Collector(self._client, self.pool, config, parts, limits)
 
     @cached_property
     def _records(self) -> DayRecords:
@@ -315,17 +317,21 @@ class RpcSource:
         return kept
 
     def plan(self, days: int) -> str:
-        """What some days will take by the settings alone; a node that allows less takes longer."""
-        blocks, pace = self._settings.rpc_range_blocks, self._settings.rpc_requests_per_second
-        requests = days * -(-SECONDS_PER_DAY // BLOCK_SECONDS // blocks)
-        at_pace = f", at {pace:g} calls a second {requests * 2 / pace:.0f} s" if pace else ""
+        """What some days will take. A node is asked if its limits are not known from the last week."""
+        from apeagent_pipeline.chain.errors import ChainError
+
+        try:
+            day = self._collector.known_estimate() or self._collector.estimate()
+        except ChainError as error:
+            return f"what {days} days take is not known: {error}"
+        minutes = max(days * day.seconds / 60, 0.1)
         return (
-            f"{days} days, at least {requests:,} requests of {blocks:,} blocks{at_pace}. A node that allows fewer "
-            "blocks takes longer: `apeagent doctor` asks it"
+            f"{days} {'day' if days == 1 else 'days'} from {day.endpoint}, {day.limits}: about "
+            f"{days * day.requests:,} requests and {minutes:.1f} minutes"
         )
 
     def estimate(self) -> str:
-        """How many blocks a request may ask for, how fast, and what a day will take. Asks a node.
+        """How many blocks a request may ask for, how fast, and what a day will take. Asks a node, whatever is known.
 
         Raises:
             ChainError: if no endpoint answers.

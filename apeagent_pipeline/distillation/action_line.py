@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any, Literal, NamedTuple, NoReturn, cast, get_args
 
+from apeagent_pipeline.distillation.answer_text import SIGNS
 from apeagent_pipeline.distillation.canary_words import (
     ANY_CANARY_WORD,
     HOLD_WORDS,
@@ -102,7 +103,7 @@ _AMOUNT_ONLY = re.compile(rf"(?:{TRADE_WORDS}) \$?{_NUMBER}", _FLAGS)
 _AMOUNT_AND_WORD = re.compile(rf"(?:{TRADE_WORDS}) \$?{_NUMBER} ?([A-Za-z]+)", _FLAGS)
 _STARTS_LIKE_TRADE = re.compile(rf"(?:{TRADE_WORDS}) [$+<]?[\d.,]", _FLAGS)
 
-_MARK = re.compile(r"^(?:[-*•·–—]|→|⇒|[-=]>|>(?!\s*\d)|\(?\d{1,2}[.)])\s+|^(?:→|⇒)")  # noqa: RUF001
+_MARK = re.compile(rf"^(?:[{SIGNS}]\ufe0f?|[-*•·–—]|→|⇒|[-=]>|>(?!\s*\d)|\(?\d{{1,2}}[.)])\s+|^(?:→|⇒)")  # noqa: RUF001
 _LABEL = re.compile(
     r"^(?:the |my )?(?:(?:final|recommended|trading|trade|suggested|next) )?"
     r"(?:action|answer|decision|trade|recommendation|output|result)\s*:\s*",
@@ -170,7 +171,7 @@ def _bare(line: str) -> str:
         before = bare
         bare = _MARK.sub("", bare).strip()
         bare = _LABEL.sub("", _EMPHASIS.sub("", bare).replace("__", "")).strip()
-        bare = re.sub(r"(?<=[\w*_`\"')\]}$”’»])[.!。]$", "", bare).strip()  # noqa: RUF001
+        bare = re.sub(r"(?<=[\w*_`\"')\]}$”’»])[.!。;]$", "", bare).strip()  # noqa: RUF001
         if "\\" in bare:
             bare = re.sub(r"\s+", " ", _LATEX_BLANK.sub(" ", _BOX.sub(r"\1", bare))).strip()
         for begin, end in _WRAPPERS:

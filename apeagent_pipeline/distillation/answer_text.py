@@ -31,7 +31,10 @@ _CHANNEL = re.compile(
 _LATEX = re.compile(r"\\[A-Za-z]+|\\[()\[\]]")
 _FENCE = re.compile(r"^[ \t]*(?:```+|~~~+)[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
 _WIDE_SPACES = re.compile(r"[\u00a0\u2007\u202f\u2009]")
-_LIST_MARK = re.compile(r"^(?:[-*•·]|→|>(?!\s*\d)|\(?\d{1,2}[.)]|#{1,3})\s+(?:\[[ xX]\]\s+)?")
+SIGNS = "✅✔☑👉➡▶📈📉🟢🔴"
+"""Pictures that stand before a line and say no more than the line does; a cross is none of them."""
+
+_LIST_MARK = re.compile(rf"^(?:[{SIGNS}]\ufe0f?|[-*•·]|→|>(?!\s*\d)|\(?\d{{1,2}}[.)]|#{{1,3}})\s+(?:\[[ xX]\]\s+)?")
 _RULE = re.compile(r"[-*_=`•\s]*")
 _SENTENCE_END = re.compile(r"(?<=[^\s.])\.\s+(?=\S)")
 _ABBREVIATION = re.compile(

@@ -34,7 +34,8 @@ from apeagent_pipeline_tests.chain.faulty_proxy import FaultyProxy, running
 
 DAYS = 3
 RUNS = 5
-OURS, EACH, TOGETHER = "this collector", "web3, calls for each event", "decode, validate, write"
+OURS, UNPROVEN = "this collector", "this collector without proofs"
+EACH, TOGETHER = "web3, calls for each event", "decode, validate, write"
 VALUE_TYPES = ["int128", "int128", "uint160", "uint128", "int24", "uint24"]
 VALUES = ["sender", "amount0", "amount1", "sqrt_price_x96", "liquidity", "tick", "fee"]
 COLUMNS = [*SWAP_KEY, "transaction_hash", *VALUES, "timestamp", "tx_from"]
@@ -176,6 +177,9 @@ def compare(devnet: Devnet, cryo: str | None, first: int, last: int, truth: pl.D
         ranges, inner = ours | {"range_blocks": blocks}, daily | {"inner_request_size": blocks}
         readings += [
             reading(f"{OURS}, {blocks:,} blocks", "collector", found_by_collector, ranges, RUNS),
+            reading(
+                f"{UNPROVEN}, {blocks:,} blocks", "collector", found_by_collector, ranges | {"proofs": False}, RUNS
+            ),
             reading(f"cryo, {blocks:,} blocks", "cryo", found_by_cryo, inner, RUNS),
         ]
     senders = ours | {"range_blocks": 10_000, "transactions": True}
@@ -318,6 +322,12 @@ def judge(results: dict[str, Result], microseconds: float | None, peak: float | 
             row(f"requests, {blocks} blocks: 1.2 x cryo's", 1.2 * theirs.requests, ours.requests)
             row(f"wall, {blocks} blocks: cryo's", theirs.wall, ours.wall, " s")
             row(f"wall without imports, {blocks} blocks: cryo's", theirs.reading, ours.reading, " s")
+        unproven = results.get(f"{UNPROVEN}, {blocks} blocks")
+        if ours and unproven:
+            row(f"requests with proofs, {blocks} blocks: 1.3 x those without", 1.3 * unproven.requests, ours.requests)
+            row(
+                f"seconds with proofs, {blocks} blocks: 1.3 x those without", 1.3 * unproven.reading, ours.reading, " s"
+            )
         if ours:
             row(f"requests, {blocks} blocks: a 50th of one for each event", ours.swaps.height / 50, ours.requests)
     if microseconds is not None:

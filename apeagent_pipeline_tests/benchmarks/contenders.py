@@ -31,8 +31,13 @@ ABI = [
 ]
 
 
-def collector(url: str, pool: dict[str, Any], days: list[str], folder: str, rate: float, **config: Any) -> float:
-    """This collector: a day read, judged and encoded as the asset ``raw_swaps`` does it, one Parquet file each."""
+def collector(
+    url: str, pool: dict[str, Any], days: list[str], folder: str, rate: float, proofs: bool = True, **config: Any
+) -> float:
+    """This collector: a day read, judged and encoded as the asset ``raw_swaps`` does it, one Parquet file each.
+
+    Without ``proofs``, the first answers of the node are believed.
+    """
     from pydantic import SecretStr
 
     from apeagent_pipeline.amm.pool_spec import PoolSpec
@@ -41,6 +46,10 @@ def collector(url: str, pool: dict[str, Any], days: list[str], folder: str, rate
     from apeagent_pipeline.chain.completeness import chain_rate
     from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
 
+    if not proofs:
+        from apeagent_pipeline.chain.proof import DayProof
+
+        Collector._verify = lambda self, reading, events: (events, DayProof(()))  # type: ignore[method-assign]
     begun = time.perf_counter()
     client = RpcClient([MaskedHTTPProvider(SecretStr(url), "RPC endpoint 1")], requests_per_second=rate)
     reader = Collector(client, PoolSpec.model_validate(pool), CollectorConfig(**config), Path(folder) / "parts")

@@ -14,7 +14,7 @@ from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline_tests.chain import lying_nodes as lies
 from apeagent_pipeline_tests.chain.campaign import DAY, Truth, run, truth
 from apeagent_pipeline_tests.chain.dressed_nodes import DRESSES
-from apeagent_pipeline_tests.chain.faulty_proxy import Fault, hangs_up, http_error, range_limit, rpc_error
+from apeagent_pipeline_tests.chain.faulty_proxy import Fault, hangs_up, html, http_error, range_limit, rpc_error
 
 SECRET = "s3cr3t"
 
@@ -159,6 +159,23 @@ def test_a_hopeless_endpoint_is_given_up_within_seconds_once_for_all_days(
             with pytest.raises(ChainError, match=told):
                 collector.read_day(DAY + timedelta(days=i))
         assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(("fault", "told"), [(http_error(502), "502"), (html(), "not JSON"), (http_error(429), "429")])
+def test_an_endpoint_that_never_answers_properly_is_waited_for_once_for_all_days(
+    fault: Fault, told: str, true: Truth
+) -> None:
+    waited: list[float] = []
+    with lies.nodes(true.provider, [fault]) as (node,):
+        collector = lies.collector_of([node], sleep=waited.append)
+        with pytest.raises(ChainError, match=told):
+            collector.read_day(DAY)
+        first, asked = sum(waited), node.requests
+        for i in (1, 2):
+            with pytest.raises(ChainError, match=told):
+                collector.read_day(DAY + timedelta(days=i))
+    assert 30 < first < 75, "a gateway may come back within a minute"
+    assert (sum(waited), node.requests) == (first, asked)
 
 
 def test_a_head_that_stands_still_does_not_end_the_day_if_another_endpoint_goes_on(true: Truth) -> None:
