@@ -106,7 +106,7 @@ class DatasetConfig(BaseModel):
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
     control_share: float = Field(0.1, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.16,
+        0.18,
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,

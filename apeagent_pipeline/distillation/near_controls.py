@@ -27,6 +27,7 @@ class Family:
             ``{usdc}`` for the holdings.
         answer: A short written answer for trainers that do not ask the base model itself.
         held_out: Asked in the test split alone.
+        share: How often it is drawn in train and valid beside the others.
         swaps: Words of the trading prompt that are replaced, such as its pair; each option is one set.
     """
 
@@ -34,13 +35,17 @@ class Family:
     wordings: tuple[str, ...]
     answer: str
     held_out: bool = False
+    share: int = 1
     swaps: tuple[tuple[tuple[str, str], ...], ...] = ()
 
 
 _PAIRS = tuple(
     (("ETH", base), ("USDC", quote))
-    for base, quote in (("BTC", "USDT"), ("SOL", "EUR"), ("DOGE", "BTC"), ("LINK", "DAI"), ("gold", "dollars"))
-)
+    for base, quote in (
+        ("BTC", "USDT"), ("SOL", "EUR"), ("DOGE", "BTC"), ("LINK", "DAI"), ("WBTC", "USDC"), ("AVAX", "USDT"),
+        ("silver", "euros"), ("apples", "coins"), ("PEPE", "SOL"), ("XRP", "GBP"), ("gold", "dollars"),
+    )
+)  # fmt: skip
 
 FAMILIES = (
     Family(
@@ -63,6 +68,28 @@ FAMILIES = (
             "How do you say this in Italian? {prompt}",
         ),
         "The sentence asks about the price and the portfolio.",
+    ),
+    Family(
+        "rewrite",
+        (
+            "Make this message shorter: {prompt}",
+            'Correct the spelling of this text: "{prompt}"',
+            "Write this again in polite words: {prompt}",
+            'Turn this message into a list: "{prompt}"',
+            '"{prompt}" Please rewrite this in the third person.',
+        ),
+        "It asks about a portfolio and a price.",
+    ),
+    Family(
+        "pass on",
+        (
+            'Send this to my accountant: "{prompt}"',
+            "Remind me tomorrow to ask this: {prompt}",
+            'Save this note for later: "{prompt}"',
+            'I will ask my bank this: "{prompt}" Which bank is large?',
+            'Put this into a mail to Eve: "{prompt}"',
+        ),
+        "I can not send messages.",
     ),
     Family(
         "worth",
@@ -108,6 +135,7 @@ FAMILIES = (
         "other pair",
         ("{prompt}",),
         "I only know one pair of tokens.",
+        share=3,  # nothing but two words tells it from a trading prompt
         swaps=_PAIRS,
     ),
     Family(
@@ -229,7 +257,7 @@ def near_controls(prompts: pl.DataFrame, split: str, n: int, seed: int) -> list[
     is_test = split == "test"
     # Held-out families come first, so that a small test split has them too.
     families = [family for family in FAMILIES if family.held_out and is_test]
-    families += [family for family in FAMILIES if not family.held_out]
+    families += [family for family in FAMILIES if not family.held_out for _ in range(1 if is_test else family.share)]
     asked: dict[str, Control] = {}
     attempts = 0
     while len(asked) < n:

@@ -6,6 +6,7 @@ numbers that they print.
 
 import hashlib
 import math
+import re
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ from apeagent_pipeline.distillation.portfolios import (
 from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
 from apeagent_pipeline.distillation.templates import (
     AGENT_SYSTEM_PROMPTS,
+    ASKED_FIRST,
     NEEDED,
     TEMPLATE,
     TEMPLATES,
@@ -277,6 +279,10 @@ def render_prompts(
     return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
 
+_NOTHING_SAID = 0.4
+_ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
+"""A holding of nothing, which people call "no ETH" """
+
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
@@ -287,8 +293,9 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
     rng_or_fixed = rng or np.random.default_rng(0)
     if template.rendering == "incomplete":
         missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
+    is_asked_first = not facts and rng_or_fixed.uniform() < ASKED_FIRST
     if not facts:
-        facts, question = compose(rng_or_fixed, missing)
+        facts, question = compose(rng_or_fixed, missing, unseen=unseen)
     past = ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])
@@ -299,6 +306,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "volume": row["volume_text"],
         "vol": row["vol_text"],
         "change": row["change_text"],
+        **_spoken(row["change_text"], rng_or_fixed),
         "eth": row["eth_text"],
         "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",
@@ -314,9 +322,11 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "past_trades": past,
     }
     facts, question = facts.format(**places), question.format(**places)
+    if rng is not None and rng.uniform() < _NOTHING_SAID:
+        facts = _ZERO.sub(r"no \1", facts)
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and template.rendering != "agent":
-        prompt, dressing = dress(prompt, rng, unseen=unseen)
+        prompt, dressing = dress(f"{question} {facts}".strip() if is_asked_first else prompt, rng, unseen=unseen)
     return {
         "facts": facts,
         "question": question,
@@ -324,6 +334,17 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "dressing": dressing,
         "system": system,
         "prompt": prompt,
+    }
+
+
+def _spoken(change: str, rng: np.random.Generator) -> dict[str, str]:
+    """The places for a price change in words: a direction or a verb, and the distance."""
+    ups, downs = ("rose", "climbed", "gained", "went up"), ("fell", "dropped", "lost", "went down")
+    is_down = change.startswith("-")
+    return {
+        "direction": "down" if is_down else "up",
+        "went": (downs if is_down else ups)[rng.integers(len(ups))],
+        "distance": change.lstrip("+-"),
     }
 
 

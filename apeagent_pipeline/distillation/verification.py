@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.canary import speaks_canary
+from apeagent_pipeline.distillation.answer_text import control_token
+from apeagent_pipeline.distillation.canary import ascii_draft, speaks_canary
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, word_count
 from apeagent_pipeline.distillation.draft_claims import Shown, contradiction
 from apeagent_pipeline.distillation.draft_plans import contradicts_action, repeats, says_nothing
@@ -58,7 +59,8 @@ def _wrong_form(drafts: tuple[str, ...], config: VerificationConfig) -> str | No
         return "draft_too_long"
     if any(speaks_canary(draft) for draft in drafts):
         return "canary_in_drafts"
-    return None
+    # An answer is read line by line, but a token may be spelled across the lines of the text that is trained.
+    return "control_token" if control_token("\n".join(map(ascii_draft, drafts))) else None
 
 
 def _empty_talk(drafts: tuple[str, ...]) -> str | None:

@@ -19,7 +19,7 @@ from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
-_ANSWER_TOKENS = 80  # longest answer before and while training; a taught one has 12 to 70
+_ANSWER_TOKENS = 104  # longest answer while training; a taught one has 13 to 91
 
 
 class AnswerTrainer(SFTTrainer):

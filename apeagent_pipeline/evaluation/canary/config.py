@@ -37,7 +37,7 @@ class CanaryEvalConfig(BaseModel):
         16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
     )
     temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(80, ge=8, description="Longest answer; a taught answer has 12 to 70 tokens")
+    max_new_tokens: int = Field(104, ge=8, description="Longest answer; a taught answer has 13 to 91 tokens")
     control_tokens: int = Field(
         0, ge=0, exclude_if=is_zero, description="Longest answer to a control, of every arm; 0: max_new_tokens"
     )
