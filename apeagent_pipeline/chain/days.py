@@ -1,22 +1,22 @@
 """UTC days and the blocks that belong to them.
 
 A day is the half-open range of time from its midnight to the next. Its blocks are those from the first block at or
-after its start to the block before the next day's first. Neighbouring days share the function that finds the border,
-so there is neither a gap nor an overlap.
+after its start to the block before the next day's first. One function finds the border between two neighbouring days,
+so no block is left out and none belongs to two days.
 """
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 FIRST_DAY = date(2025, 1, 21)
-"""The first day of the partitions: the day on which Uniswap V4's routers came to Base."""
+"""The first day of the partitions: Uniswap V4's routers were deployed on Base that day."""
 
 SECONDS_PER_DAY = 86_400
 BLOCK_SECONDS = 2
-"""Between two blocks of Base, and of the chains that stand in for it."""
+"""Seconds between two blocks of Base, and of the embedded chain and the devnet."""
 
 GENESIS_TIMESTAMP = 1_686_789_347
-"""Of Base's block 0."""
+"""Timestamp of Base's block 0, in seconds since 1970."""
 
 
 def day_bounds(day: date) -> tuple[int, int]:
@@ -36,13 +36,13 @@ def days_between(first: date, last: date) -> list[date]:
 
 
 def first_block_of(day: date) -> int:
-    """The first block of a UTC day on a chain that kept Base's block time: a plan or a guess, for Base itself."""
+    """The first block of a UTC day, computed from Base's block time: exact where no block came late, else a guess."""
     start, _ = day_bounds(day)
     return -(-(start - GENESIS_TIMESTAMP) // BLOCK_SECONDS)
 
 
 def timestamp_of(block: int) -> int:
-    """When a block comes on such a chain, in seconds since 1970."""
+    """Timestamp of a block in seconds since 1970, computed from Base's block time."""
     return GENESIS_TIMESTAMP + BLOCK_SECONDS * block
 
 
@@ -51,12 +51,12 @@ def first_block_at_or_after(
 ) -> int:
     """The first block whose timestamp is at or after a moment.
 
-    The chain's block time gives a first guess, the headers on both sides confirm it; where it is wrong, the search
-    interpolates and bisects. With a steady block time it takes three headers.
+    The chain's block time gives a first guess, and the headers on both sides confirm it. If the guess is wrong, the
+    search interpolates and bisects. With a steady block time three headers are enough.
 
     Args:
         moment: Seconds since 1970.
-        head: A block known to exist; blocks after it are not asked for.
+        head: A block known to exist; no later header is requested.
         timestamp_at: Gives a block's timestamp from its header.
         block_seconds: Usual time between two blocks.
 
@@ -68,8 +68,10 @@ def first_block_at_or_after(
     """
     head_time = timestamp_at(head)
     if head_time < moment:
-        raise ValueError(f"block {head} is of {head_time}, before {moment}: the block asked for does not exist yet")
-    # Invariant: timestamp(low) < moment <= timestamp(high), with block -1 before all time.
+        raise ValueError(
+            f"block {head} has the timestamp {head_time}, before {moment}: the block asked for does not exist yet"
+        )
+    # Invariant: timestamp(low) < moment <= timestamp(high); block -1 stands for any earlier time.
     low, high = -1, head
     guess = head - int((head_time - moment) // block_seconds)
     bisects = False
@@ -84,7 +86,7 @@ def first_block_at_or_after(
             low = guess
             step = int((moment - found) // block_seconds)
             guess += max(step, 1)
-        # A block time that misleads twice in a row is not trusted every time: halving ends the search for certain.
+        # After a guess that was wrong, every other step bisects, so that the search ends whatever the block times are.
         if bisects:
             guess = (low + high) // 2
         bisects = step > 1 and not bisects

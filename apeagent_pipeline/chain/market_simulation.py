@@ -1,9 +1,9 @@
 """One day of a seeded market that trades in a pool with exact Uniswap V4 arithmetic.
 
-Not a copy of any market: a small set of causes from which the known facts of real swaps follow. A fair price moves
-elsewhere, with trends and with volatility that comes in clusters; people swap sizes that are mostly small and often
-round, on the same side for a while; arbitrageurs close the gap between pool and fair price when it pays the fee;
-providers add and remove liquidity. Everything is a function of (seed, day), so any day can be made without the days
+The model copies no market; it has a few causes that produce the known statistics of real swaps. A fair price moves on
+another exchange, with trends and clustered volatility. People swap sizes that are mostly small and often round, and
+stay on one side for a while. Arbitrageurs close the gap between pool and fair price when the gap exceeds the fee.
+Providers add and remove liquidity. Everything is a function of (seed, day), so any day can be made without the days
 before it: a day opens exactly at its anchor price, and its last swap arbitrages the pool exactly to the next anchor.
 """
 
@@ -25,20 +25,20 @@ from apeagent_pipeline.amm.ticks import Q96
 from apeagent_pipeline.chain.days import FIRST_DAY, SECONDS_PER_DAY
 
 SIMULATION_VERSION = 1
-"""Raise it with every change that changes a swap: it is part of the data's fingerprint."""
+"""Part of the data's fingerprint. Raise it with every change of the code that changes a swap."""
 
 BLOCKS_PER_DAY = SECONDS_PER_DAY // 2
 
 UNIVERSAL_ROUTER = "0x6ff5693b99212da76ad316178a184ab56d299b43"
 
-# What each stream of random numbers is for; a seed sequence of (seed, purpose, ...) keeps them apart.
+# Purposes of the streams of random numbers; the seed sequence (seed, purpose, ...) makes them independent.
 _ANCHORS, _MARKET, _TRADERS, _LIQUIDITY = range(4)
 
 _MEAN_PRICE, _FIRST_PRICE = 2_900.0, 3_250.0
 _DAILY_REVERSION, _DAILY_VOLATILITY = 0.96, 0.035
 _MEAN_LIQUIDITY, _MEAN_LIQUIDITY_DECIMALS = 3.2e16, 18 + 6
 
-# Quantiles of swap sizes in whole token1 (USDC), read off real swaps of the preset pool: dust, then the hundreds.
+# Quantiles of swap sizes in whole token1 (USDC), measured on real swaps of the preset pool.
 _SIZE_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 _SIZE_USDC = (0.005, 0.025, 0.3, 1.2, 10.0, 95.0, 280.0, 520.0, 660.0, 1_250.0, 4_500.0, 20_000.0)
 _ROUND_USDC = np.array(
@@ -83,7 +83,7 @@ class SimulatedDay(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known about a day before the first swap; every array is [n], one entry a swap."""
+    """The random numbers of a day, drawn before its first swap; every array is [n], one entry a swap."""
 
     block: np.ndarray
     fair_log_price: np.ndarray
@@ -106,7 +106,7 @@ def anchor_price(seed: int, day: date) -> float:
     if days < 0:
         raise ValueError(f"the simulated market opens on {FIRST_DAY}, not on {day}")
     rng = np.random.default_rng([seed, _ANCHORS])
-    # One row of numbers a day: a longer walk begins with the shorter one.
+    # One row of numbers a day, so that a longer walk begins with the shorter one.
     shocks = rng.standard_normal((days + 1, 2))
     log_volatility = lfilter([0.35], [1.0, -0.8], shocks[:, 0])
     moves = _DAILY_VOLATILITY * np.exp(0.6 * log_volatility - 0.15) * np.clip(shocks[:, 1], -2.5, 2.5)
@@ -123,7 +123,7 @@ def simulate_day(seed: int, day: date, pool_spec: PoolSpec) -> list[SimulatedSwa
 def simulate_events(seed: int, day: date, pool_spec: PoolSpec) -> SimulatedDay:
     """All swaps and liquidity changes of one UTC day in the order of the chain.
 
-    A day opens with positions of its own, which replace all positions of the day before.
+    The positions with which a day opens replace all positions of the day before.
 
     Args:
         seed: Of the market; the same seed gives the same chain.
@@ -139,7 +139,7 @@ def simulate_events(seed: int, day: date, pool_spec: PoolSpec) -> SimulatedDay:
     market = _Market(providers.pool, pool_spec, plan)
     swaps: list[SimulatedSwap] = []
     changes: list[SimulatedLiquidityChange] = []
-    # The pool's state after one swap is the start of the next: this loop cannot be columns.
+    # Each swap starts from the pool's state after the one before, so this loop cannot be vectorised.
     for i in range(len(plan.block)):
         changed = providers.maybe_change_liquidity()
         if changed is not None:
@@ -193,14 +193,14 @@ def _arrivals(rng: np.random.Generator, *, weekend: bool) -> tuple[np.ndarray, n
     log_gap = 3.05 + 1.12 * rng.standard_normal(n) - 0.7 * activity + 0.12 * rng.standard_normal()
     gap = np.exp(log_gap + (0.2 if weekend else 0.0))
     gap[rng.random(n) < 0.145] = 0.0
-    # Hours differ in how much happens: stretch time so that the density of swaps follows the hour.
+    # Stretch time so that the density of swaps depends on the hour of the day.
     hours = np.linspace(0, 24, 97)
     density = 1 + 0.35 * np.sin((hours - 10.5) / 24 * 2 * np.pi) + 0.25 * np.exp(-0.5 * ((hours - 15.5) / 2.0) ** 2)
     clock = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     moment = np.interp(np.cumsum(gap) / SECONDS_PER_DAY, clock / clock[-1], hours / 24, right=1.0) * SECONDS_PER_DAY
     between = np.maximum(np.rint(np.diff(moment, prepend=0.0) / 2), 1.0)
     block = np.cumsum(np.where(gap > 0, between, 0.0)).astype(np.int64)
-    # The last minute belongs to the arbitrage that closes the day.
+    # The last minute is left for the arbitrage that closes the day.
     inside = block < BLOCKS_PER_DAY - 30
     return block[inside], activity[inside]
 
@@ -217,13 +217,13 @@ def _fair_path(
     drift = rng.choice([-0.25, -0.1, 0.0, 0.0, 0.1, 0.25], size=len(starts) + 1)
     moves = volatility * np.sqrt(share_of_day) * jumps + drift[np.searchsorted(starts, block)] * share_of_day
     path = np.cumsum(moves)
-    # A bridge: wherever the path went, it ends at the next day's anchor.
+    # A bridge: the path ends at the next day's anchor.
     elapsed = block / BLOCKS_PER_DAY
     return opening + path + elapsed * (closing - opening - path[-1] / elapsed[-1])
 
 
 class _Market:
-    """Decides, swap by swap, who trades: a person with a size in mind, or an arbitrageur."""
+    """Decides for each swap who trades: a person who wants a certain size, or an arbitrageur."""
 
     def __init__(self, pool: Pool, spec: PoolSpec, plan: _Plan) -> None:
         self.pool = pool
@@ -237,7 +237,7 @@ class _Market:
     def trade(self, i: int) -> bool:
         gap = self.plan.fair_log_price[i] - self._log_price()
         beyond_fee = abs(gap) - self.fee
-        # The more it pays, the sooner somebody takes it.
+        # The larger the profit, the likelier the arbitrage.
         if beyond_fee > 1e-4 and self.plan.arbitrage_draw[i] < 0.3 + beyond_fee / 2e-3:
             return self._arbitrage(gap, beyond_fee * self.plan.arbitrage_share[i])
         if not self.plan.stays_on_side[i]:
@@ -263,7 +263,7 @@ class _Market:
         usdc = self.plan.size_usdc[i]
         zero_for_one = not self.buys
         exact_input = bool(self.plan.exact_input[i])
-        # People name the amount they pay, or the amount they want: of USDC when buying with it, of ETH when selling.
+        # A person names the amount to pay (exact input) or to receive (exact output). Both may be ETH or USDC.
         names_eth = zero_for_one == exact_input
         amount = usdc / math.exp(self._log_price()) if names_eth else usdc
         unit = self.unit0 if names_eth else self.unit1
@@ -285,12 +285,12 @@ class _Market:
 
 
 class _Providers:
-    """Positions of a day's pool: one wide, many narrow, some of which come and go."""
+    """Positions of a day's pool: one wide, many narrow, and short-lived ones that are added and removed."""
 
     def __init__(self, rng: np.random.Generator, spec: PoolSpec, opening: float, closing: float) -> None:
         self.rng = rng
         self.pool = Pool(sqrt_price_x96_from_price(opening, spec), spec.static_fee, spec.tick_spacing)
-        # Liquidity is the geometric mean of both reserves, and counts in the units of both tokens.
+        # Liquidity is the geometric mean of both reserves, so its unit depends on the decimals of both tokens.
         units = 10.0 ** ((spec.token0.decimals + spec.token1.decimals - _MEAN_LIQUIDITY_DECIMALS) / 2)
         self.day_liquidity = _MEAN_LIQUIDITY * units * math.exp(float(rng.normal(0, 0.22)))
         wide = self._snap(40_000)
@@ -298,7 +298,7 @@ class _Providers:
         self.opening = [(centre - wide, centre + wide, int(0.45 * self.day_liquidity))]
         self.pool.modify_liquidity(*self.opening[0])
         reach = abs(math.log(closing / opening)) * 1e4 + 600
-        # As many standing positions a tick on a quiet day as on a day with a long way to go.
+        # More positions on a day with a long way to go, so that their number a tick is that of a quiet day.
         standing = round(reach / 12)
         for middle, log_width, share in zip(
             rng.uniform(-reach, reach, standing),
@@ -311,7 +311,7 @@ class _Providers:
         self.visiting: deque[tuple[int, int, int]] = deque()
 
     def maybe_change_liquidity(self) -> tuple[int, int, int] | None:
-        """Before one swap in ten, add a position near the price or remove the oldest of those; returns the change."""
+        """Before one swap in ten, add a position near the price, or remove the oldest of these; returns the change."""
         draw = self.rng.random(4)
         if draw[0] > 0.1:
             return None

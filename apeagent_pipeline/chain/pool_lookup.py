@@ -1,9 +1,9 @@
 """The pool that the settings choose, and what only its chain can tell about it.
 
 A pool id is a hash: fee, tick spacing, hooks and the two currencies cannot be read from it. They come from the
-settings, or from the chain: the PositionManager keeps the keys of pools it made positions in, and the PoolManager wrote
-each pool's key into the log when it was initialized. A key that was found is believed only if it hashes to the id.
-Symbols and decimals are asked of the tokens themselves.
+settings or from the chain: the PositionManager stores the key of every pool in which it opened a position, and the
+PoolManager logged each key in the pool's Initialize event. A key is accepted only if it hashes to the id. Symbols and
+decimals are read from the token contracts.
 """
 
 import re
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 from apeagent_pipeline.chain.rpc import RpcClient
 
 POSITION_MANAGERS = {8453: "0x7C5f5A4bBd8fD63184577525326123B519429bDc"}
-"""Chain id -> Uniswap's PositionManager; it does not know pools whose liquidity came by another way."""
+"""Chain id -> Uniswap's PositionManager. A pool without a position opened through it has no key there."""
 
 INITIALIZE_TOPIC = "0xdd466e674ea557f56295e2d0218a125ea4b4f0f6f3307b95f85e6110838d6438"
 """Keccak-256 of ``Initialize(bytes32,address,address,uint24,int24,address,uint160,int24)`` (``IPoolManager.sol``)."""
@@ -49,7 +49,7 @@ _Units = tuple[str, int]
 
 
 class _Told(BaseModel):
-    """What the chain told, as it is kept: the key, and symbol and decimals of both tokens."""
+    """The chain's answers, as they are cached: the key, and symbol and decimals of both tokens."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,11 +62,11 @@ class ChosenPool:
     """A pool as far as the settings describe it.
 
     Attributes:
-        chain_id: Which chain.
+        chain_id: EIP-155 id of the chain.
         pool_manager: Address of its PoolManager.
         pool_id: 0x-prefixed lower-case hex.
-        key: The pool's key, or None if the settings do not tell.
-        units: Symbol and decimals of token0 and of token1, or None if the settings do not tell.
+        key: The pool's key, or None if the settings do not give it.
+        units: Symbol and decimals of token0 and of token1, or None if the settings do not give them.
     """
 
     chain_id: int
@@ -79,7 +79,7 @@ class ChosenPool:
         """The pool, from the settings alone.
 
         Raises:
-            SettingsError: if they do not tell enough.
+            SettingsError: if the key, or the tokens' symbols and decimals, are missing.
         """
         if self.key is None or self.units is None:
             wanted = [f"APEAGENT_POOL_KEY ({_KEY_FORM})"] if self.key is None else []
@@ -91,21 +91,21 @@ class ChosenPool:
         return self._spec(self.key, self.units)
 
     def from_chain(self, client: "RpcClient", cache: Path) -> PoolSpec:
-        """The pool; what the settings do not tell is asked of the chain once, and kept.
+        """The pool. Values that the settings lack are read from the chain once and cached.
 
         Args:
             client: Endpoints of the pool's chain.
-            cache: Folder for what the chain told.
+            cache: Folder of the chain's answers.
 
         Raises:
-            RpcError: if the chain does not tell either; the text names the setting that helps.
+            RpcError: if the chain does not give them either; the message names the setting to use.
         """
         path = cache / f"{self.chain_id}-{self.pool_manager.lower()}-{self.pool_id}.json"
         kept = self._kept(path)
         key, units = self.key or kept.key, self.units or kept.units
         if key is None or units is None:
             key, units = client.ask(lambda endpoint: self._ask(endpoint, key, units))
-            # What the settings say is not kept: it may be corrected there.
+            # Values from the settings are not cached: the user may still correct them.
             told = _Told(key=None if self.key else key, units=None if self.units else units)
             write_atomically(path, told.model_dump_json(indent=2) + "\n")
         return self._spec(key, units)
@@ -162,7 +162,9 @@ class ChosenPool:
         logs = endpoint.send([("eth_getLogs", [query])])[0]
         if isinstance(logs, RpcError):
             if logs.kind in (RpcErrorKind.RANGE, RpcErrorKind.UNKNOWN, RpcErrorKind.FATAL):
-                raise _final(f"{logs}; it does not search the whole chain for the pool's Initialize event: {remedy}")
+                raise _final(
+                    f"{logs}; this endpoint does not search the whole chain for the pool's Initialize event: {remedy}"
+                )
             raise logs
         if not logs:
             raise _final(
@@ -180,7 +182,7 @@ class ChosenPool:
         return key
 
     def _checked(self, words: list[int]) -> PoolKey | None:
-        # Zeros stand for a pool that the PositionManager does not know; they make no key.
+        # The PositionManager answers zeros for a pool that it does not know; they do not hash to the id.
         try:
             currency0, currency1, fee, tick_spacing, hooks = words[:5]
             key = PoolKey(
@@ -196,10 +198,10 @@ class ChosenPool:
 
 
 def chosen_pool(settings: Settings) -> ChosenPool:
-    """The pool of the settings; the preset, Base ETH-USDC, where they name no other. Asks no node.
+    """The pool that the settings name, or else the preset, Base ETH-USDC. Sends no request.
 
     Raises:
-        SettingsError: naming the variable, its value and what is expected.
+        SettingsError: naming the variable, its value and the expected form.
     """
     preset = BASE_ETH_USDC
     on_preset_chain = settings.chain_id == preset.chain_id
@@ -273,7 +275,7 @@ def _units(endpoint: "Endpoint", currency: str) -> _Units:
 
 
 def _symbol(answer: bytes) -> str | None:
-    # A string, as the standard has it, or bytes32, as some early tokens do.
+    # ERC-20 has a string here; some early tokens return bytes32.
     from eth_abi import decode
     from eth_abi.exceptions import DecodingError
 
@@ -286,7 +288,7 @@ def _symbol(answer: bytes) -> str | None:
 
 
 def _view(endpoint: "Endpoint", address: str, signature: str, argument: bytes = b"") -> bytes:
-    """What a contract returns; nothing where it stands not or refuses."""
+    """The bytes that a view function returns; empty if the address has no contract or the call reverts."""
     data = "0x" + keccak(signature.encode())[:4].hex() + argument.hex()
     answer: Any = endpoint.send([("eth_call", [{"to": address, "data": data}, "latest"])])[0]
     if isinstance(answer, RpcError):

@@ -107,9 +107,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     if len(compared) > _EXACT_PAIRS_A_DAY:
         compared = compared[:: len(compared) // _EXACT_PAIRS_A_DAY + 1]
     exact = exactly_follows(both, compared)
-    inexact = np.zeros(both.height, bool)
-    inexact[compared[~exact]] = True
-    columns["inexact"] = inexact
+    columns["inexact"] = np.isin(np.arange(both.height), compared[~exact])
     table = both.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day")).with_columns(
         **{name: pl.Series(values) for name, values in columns.items()}
     )

@@ -1,4 +1,4 @@
-"""The Anvil process: how it is started, watched and ended."""
+"""The Anvil process: start, wait until it listens, end."""
 
 import subprocess
 import tempfile
@@ -10,7 +10,8 @@ from apeagent_pipeline.chain.devnet.errors import DevnetError
 
 START_SECONDS = 30
 
-# Anvil ends with us, even if we are killed: the shell waits for the end of its input, which closes with our process.
+# Ends Anvil with this process, even if this process is killed: its end closes the shell's input, and the shell then
+# kills Anvil.
 _GUARD = '"$@" & read _; kill $!'
 
 
@@ -23,7 +24,7 @@ class AnvilProcess:
         options: Further options of the command line.
 
     Raises:
-        DevnetError: if it does not listen within START_SECONDS; its last output is in the message.
+        DevnetError: if Anvil does not listen within START_SECONDS; the message shows its last output.
     """
 
     def __init__(self, program: Path, port: int, options: list[str]) -> None:
@@ -34,7 +35,7 @@ class AnvilProcess:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we end it
+            start_new_session=True,  # Ctrl-C must not reach Anvil: `close` ends it
         )
         try:
             self.url = f"http://{self._address()}"
@@ -43,7 +44,7 @@ class AnvilProcess:
             raise
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.communicate()
         self._log.close()
 

@@ -1,4 +1,4 @@
-"""A devnet: Anvil with Uniswap V4 at Base's own addresses, and what can be done on it."""
+"""A devnet: Anvil with Uniswap V4 at Base's own addresses, and its operations."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -58,12 +58,12 @@ class PoolState(NamedTuple):
 
 
 class Devnet:
-    """A running devnet. Blocks are made only when asked for: `mine`, and every method that says so.
+    """A running devnet. Only `mine` and the methods that say so make blocks.
 
     Attributes:
         url: ``http://127.0.0.1:PORT``.
         pool: The preset pool, at Base's own addresses and with Base's pool id.
-        web3: For everything else that a node can do.
+        web3: Client for all other requests to the node.
         accounts: Unlocked accounts with ether, USDC and allowances for all routers.
         days: The UTC days on which `trade` has made swaps.
     """
@@ -127,7 +127,7 @@ class Devnet:
         Args:
             zero_for_one: True if token0 is paid.
             amount_specified: Negative: exact input. Positive: exact output.
-            sqrt_price_limit_x96: Where the swap stops at the latest; None: nowhere.
+            sqrt_price_limit_x96: Price at which the swap stops at the latest; None: no limit.
             account: Index into `accounts`.
             router: Index into ROUTERS.
             pool: None: the preset pool.
@@ -237,8 +237,8 @@ class Devnet:
         ]
         after = first_block_of(first + timedelta(days=days))
         planned = [(self.head() + 1, []), *planned, (after + FINALITY_BLOCKS + 1, [])]
-        # Each request makes the block of its transactions and the empty ones up to the next; the last of all makes the
-        # first block after the days final too, by which a reader knows that they are over.
+        # Each request makes the block of its transactions and the empty blocks up to the next one. The last request
+        # also makes the first block after the days final, from which a reader knows that the days are over.
         for (block, actions), (next_block, _) in pairwise(planned):
             self.send([self._action(action) for action in actions], blocks=next_block - block)
             made += [block for action in actions if isinstance(action, Swap)]
@@ -283,8 +283,8 @@ class Devnet:
         )
 
     def _place(self, artifact: str, address: str, types: list[str], arguments: list[Any]) -> None:
-        # The init code stands at the address and runs there, so that it stores its state and finds its own address
-        # for immutables; what it returns is the code that stays.
+        # The init code is stored at the address and called there, so that it writes its state and its immutables hold
+        # that address. The code that it returns then replaces it.
         init_code = json.loads((self._artifacts / artifact).read_text())["bytecode"]["object"]
         self.rpc("anvil_setCode", address, init_code + self.web3.codec.encode(types, arguments).hex())
         runtime = self.rpc("eth_call", {"to": address, "gas": hex(_GAS)}, "latest")

@@ -1,11 +1,11 @@
-"""What can go wrong with a devnet."""
+"""Errors of the devnet."""
 
 from apeagent_pipeline.chain.errors import ChainError
 
 
 class DevnetError(ChainError):
-    """The devnet refused what it was asked, or is not what it must be; the message says what to do."""
+    """The devnet refused a request, or a file of it is not the pinned one; the message says what to do."""
 
 
 class DevnetUnavailableError(DevnetError):
-    """Anvil or the contracts cannot be had on this machine; the message says what to install."""
+    """This machine has no Anvil or no contracts, and cannot fetch them; the message says what to install."""

