@@ -130,7 +130,9 @@ class Settings(BaseSettings):
     keep_logs_days: int = Field(
         90, ge=0, description="Days after which the daemon deletes the logs of a run, not what it made; 0: never"
     )
-    alert_webhook: SecretStr | None = Field(None, description="Slack-compatible URL that is told of failed runs")
+    alert_webhook: SecretStr | None = Field(
+        None, description="Slack-compatible URL that is told of failed runs and warning checks"
+    )
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     second_stage: Literal["off", "grpo"] = Field(
         "off", description="grpo: the adapter learns on from computed rewards, and is evaluated beside the first stage"

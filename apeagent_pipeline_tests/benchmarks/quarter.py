@@ -42,6 +42,7 @@ from apeagent_pipeline_tests.tiny_graph import ASSETS, tiny_graph
 
 FOLLOWED = ("swap_features", "service_report")
 """The assets whose conditions are evaluated every night."""
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 SIZES_TIMES = 5.0
 """The planted change: every trade is so many times larger."""
 LATEST, MOST_FALSE = 2, 2
@@ -103,7 +104,7 @@ def execute(quarter: Quarter, instance: dg.DagsterInstance, job: str, tags: dict
     """One run of a job, as the daemon launches it."""
     graph = tiny_graph(quarter.settings)
     definition = graph.definitions.resolve_job_def(job)
-    return definition.execute_in_process(instance=instance, tags=tags, raise_on_error=False).success
+    return definition.execute_in_process(instance=instance, tags=tags, run_config=QUIET, raise_on_error=False).success
 
 
 def follow(quarter: Quarter, instance: dg.DagsterInstance, now: datetime) -> None:
@@ -126,6 +127,7 @@ def follow(quarter: Quarter, instance: dg.DagsterInstance, now: datetime) -> Non
                     instance=instance,
                     asset_selection=[dg.AssetKey(name)],
                     partition_key=day,
+                    run_config=QUIET,
                     raise_on_error=False,
                 )
 
