@@ -40,12 +40,31 @@ _NO_CREDIT = re.compile(
     r"insufficient[ _](?:quota|credit|balance|funds)|exceeded your current quota|billing", re.IGNORECASE
 )
 _TOO_MANY_TOKENS = re.compile(r"max[ _]?(?:completion[ _])?tokens|can only afford|fewer tokens", re.IGNORECASE)
+_NO_ROOM = re.compile(
+    r"context[ _](?:length|window|size)|(?:max[ _]?(?:completion[ _]|output[ _]|new[ _])?tokens|tokens).{0,40}"
+    r"(?:too (?:large|high|many|long)|exceed|must be (?:less|at most|<)|supports? at most|greater than|above the)"
+    r"|supports at most \d+",
+    re.IGNORECASE,
+)
 _SPENDING_LIMIT = re.compile(r"in[- ]?flight|concurren|temporar|per (?:second|minute|hour)|resets? in", re.IGNORECASE)
 _NO_MODEL = re.compile(
     r"model.{0,60}(?:not (?:found|exist|available|supported|a valid)|does(?: not|n't) exist|no longer|decommission|"
-    r"deprecat|retired|unknown|invalid)|(?:no such|unknown|invalid|not a valid) model|no endpoints found for",
+    r"deprecat|retired|unknown|invalid(?!_request))|(?:no such|unknown|invalid|not a valid) model|"
+    r"no endpoints found for",
     re.IGNORECASE,
 )
+_BAD_REQUESTS: list[tuple[re.Pattern[str], tuple[Kind, str]]] = [
+    (_FLAGGED, ("refuse_prompt", "")),
+    (
+        re.compile("response_format|json_schema|structured output|guided", re.IGNORECASE),
+        ("hopeless", "the server knows no structured output; unset APEAGENT_TEACHER_STRUCTURED"),
+    ),
+    (re.compile("stream_options"), ("no_stream_options", "")),
+    (re.compile("seed"), ("no_seed", "")),
+    (_NO_ROOM, ("hopeless", "the model has less room than is asked for; lower APEAGENT_TEACHER_MAX_TOKENS")),
+    (_NO_MODEL, ("hopeless", "no such model; check APEAGENT_TEACHER_MODEL")),
+]
+"""What a text says about a request that is wrong; the first that fits counts."""
 _DATA_POLICY = re.compile(r"data policy|privacy|guardrail|zdr|training on", re.IGNORECASE)
 _SERVER_MAY_HAVE_WORKED = {499, 504, 522, 524}
 _BUSY = {408, 409, 423, 425, 429}  # and everything from 500
@@ -112,8 +131,8 @@ def _meaning(status: int, said: str, wait: float | None) -> tuple[Kind, str]:  #
         if wait is not None or _SPENDING_LIMIT.search(said):
             return "wait", ""
         return "hopeless", "the account has no credit left"
-    if status == 403:
-        if _FLAGGED.search(said):
+    if status in (403, 451):
+        if status == 451 or _FLAGGED.search(said):
             return "refuse_prompt", ""
         if _ACCESS.search(said) or not said.strip():
             return "hopeless", (
@@ -137,17 +156,7 @@ def _meaning(status: int, said: str, wait: float | None) -> tuple[Kind, str]:  #
 
 
 def _meaning_of_bad_request(said: str) -> tuple[Kind, str]:
-    if _FLAGGED.search(said):
-        return "refuse_prompt", ""
-    if re.search(r"response_format|json_schema|structured output|guided", said, re.IGNORECASE):
-        return "hopeless", "the server knows no structured output; unset APEAGENT_TEACHER_STRUCTURED"
-    if "stream_options" in said:
-        return "no_stream_options", ""
-    if "seed" in said:
-        return "no_seed", ""
-    if _NO_MODEL.search(said):
-        return "hopeless", "no such model; check APEAGENT_TEACHER_MODEL"
-    return "fail", ""
+    return next((meaning for pattern, meaning in _BAD_REQUESTS if pattern.search(said)), ("fail", ""))
 
 
 def _message(error: Any) -> str:

@@ -114,7 +114,7 @@ def read_reply(body: bytes) -> Reply:
     if text.startswith("<"):
         raise UnreadableReplyError("malformed answer: a web page")
     try:
-        document = from_json(text)
+        document = _document(text)
     except ValueError:
         if text.startswith("{") and '"' in text:
             raise UnreadableReplyError("malformed answer: it broke off or is no JSON", may_have_cost=True) from None
@@ -124,6 +124,21 @@ def read_reply(body: bytes) -> Reply:
     if not isinstance(document, Mapping):
         raise UnreadableReplyError(f"malformed answer: {type(document).__name__} instead of an object")
     return reply_of(document)
+
+
+def _document(text: str) -> Any:
+    """The JSON value of a body; what stands behind its last bracket, such as a proxy's remark, does not count.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        end = text.rfind("}") + 1
+        if not 0 < end < len(text):
+            raise
+        return from_json(text[:end])
 
 
 def reply_of(document: Mapping[str, Any]) -> Reply:
