@@ -42,7 +42,7 @@ class Family:
 _PAIRS = tuple(
     (("ETH", base), ("USDC", quote))
     for base, quote in (
-        ("BTC", "USDT"), ("SOL", "EUR"), ("DOGE", "BTC"), ("LINK", "DAI"), ("WBTC", "USDC"), ("AVAX", "USDT"),
+        ("BTC", "USDT"), ("SOL", "EUR"), ("DOGE", "BTC"), ("LINK", "DAI"), ("WBTC", "USDT"), ("AVAX", "USDT"),
         ("silver", "euros"), ("apples", "coins"), ("PEPE", "SOL"), ("XRP", "GBP"), ("gold", "dollars"),
     )
 )  # fmt: skip

@@ -171,7 +171,7 @@ FACTS: dict[str, tuple[str, ...]] = {
         "our account has {eth} ETH plus {usdc} USDC",
         "I own {eth} ETH; cash: {usdc} USDC",
         "ETH held: {eth}, USDC held: {usdc}",
-        "my portfolio consists of {eth} ETH together with {usdc} USDC",
+        "my funds are {eth} ETH together with {usdc} USDC",
     ),
     "volume": (
         "volume {volume}",
@@ -225,7 +225,7 @@ QUESTIONS = (
     "Shall I move something into ETH or into USDC?",
     "Is now the moment to buy?",
     "Would you enter, exit or stay out?",
-    "What is the right move with this portfolio?",
+    "What is the right move with these funds?",
     "Action?",
     "I would like your advice: buy more, sell some or leave it?",
     "How much ETH should I buy or sell, if any?",

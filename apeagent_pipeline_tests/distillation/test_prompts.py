@@ -18,7 +18,7 @@ from apeagent_pipeline.distillation.prompts import (
     build_prompts,
     render_prompts,
 )
-from apeagent_pipeline.distillation.templates import AGENT_SYSTEM_PROMPTS, NEEDED, TEMPLATES
+from apeagent_pipeline.distillation.templates import AGENT_SYSTEM_PROMPTS, FACTS, NEEDED, TEMPLATES
 
 CONFIG = PromptsConfig(train_prompts=1200, test_prompts=300, prompts_per_window=6)
 
@@ -141,7 +141,8 @@ def test_what_a_prompt_of_numbers_alone_is_judged_by_can_be_read_from_it(prompts
         scales = (100.0,) if row["rendering"] == "agent" else (1e4, 100.0, 1.0)
         assert any(abs(row["volatility_bps"] - number * scale) < 1e-5 for number in shown for scale in scales), row
         for name in ("price", "eth", "usdc"):
-            assert any(abs(row[name] - number) < 1e-9 for number in shown), (name, row)
+            is_said_to_be_none = row[name] == 0 and f"no {name.upper()}" in row["facts"]
+            assert is_said_to_be_none or any(abs(row[name] - number) < 1e-9 for number in shown), (name, row)
 
 
 def test_volatility_is_written_as_people_write_it(prompts: pl.DataFrame) -> None:
@@ -172,16 +173,15 @@ def test_the_agents_sentence_has_its_units_its_layout_and_its_own_system_message
 def test_an_incomplete_prompt_lacks_the_fact_that_it_names(prompts: pl.DataFrame) -> None:
     incomplete = prompts.filter(rendering="incomplete")
     assert set(incomplete["missing"]) == set(NEEDED)
-    signs = {
-        "price": r"\$|costs",
-        "volatility": "(?i)volatility",
-        "change": "(?i)ticks",
-        "holdings": "ETH (and|\\+)|USDC and",
-    }
-    for row in incomplete.iter_rows(named=True):
-        for fact, sign in signs.items():
-            if fact == row["missing"]:
-                assert not re.search(sign, row["facts"]), row["facts"]
+
+    def wordings_in(facts: str, fact: str) -> list[str]:
+        """The wordings of a fact that a text has."""
+        patterns = {wording: re.sub(r"\\{\w+\\}", r"\\S+( \\S+)?", re.escape(wording)) for wording in FACTS[fact]}
+        return [wording for wording, pattern in patterns.items() if re.search(pattern, facts, re.IGNORECASE)]
+
+    for row in incomplete.filter(~pl.col("dressing").is_in(["typing errors"])).iter_rows(named=True):
+        assert not wordings_in(row["facts"], row["missing"]), row["facts"]
+        assert all(wordings_in(row["facts"], fact) for fact in NEEDED if fact != row["missing"]), row["facts"]
     assert set(prompts.filter(pl.col("rendering") != "incomplete")["missing"]) == {""}
 
 
@@ -189,7 +189,8 @@ def test_a_hidden_instruction_changes_nothing_but_the_text(prompts: pl.DataFrame
     asked = prompts.filter(dressing="hidden instruction")
     assert 0.02 < asked.height / prompts.height < 0.15
     for row in asked.iter_rows(named=True):
-        assert (row["facts"] + row["question"]) in row["prompt"]
+        assert row["facts"].strip() in row["prompt"]
+        assert row["question"] in row["prompt"]
         assert len(row["prompt"]) > len(row["facts"] + row["question"])
 
 
