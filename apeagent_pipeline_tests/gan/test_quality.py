@@ -7,9 +7,17 @@ import pytest
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.gan.quality.config import QualityConfig
+from apeagent_pipeline.gan.quality.discriminators import named_summaries, window_summaries
 from apeagent_pipeline.gan.quality.report import quality_report
-from apeagent_pipeline.gan.quality.scores import SCORES, domain_checks, feature_distances, quality_failures
-from apeagent_pipeline.gan.quality.window_sets import QualityError
+from apeagent_pipeline.gan.quality.scores import (
+    SCORES,
+    Comparison,
+    domain_checks,
+    feature_distances,
+    quality_failures,
+)
+from apeagent_pipeline.gan.quality.telltales import telltales, telltales_figure, telltales_text
+from apeagent_pipeline.gan.quality.window_sets import QualityError, WindowSet
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.swap_execution import synthetic_windows
 
@@ -56,6 +64,7 @@ def test_the_report_has_every_score_its_floor_and_its_baseline(report):
         "autocorrelations.png",
         "training.png",
         "paths.png",
+        "telltales.png",
     } == set(files)
     assert all(f"]({name})" in report.markdown for name in files if name.endswith(".png"))
     json.loads(files["report.json"])
@@ -115,6 +124,38 @@ def test_a_feature_that_is_the_same_has_no_distance():
     distances = feature_distances(rows, np.column_stack([rows[:, :5], rows[:, 5] + 3]))
     assert all(distances[name] == (0.0, 0.0) for name in list(distances)[:5])
     assert distances["return"][0] > 0.8
+
+
+def test_what_tells_the_windows_apart_is_named_with_both_means():
+    """A planted difference comes first; between windows of one kind nothing is certain enough to be named much."""
+    rng = np.random.default_rng(0)
+
+    def compared(other):
+        sets = [WindowSet(rows, np.arange(240), np.zeros((240, 24))) for rows in (rng.normal(size=(240, 24, 6)), other)]
+        deals = [np.arange(3) % 2]
+        return Comparison(*sets, tuple(sets), deals, pl.DataFrame(), (sets[0].keys,) * 2, BASE_ETH_USDC, CONFIG, 3)
+
+    rows = rng.normal(size=(240, 24, 6))
+    rows[:, 1::2, 4] = rows[:, 0::2, 4]  # every second liquidity change is the one before once more
+    found = telltales(compared(rows))
+    assert found[0].name == "liquidity change times that of the row before"
+    assert found[0].synthetic == pytest.approx(0.5, abs=0.1)
+    assert found[0].real == pytest.approx(0.0, abs=0.1)
+    text = telltales_text(found, auc_low=0.9)
+    assert "by liquidity change times that of the row before more than by anything else" in text
+    assert telltales_figure(found).startswith(b"\x89PNG")
+    alike = telltales(compared(rng.normal(size=(240, 24, 6))))
+    assert max((one.importance for one in alike), default=0.0) < found[0].importance / 5
+    assert telltales_text(alike, auc_low=0.45).startswith("The classifier does not tell the windows apart")
+
+
+def test_summaries_have_a_name_each(windows):
+    rows = np.random.default_rng(0).normal(size=(7, 24, 6))
+    named = named_summaries(rows)
+    assert window_summaries(rows).shape == (7, len(named))
+    assert named["share of rows with move 0"].max() == 0
+    rows[:, 1::2, 4] = -rows[:, 0::2, 4]
+    assert (named_summaries(rows)["liquidity change times that of the row before"] < 0).mean() > 0.5
 
 
 def test_bad_input_is_named(synthetic, windows):

@@ -95,7 +95,7 @@ def _synthetic_quality(runtime: Runtime) -> dg.AssetsDefinition:
             {"python", "markdown"},
             memory_gib=4,
             gpu=True,
-            code="3",
+            code="4",
             config=runtime.profile.synthetic_quality,
         )
     )

@@ -9,40 +9,58 @@ from typing import Any
 
 import numpy as np
 
+from apeagent_pipeline.gan.quality.window_sets import ROW_FEATURES
+
 _LAGS = 4
 
 Folds = tuple[np.ndarray, np.ndarray]
 """Fold of every window of two sets, [n] and [m]."""
 
 
-def window_summaries(windows: np.ndarray) -> np.ndarray:
+def named_summaries(windows: np.ndarray) -> dict[str, np.ndarray]:
     """Summaries of windows for tree models: moments, extremes, zeros, repeats and products of their rows.
 
     Args:
-        windows: [n, T, F] with log seconds, side (1 for buy), log size, move, liquidity change, return.
+        windows: [n, T, F] in the columns of `ROW_FEATURES`.
 
     Returns:
-        [n, summaries] float64.
+        What each summary says, in words -> its values, [n] float64. Products with earlier rows are of deviations from
+        the window's mean; a side counts as 1 for a buy and -1 for a sale in products with another feature.
     """
     _, side, size, move, _, change = np.moveaxis(windows, 2, 0)
+    repeats = [(np.abs(size[:, lag:] - size[:, :-lag]) < 1e-9).mean(axis=1) for lag in (1, 2)]
     centred = windows - windows.mean(axis=1, keepdims=True)
-    moments = [windows.mean(axis=1), windows.std(axis=1), windows.min(axis=1), windows.max(axis=1), windows[:, 0]]
-    lagged = [(centred[:, lag:] * centred[:, :-lag]).mean(axis=1) for lag in (1, 2)]
-    zeros = [(windows == 0).mean(axis=1)]
-    absolute = np.abs(change)
-    products = [
-        (one * other).mean(axis=1)
-        for one, other in [(absolute, size), (2 * side - 1, change), (size, np.abs(move)), (2 * side - 1, move)]
-    ]
-    repeats = [
-        (np.abs(np.diff(size, axis=1)) < 1e-9).mean(axis=1),
-        (np.abs(size[:, 2:] - size[:, :-2]) < 1e-9).mean(axis=1),
-        (np.diff(side, axis=1) == 0).mean(axis=1),
-        absolute[:, 1:].mean(axis=1) - absolute[:, :-1].mean(axis=1),
-        np.abs(change.sum(axis=1)),
-        (absolute[:, 1:] * absolute[:, :-1]).mean(axis=1),
-    ]
-    return np.concatenate([*moments, *lagged, *zeros, np.stack([*products, *repeats], axis=1)], axis=1)
+    absolute, direction = np.abs(change), 2 * side - 1
+    of_features = {
+        "mean {}": windows.mean(axis=1),
+        "standard deviation of {}": windows.std(axis=1),
+        "smallest {}": windows.min(axis=1),
+        "greatest {}": windows.max(axis=1),
+        "{} of the first row": windows[:, 0],
+        "{} times that of the row before": (centred[:, 1:] * centred[:, :-1]).mean(axis=1),
+        "{} times that of two rows before": (centred[:, 2:] * centred[:, :-2]).mean(axis=1),
+        "share of rows with {} 0": (windows == 0).mean(axis=1),
+    }
+    named = {
+        words.format(name): values[:, k] for words, values in of_features.items() for k, name in enumerate(ROW_FEATURES)
+    }
+    return named | {
+        "|return| times log size": (absolute * size).mean(axis=1),
+        "side times return": (direction * change).mean(axis=1),
+        "log size times |move|": (size * np.abs(move)).mean(axis=1),
+        "side times move": (direction * move).mean(axis=1),
+        "share of rows that repeat the size of the row before": repeats[0],
+        "share of rows that repeat the size of two rows before": repeats[1],
+        "share of rows on the side of the row before": (np.diff(side, axis=1) == 0).mean(axis=1),
+        "growth of |return| along the window": absolute[:, 1:].mean(axis=1) - absolute[:, :-1].mean(axis=1),
+        "|return| of the whole window": np.abs(change.sum(axis=1)),
+        "|return| times that of the row before": (absolute[:, 1:] * absolute[:, :-1]).mean(axis=1),
+    }
+
+
+def window_summaries(windows: np.ndarray) -> np.ndarray:
+    """The `named_summaries` of windows [n, T, F] as columns, [n, summaries] float64."""
+    return np.stack(list(named_summaries(windows).values()), axis=1)
 
 
 def gradient_boosting(seed: int) -> Any:

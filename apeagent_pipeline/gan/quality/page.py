@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apeagent_pipeline.gan.quality.scores import SCORES, Comparison, feature_distances, quality_failures
+from apeagent_pipeline.gan.quality.telltales import Telltale, telltales_text
 from apeagent_pipeline.reporting.report import markdown_table
 
 CONTROL = "_likelihood"
@@ -24,6 +25,7 @@ class Findings:
         metrics: Metrics of the report.
         intervals: Their intervals.
         compared: Suffix of the metrics -> the comparison; "" is that of the synthetic windows.
+        telltales: What tells the synthetic windows from real ones.
         history: Stage -> name -> values of the GAN's training.
         figures: File names of the figures.
     """
@@ -31,6 +33,7 @@ class Findings:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     compared: dict[str, Comparison]
+    telltales: list[Telltale]
     history: dict[str, dict[str, list[float]]]
     figures: list[str]
 
@@ -57,6 +60,14 @@ Distances are computed from all {len(synthetic.real.at)} real and {len(synthetic
 train and valid days. A classifier reads {len(synthetic.shown[0].at)} real and {len(synthetic.shown[1].at)} synthetic
 windows, each within one block of {config.block_rows} rows; blocks are assigned to folds {config.deals} times. 95 %
 interval of the AUC (blocks resampled): {low:.3f} to {high:.3f}.
+
+## What tells them apart
+
+{telltales_text(found.telltales, low)}
+
+An importance is what the AUC of gradient boosting loses when the values of one summary are exchanged between the
+windows, in folds that it was not trained on, with its standard error over the folds. Summaries that say nearly the same
+share theirs.
 
 ## Features
 

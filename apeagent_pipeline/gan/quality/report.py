@@ -21,6 +21,7 @@ from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.figures import paths_figure, quality_figures
 from apeagent_pipeline.gan.quality.page import CONTROL, FLOOR, Findings, quality_page
 from apeagent_pipeline.gan.quality.scores import SCORES, Comparison, against_later_days, auc_interval
+from apeagent_pipeline.gan.quality.telltales import telltales, telltales_figure
 from apeagent_pipeline.gan.quality.window_sets import QualityError, WindowSet, checked, real_set, synthetic_set
 from apeagent_pipeline.market.features import swap_key
 from apeagent_pipeline.market.windows import TrainingWindows
@@ -91,6 +92,7 @@ def quality_report(
             intervals[f"discriminative_auc{suffix}"] = auc_interval(each)
             progress(len(intervals), parts)
         ours = compared[""]
+        found = telltales(ours)
         holdout = _some(real_set(windows, windows.starts("holdout")), config, rng)
         metrics |= {f"{name}_drift": v for name, v in against_later_days(ours.shown[0], holdout, config, seed).items()}
         if later is not None:
@@ -98,8 +100,9 @@ def quality_report(
             metrics |= {f"{name}_holdout": v for name, v in against_later_days(made, holdout, config, seed).items()}
     losses = {} if history is None else json.loads(history.read_text())
     figures = quality_figures(ours.real.rows, ours.other.rows, losses)
+    figures["telltales.png"] = telltales_figure(found)
     figures["paths.png"] = paths_figure(_example_paths(synthetic, windows, rng))
-    page = quality_page(Findings(metrics, intervals, compared, losses, list(figures)))
+    page = quality_page(Findings(metrics, intervals, compared, found, losses, list(figures)))
     progress(parts, parts)
     return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures, HEADLINE)
 
