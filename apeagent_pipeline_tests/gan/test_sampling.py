@@ -1,11 +1,13 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import ks_2samp
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.swap_math import swap_step
 from apeagent_pipeline.amm.ticks import tick_at_sqrt_price
-from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
+from apeagent_pipeline.gan.quality.scores import domain_checks
+from apeagent_pipeline.gan.sampling import SamplingConfig, SamplingError, sample_windows
 from apeagent_pipeline.gan.swap_execution import (
     IN_TOKEN0,
     REPEATED,
@@ -158,3 +160,49 @@ def test_bad_input_is_named(gan, windows):
         sample_windows(gan, other, BASE_ETH_USDC, CONFIG, seed=1)
     with pytest.raises(ValueError, match="finite"):
         synthetic_windows(windows, np.array([30]), np.full((1, 24, 5), np.nan), BASE_ETH_USDC)
+
+
+@pytest.mark.parametrize(("scenario", "sign"), [("calm", -1), ("wild", 1), ("buying", 1), ("selling", -1)])
+def test_a_scenario_arrives_and_the_rest_stays_that_of_such_windows(gan, windows, synthetic, scenario, sign):
+    config = CONFIG.model_copy(update={"scenario": scenario})
+    made = sample_windows(gan, windows, BASE_ETH_USDC, config, seed=5)
+    assert made.schema == synthetic.schema
+    assert made["window_id"].to_list() == np.repeat(np.arange(60), 24).tolist()
+    assert made["condition_id"].is_sorted()
+    assert set(domain_checks(made, BASE_ETH_USDC).values()) == {1.0}
+
+    def of(table):
+        """Flow and volatility of every window, written anew."""
+        signed = pl.when(pl.col("side") == "BUY").then("volume_usdc").otherwise(-pl.col("volume_usdc"))
+        each = table.group_by("window_id", maintain_order=True).agg(
+            flow=signed.sum() / pl.col("volume_usdc").sum(),
+            volatility=pl.col("price").log().diff().pow(2).mean().sqrt(),
+        )
+        return each["flow" if scenario in {"buying", "selling"} else "volatility"].to_numpy()
+
+    kind = real_windows(windows)
+    limit = np.quantile(of(kind), 0.75 if sign > 0 else 0.25)
+    assert (sign * of(made) >= sign * limit).all()
+    assert not (sign * of(synthetic) >= sign * limit).all(), "windows that were not asked for show it seldom"
+    # What the scenario does not speak of is as in windows that were drawn without it.
+    assert ks_2samp(made["seconds_since_previous"], synthetic["seconds_since_previous"]).statistic < 0.1
+
+
+def real_windows(windows):
+    starts = windows.starts("train", "valid")
+    index = (starts + windows.context)[:, None] + np.arange(windows.length)
+    return windows.table[index.ravel()].with_columns(window_id=np.repeat(np.arange(len(starts)), windows.length))
+
+
+def test_a_scenario_that_never_comes_is_given_up(windows):
+    class Still:
+        """Buys one cent, again and again."""
+
+        def sample(self, windows, starts, seed, *, batch, progress):
+            rows = np.zeros((len(starts), windows.length, 5))
+            rows[..., 1:3] = 1.0, np.log(0.01)
+            return rows, Origins.none(*rows.shape[:2])
+
+    config = SamplingConfig(n_windows=3, scenario="wild")
+    with pytest.raises(SamplingError, match=r"only 0 of 120 windows .* show the scenario 'wild'"):
+        sample_windows(Still(), windows, BASE_ETH_USDC, config, seed=5)
