@@ -93,11 +93,7 @@ def quality_report(
             progress(len(intervals), parts)
         ours = compared[""]
         found = telltales(ours)
-        holdout = _some(real_set(windows, windows.starts("holdout")), config, rng)
-        metrics |= {f"{name}_drift": v for name, v in against_later_days(ours.shown[0], holdout, config, seed).items()}
-        if later is not None:
-            made = _some(synthetic_set(checked(later), windows, pool), config, rng)
-            metrics |= {f"{name}_holdout": v for name, v in against_later_days(made, holdout, config, seed).items()}
+        metrics |= _later_scores(ours, later, windows, config, rng)
     losses = {} if history is None else json.loads(history.read_text())
     figures = quality_figures(ours.real.rows, ours.other.rows, losses)
     figures["telltales.png"] = telltales_figure(found)
@@ -105,6 +101,25 @@ def quality_report(
     page = quality_page(Findings(metrics, intervals, compared, found, losses, list(figures)))
     progress(parts, parts)
     return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures, HEADLINE)
+
+
+def _later_scores(
+    ours: Comparison,
+    later: pl.DataFrame | None,
+    windows: TrainingWindows,
+    config: QualityConfig,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Scores against the holdout days: of real windows of the days before, and of synthetic ones if there are any."""
+    holdout = _some(real_set(windows, windows.starts("holdout")), config, rng)
+    kinds = {"drift": ours.shown[0]}
+    if later is not None:
+        kinds["holdout"] = _some(synthetic_set(checked(later), windows, ours.pool), config, rng)
+    return {
+        f"{name}_{kind}": value
+        for kind, each in kinds.items()
+        for name, value in against_later_days(each, holdout, config, ours.seed).items()
+    }
 
 
 def _comparisons(
