@@ -30,6 +30,7 @@ from apeagent_pipeline.distillation.templates import (
     TEMPLATE,
     TEMPLATES,
     Rendering,
+    change_in_words,
     compose,
     past_trades,
 )
@@ -306,7 +307,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "volume": row["volume_text"],
         "vol": row["vol_text"],
         "change": row["change_text"],
-        **_spoken(row["change_text"], rng_or_fixed),
+        **change_in_words(row["change_text"], rng_or_fixed),
         "eth": row["eth_text"],
         "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",
@@ -334,17 +335,6 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "dressing": dressing,
         "system": system,
         "prompt": prompt,
-    }
-
-
-def _spoken(change: str, rng: np.random.Generator) -> dict[str, str]:
-    """The places for a price change in words: a direction or a verb, and the distance."""
-    ups, downs = ("rose", "climbed", "gained", "went up"), ("fell", "dropped", "lost", "went down")
-    is_down = change.startswith("-")
-    return {
-        "direction": "down" if is_down else "up",
-        "went": (downs if is_down else ups)[rng.integers(len(ups))],
-        "distance": change.lstrip("+-"),
     }
 
 

@@ -88,7 +88,8 @@ _PRICES = tuple(
         rf"\b{_ETH}\sp[a-z]{{2,5}}(?:\sis)?\s\$\s?(?P<n>{_SIGNED})",
         rf"(?<![\d.,])(?:1|one)\s{_ETH}\sc[a-z]{{2,4}}\s\$?(?P<n>{_SIGNED})\s?{_USDC}",
         rf"\b(?:1|one|an|a|per)\s{_ETH}\s?(?:is|=|costs|for|at|\u2248|\s)+\$?\s?(?P<n>{_SIGNED})",
-        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each)\s{_ETH}",
+        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each|for\s(?:1|one|an|a|each))\s{_ETH}",
+        rf"\b{_ETH}\s(?:is|stands|sits|trades|trading)\s(?:now\s|currently\s)?at\s(?P<n>{_SIGNED})(?!\s?(?:{_UNIT}|%|\d))",
     )
 )
 _OWN_TOKENS = {"ETH", "WETH", "USDC", "USD", "ETHER", "ETHEREUM"}

@@ -124,12 +124,12 @@ FACTS: dict[str, tuple[str, ...]] = {
         "ETH ${price}",
         "ETH costs {price} USDC",
         "ETH trades at ${price}",
-        "price: {price}",
+        "ETH price: {price}",
         "ETH/USDC {price}",
         "one ETH is {price} USDC",
         "the pool quotes {price} USDC for one ether",
         "current price {price} USDC per ETH",
-        "eth @ {price}",
+        "eth @ ${price}",
         "ETH is at {price} now",
         "price of ETH = {price}",
     ),
@@ -169,16 +169,16 @@ FACTS: dict[str, tuple[str, ...]] = {
         "in the wallet there are {usdc} USDC and {eth} ETH",
         "got {eth} ETH and {usdc} USDC",
         "our account has {eth} ETH plus {usdc} USDC",
-        "I own {eth} ETH; cash: {usdc} USDC",
-        "ETH held: {eth}, USDC held: {usdc}",
-        "my funds are {eth} ETH together with {usdc} USDC",
+        "I own {eth} ETH plus {usdc} USDC",
+        "my position: {eth} ETH and {usdc} USDC",
+        "my funds are {eth} ETH and {usdc} USDC",
     ),
     "volume": (
         "volume {volume}",
         "volume of {volume}",
         "traded volume {volume}",
         "volume: {volume}",
-        "{volume} USDC changed hands",
+        "traded volume: {volume}",
     ),
 }
 """The facts of a prompt that is put together, each in several wordings."""
@@ -274,6 +274,17 @@ def compose(rng: np.random.Generator, missing: str = "", *, unseen: bool = False
     questions = UNSEEN_QUESTIONS if unseen and rng.uniform() < 0.5 else QUESTIONS
     question = questions[rng.integers(len(questions))]
     return opening + between.join(said) + before_question, question
+
+
+def change_in_words(change: str, rng: np.random.Generator) -> dict[str, str]:
+    """The places for a printed price change in words: a direction or a verb, and the distance."""
+    ups, downs = ("rose", "climbed", "gained", "went up"), ("fell", "dropped", "lost", "went down")
+    is_down = change.startswith("-")
+    return {
+        "direction": "down" if is_down else "up",
+        "went": (downs if is_down else ups)[rng.integers(len(ups))],
+        "distance": change.lstrip("+-"),
+    }
 
 
 AGENT_SYSTEM_PROMPTS = (

@@ -53,7 +53,7 @@ def put_into_service(store: ArtifactStore, adapter: Path, version: str, days: li
     }
     origins = [Origin(name=f"swap_features/{day}", data_version="1", state="stored") for day in days]
     out = adapter.parent / "out"
-    assert promote(store, adapter, version, report, [], origins, out) == []
+    assert promote(store, adapter, version, report, failures=[], origins=origins, out=out) == []
     store.publish_folder(out, asset=PROMOTED, code_version="1", inputs={"lora_adapter": version})
 
 

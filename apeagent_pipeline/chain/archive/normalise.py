@@ -200,8 +200,9 @@ class FileReader:
 
     def _all_of_chain(self, rows: pl.DataFrame) -> bool:
         chain = self._column(rows, "chain_id")
-        ours = str(self._pool.chain_id) if chain.dtype == pl.String() else self._pool.chain_id
-        return (chain.dtype.is_integer() or chain.dtype == pl.String()) and bool((chain == ours).all())
+        if chain.dtype.is_integer():  # as 64 bits: a narrow type cannot be compared with a chain id that it cannot hold
+            return bool((chain.cast(pl.Int64(), strict=False) == self._pool.chain_id).fill_null(False).all())
+        return chain.dtype == pl.String() and bool((chain == str(self._pool.chain_id)).all())
 
     def _keep(self, rows: pl.DataFrame, mask: pl.Series, what: str) -> pl.DataFrame:
         if mask.all():
