@@ -6,7 +6,6 @@ numbers that they print.
 
 import hashlib
 import math
-import re
 from typing import Any, Self
 
 import numpy as np
@@ -25,12 +24,10 @@ from apeagent_pipeline.distillation.portfolios import (
 from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
 from apeagent_pipeline.distillation.templates import (
     AGENT_SYSTEM_PROMPTS,
-    ASKED_FIRST,
     NEEDED,
     TEMPLATE,
     TEMPLATES,
     Rendering,
-    change_in_words,
     compose,
     past_trades,
 )
@@ -280,10 +277,6 @@ def render_prompts(
     return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
 
-_NOTHING_SAID = 0.4
-_ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
-"""A holding of nothing, which people call "no ETH" """
-
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
@@ -294,9 +287,8 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
     rng_or_fixed = rng or np.random.default_rng(0)
     if template.rendering == "incomplete":
         missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
-    is_asked_first = not facts and rng_or_fixed.uniform() < ASKED_FIRST
     if not facts:
-        facts, question = compose(rng_or_fixed, missing, unseen=unseen)
+        facts, question = compose(rng_or_fixed, missing)
     past = ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])
@@ -307,7 +299,6 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "volume": row["volume_text"],
         "vol": row["vol_text"],
         "change": row["change_text"],
-        **change_in_words(row["change_text"], rng_or_fixed),
         "eth": row["eth_text"],
         "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",
@@ -323,11 +314,9 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
         "past_trades": past,
     }
     facts, question = facts.format(**places), question.format(**places)
-    if rng is not None and rng.uniform() < _NOTHING_SAID:
-        facts = _ZERO.sub(r"no \1", facts)
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and template.rendering != "agent":
-        prompt, dressing = dress(f"{question} {facts}".strip() if is_asked_first else prompt, rng, unseen=unseen)
+        prompt, dressing = dress(prompt, rng, unseen=unseen)
     return {
         "facts": facts,
         "question": question,
