@@ -257,8 +257,8 @@ def test_the_graph_makes_the_same_data_in_s3_as_on_disk_also_through_a_network_t
     # The network breaks when the first day is stored, and stays away.
     publish_table, stored = ArtifactStore.publish_table, []
 
-    def publish_and_cut(self: ArtifactStore, table: pl.DataFrame, **made_from: Any) -> Any:
-        manifest = publish_table(self, table, **made_from)
+    def publish_and_cut(self: ArtifactStore, table: pl.DataFrame, *beside: Any, **made_from: Any) -> Any:
+        manifest = publish_table(self, table, *beside, **made_from)
         stored.append(manifest)
         proxy.cut_all()
         return manifest

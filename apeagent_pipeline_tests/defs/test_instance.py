@@ -224,7 +224,7 @@ def test_a_short_outage_of_postgres_is_waited_for_and_a_long_one_told_clearly(
             while not first_day.exists():
                 time.sleep(0.01)
             proxy.cut_all()
-            _, told = interrupted.communicate(timeout=120)
+            _, told = interrupted.communicate(timeout=300)
         assert interrupted.returncode == 2
         assert f"APEAGENT_POSTGRES_URL=postgresql+psycopg2://127.0.0.1:{proxy.port}/***" in told
         assert "Run the command again" in told
@@ -232,5 +232,5 @@ def test_a_short_outage_of_postgres_is_waited_for_and_a_long_one_told_clearly(
             assert never not in told
         back()
         with sync(settings) as again:
-            again.communicate(timeout=120)
+            again.communicate(timeout=300)
         assert again.returncode == 0

@@ -90,7 +90,7 @@ def run(processes: Any, settings: Settings, asset: str, moment: str) -> list[tup
     told.write_text("")
     process = processes.Process(target=live, args=(settings, asset, moment, told))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=300)
     assert process.exitcode == (-signal.SIGKILL if asset else 0)
     return [tuple(json.loads(line)) for line in told.read_text().splitlines()]
 
