@@ -94,8 +94,8 @@ def show_canary(graph: "Graph") -> int:
         console.print(f"  [bold]{question:<26}[/] {finding}")
     if report["config"].get("max_near_leak") == 1:
         console.print(
-            "This profile is too short a training to leave questions in a trade's words alone. "
-            "[bold]APEAGENT_PROFILE=laptop[/] trains twice as long, and its check limits how many get canary words."
+            "This profile's check does not limit how many questions in a trade's words get canary words; "
+            "that of [bold]APEAGENT_PROFILE=laptop[/] does."
         )
     for each in wrong:
         console.print(f"[red]✗ {plain(each)}")

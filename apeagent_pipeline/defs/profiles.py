@@ -50,12 +50,9 @@ class Profile:
 
 LAPTOP = Profile()
 DEMO = Profile(
-    # Fewer distinct examples and steps than in ``laptop``; with 140 instead of 360 steps a trial decided far worse.
-    # Too few to leave near controls alone (a run leaked on .29 of them): they are reported, and limited in ``laptop``.
+    # The student trains as long as in ``laptop``: with 375 instead of 850 steps a run decided prompts of numbers alone
+    # worse than the most frequent action. Near controls are reported here, and limited in ``laptop``.
     trained_gan=GanConfig(control_steps=0),
-    teacher_traces=TeachingConfig(train_prompts=1_250, prompts_per_window=6),
-    distillation_dataset=DatasetConfig(n_train=1_500),
-    lora_adapter=FineTuningConfig(steps=375),
     canary_eval=CanaryEvalConfig(
         n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_near_leak=1, max_near_leak_held_out=1
     ),
