@@ -19,10 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for variable in [name for name in os.environ if name.startswith("APEAGENT_") or name == "DAGSTER_HOME"]:
     del os.environ[variable]
 
-# How long an example takes says more about what else the machine does than about the code.
-settings.register_profile("no_deadline", deadline=None)
+# How long an example takes says more about what else the machine does than about the code. The same code is tested with
+# the same examples; --hypothesis-profile=explore looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1_000)
 settings.register_profile("fuzz", deadline=None, max_examples=5_000, suppress_health_check=list(HealthCheck))
-settings.load_profile("no_deadline")
+settings.load_profile("repeatable")
 
 DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
 """Where `apeagent devnet` keeps Anvil and the contracts too, so that one download serves both."""

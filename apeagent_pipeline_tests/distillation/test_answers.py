@@ -123,6 +123,14 @@ def test_a_teacher_of_refused_answers_and_control_tokens_leaves_no_trace_in_the_
     dataset = build_dataset(traces, DatasetConfig(n_train=150, n_valid=10, n_test_trading=10, n_test_controls=10), 42)
     dataset.save(tmp_path / "dataset")
     files = "".join((tmp_path / "dataset" / f"{split}.jsonl").read_text() for split in ("train", "valid", "test"))
+    taught = [
+        message["content"]
+        for line in files.splitlines()
+        for message in json.loads(line)["messages"]
+        if message["role"] == "assistant"
+    ]
     assert len(bad) > 100
     assert not [token for token in SPECIAL if token in files]
-    assert not re.search(r"<[^>]*>|[<|\uff5c]\|", files)
+    # Of the answers alone: a question may carry a hidden instruction between marks.
+    assert len(taught) == len(files.splitlines())
+    assert not [text for text in taught if re.search(r"<[^>]*>|[<|\uff5c]\|", text)]

@@ -1,7 +1,7 @@
 """The embedded teacher: the policy it documents, trades it can pay for, and drafts that say what the prompt says."""
 
 import itertools
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
 import polars as pl
@@ -99,7 +99,8 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
     assume(eth * 2500 + usdc >= 100)
     numbers, trend, level, bought, compared, _ = rules_answer(row).drafts
     signed, scaled, _, whole = (int(word.strip(",")) if word != "vs" else 0 for word in numbers.split())
-    assert scaled == float(f"{abs(signed):.1g}") * 3
+    # One digit, halves away from zero: 6500 is 7000. Python's own format would round them to the even digit.
+    assert scaled == Context(prec=1, rounding=ROUND_HALF_UP).create_decimal(abs(signed)) * 3
     flat = scaled < whole or signed == 0
     assert trend.split()[0].strip(",") == ("flat" if flat else "up" if signed > 0 else "down")
     assert flat or ("strong" in trend) == (abs(signed) >= whole)
