@@ -97,17 +97,25 @@ class TimeLeft:
         """
         self._waiting = dict(expected)
         self._current, self._begun = 0.0, time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def started(self, asset: str) -> None:
         """An asset begins; the one before it has ended."""
         self._current, self._begun = self._waiting.pop(asset, 0.0), time.monotonic()
+        self._first = None
 
     def of_asset(self, done: int, total: int) -> float:
-        """Seconds that the current asset still needs, after ``done`` of ``total`` steps."""
-        elapsed = time.monotonic() - self._begun
-        if total and done >= _KNOWN_FROM * total > 0:
-            return elapsed * (total - done) / done
-        return max(self._current - elapsed, 0.0)
+        """Seconds that the current asset still needs, after ``done`` of ``total`` steps.
+
+        Its speed is that since the first step it told of: a run that goes on from a checkpoint did not do the steps
+        before.
+        """
+        now = time.monotonic()
+        if done and self._first is None:
+            self._first = (done, now)
+        if self._first and (steps := done - self._first[0]) >= _KNOWN_FROM * total > 0:
+            return (now - self._first[1]) * (total - done) / steps
+        return max(self._current - (now - self._begun), 0.0)
 
     def of_run(self, done: int, total: int) -> float:
         """Seconds that the current asset and all later ones still need."""

@@ -71,10 +71,12 @@ def test_what_is_left_follows_the_speed_of_the_running_asset(monkeypatch: pytest
     left.started("trained_gan")
     now = 110.0
     assert left.of_asset(0, 100) == 50  # too early to judge: what was expected
-    assert left.of_asset(50, 100) == 10  # twice as slow as this would have 60
-    assert left.of_run(50, 100) == 310
+    assert left.of_asset(1, 100) == 50
+    now = 120.0
+    assert left.of_asset(51, 100) == pytest.approx(9.8)  # 50 steps in 10 s
+    assert left.of_run(51, 100) == pytest.approx(309.8)
     now = 200.0
-    assert left.of_asset(1, 100) == 0  # longer than expected, and never negative
+    assert left.of_asset(2, 100) == 0  # longer than expected, and never negative
     left.started("unforeseen")
     assert left.of_run(0, 1) == 300
 
@@ -84,3 +86,14 @@ def test_what_is_left_follows_the_speed_of_the_running_asset(monkeypatch: pytest
 )
 def test_durations_are_rounded_for_readers(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_judged_by_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now)
+    left = TimeLeft({"lora_adapter": 300.0})
+    left.started("lora_adapter")
+    now = 20.0
+    assert left.of_asset(401, 850) == 280  # nothing known yet of its speed
+    now = 220.0
+    assert left.of_asset(501, 850) == 698  # 2 s a step, whatever was done before
