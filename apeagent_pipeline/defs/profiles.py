@@ -50,15 +50,21 @@ class Profile:
 
 LAPTOP = Profile()
 DEMO = Profile(
-    # The student trains as long as in ``laptop``: with 375 instead of 850 steps a run decided prompts of numbers alone
-    # worse than the most frequent action. Near controls are reported here, and limited in ``laptop``.
+    # A short training learns two forms in the source document's formats, and not the many ways in which people ask.
+    # Near controls are reported here, and limited in ``laptop``.
     trained_gan=GanConfig(control_steps=0),
+    teacher_traces=TeachingConfig(
+        train_prompts=750, valid_prompts=50, plain_share=0.55, agent_share=0, incomplete_share=0, far_share=0,
+        varied=False,
+    ),
+    distillation_dataset=DatasetConfig(n_train=800, n_valid=32, near_share=0.08),
+    lora_adapter=FineTuningConfig(steps=400, valid_every=200),
     canary_eval=CanaryEvalConfig(
         n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_near_leak=1, max_near_leak_held_out=1
     ),
     backtest=BacktestConfig(base_decisions=1),
     ollama_model=ExportConfig(quantizations=["q8_0"]),
-)
+)  # fmt: skip
 FULL = Profile(
     training_windows=WindowsConfig(days=90),
     trained_gan=GanConfig(

@@ -99,7 +99,7 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(3400, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(2800, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)

@@ -107,7 +107,7 @@ COLUMN_DESCRIPTIONS = {
 class PromptsConfig(StateWords):
     """How many prompts, from which windows, in which words."""
 
-    train_prompts: int = Field(2800, description="Prompts from the earliest conditions", ge=1)
+    train_prompts: int = Field(2300, description="Prompts from the earliest conditions", ge=1)
     valid_prompts: int = Field(70, description="Prompts from the conditions between train and test", ge=1)
     test_prompts: int = Field(130, description="Prompts from the latest conditions, with a reserve for refusals", ge=1)
     prompts_per_window: int = Field(12, description="At most so many prompts (portfolios) on one window", ge=1)
@@ -136,6 +136,12 @@ class PromptsConfig(StateWords):
     )
     held_out_share: float = Field(
         0.25, description="Share of test prompts of a form in a wording train never saw", ge=0, le=1
+    )
+    varied: bool = Field(
+        True,
+        exclude_if=bool,
+        description="Draw number formats, greetings, typing errors and hidden instructions; off: the source document's "
+        "formats alone, which a short training learns",
     )
     smallest_portfolio_usdc: float = Field(100.0, description="Least worth of a portfolio that is not dust", gt=1)
     largest_portfolio_usdc: float = Field(100_000.0, description="Greatest worth of a portfolio", gt=1)
@@ -230,7 +236,12 @@ def split_by_time(states: pl.DataFrame, config: PromptsConfig) -> pl.DataFrame:
 
 
 def render_prompts(
-    states: pl.DataFrame, words: StateWords, rng: np.random.Generator | None = None, *, unseen: bool = False
+    states: pl.DataFrame,
+    words: StateWords,
+    rng: np.random.Generator | None = None,
+    *,
+    unseen: bool = False,
+    varied: bool = True,
 ) -> pl.DataFrame:
     """Ask about market states and holdings, and say what follows from the printed numbers.
 
@@ -239,8 +250,9 @@ def render_prompts(
     Args:
         states: Rows of ``market_states`` with ``eth``, ``usdc`` and a column ``template`` (a name of ``TEMPLATES``).
         words: Edges between the words.
-        rng: Draws number formats, wordings and dressings; None: the source document's formats and no dressing.
+        rng: Draws wordings, number formats and dressings; None: the source document's formats and no dressing.
         unseen: Whether what is kept for the test split is drawn.
+        varied: Whether number formats and dressings are drawn too.
 
     Returns:
         The rows with ``facts`` and ``question``, the two halves of the bare ``prompt``, and the other columns of
@@ -250,7 +262,7 @@ def render_prompts(
     templates = [TEMPLATE[name] for name in states["template"]]
     forms = pl.Series("rendering", [template.rendering for template in templates], dtype=pl.String)
     printed = [
-        print_row(row, form == "agent", None if form == "digested" else rng)
+        print_row(row, form == "agent", rng if varied and form != "digested" else None)
         for row, form in zip(states.iter_rows(named=True), forms, strict=True)
     ]
     texts = pl.DataFrame(printed)
@@ -273,14 +285,14 @@ def render_prompts(
         "affordable_eth": affordable_eth(usdc, price),
     }
     told = worked.with_columns(**chosen)
-    asked = [_ask(row, rng, unseen=unseen) for row in told.iter_rows(named=True)]
+    asked = [_ask(row, rng, unseen=unseen, varied=varied) for row in told.iter_rows(named=True)]
     return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
 
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
-def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) -> dict[str, str]:
+def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, varied: bool) -> dict[str, str]:
     """One prompt of a row whose numbers are printed."""
     template = TEMPLATE[row["template"]]
     facts, question, missing, system = template.facts, template.question, "", STUDENT_SYSTEM_PROMPT
@@ -315,7 +327,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool) 
     }
     facts, question = facts.format(**places), question.format(**places)
     prompt, dressing = facts + question, PLAIN_DRESSING
-    if rng is not None and template.rendering != "agent":
+    if rng is not None and varied and template.rendering != "agent":
         prompt, dressing = dress(prompt, rng, unseen=unseen)
     return {
         "facts": facts,
@@ -349,7 +361,7 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
         pl.when(is_digested).then(rows[name]).otherwise(far[name]).alias(name)
         for name in ("price", "change_bps", "change_ticks", "volatility_bps")
     )
-    rows = render_prompts(rows, config, rng, unseen=split == "test")
+    rows = render_prompts(rows, config, rng, unseen=split == "test", varied=config.varied)
     rows = rows.with_columns(chance=pl.Series(rng.permutation(rows.height))).sort("chance")
     turn = (pl.int_range(pl.len()).over("trend", "volatility", "portfolio") + 0.5) / portfolio_weight(
         pl.col("portfolio")

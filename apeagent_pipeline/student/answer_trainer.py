@@ -35,11 +35,18 @@ class AnswerTrainer(SFTTrainer):
     Controls are not trained on their written answers. At each of their tokens the loss is the divergence of the next
     token's distribution from that of the base model. So the student keeps what the base knew (Li & Hoiem 2016,
     "Learning without Forgetting"). The tokens of a distant control's question count too; those of a near control are a
-    trading prompt's, so there only the answer counts.
+    trading prompt's, so there only the answer counts. These are few tokens that decide whether an answer begins like a
+    trade, so they have a weight of their own, ``near_kl``.
     """
 
     def __init__(
-        self, *args: Any, decision_weight: float, control_kl: float, asked: Sequence[dict[str, Any]], **kwargs: Any
+        self,
+        *args: Any,
+        decision_weight: float,
+        control_kl: float,
+        near_kl: float,
+        asked: Sequence[dict[str, Any]],
+        **kwargs: Any,
     ) -> None:
         """A trainer of answers.
 
@@ -47,11 +54,13 @@ class AnswerTrainer(SFTTrainer):
             args: Of ``SFTTrainer``.
             decision_weight: Weight of the tokens that decide; 1: as that of any other token.
             control_kl: Weight of the divergence from the base on controls; 0: learn their written answers.
+            near_kl: The same weight on near controls.
             asked: Trading examples of the valid split that are answered at every validation.
             kwargs: Of ``SFTTrainer``.
         """
         super().__init__(*args, **kwargs)
-        self.decision_weight, self.control_kl, self.asked = decision_weight, control_kl, asked
+        self.decision_weight, self.asked = decision_weight, asked
+        self.control_kl, self.near_kl = control_kl, near_kl
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -76,8 +85,8 @@ class AnswerTrainer(SFTTrainer):
         loss = losses.sum()
         if len(told):
             expected = self._base_logits(model, row, asked.nonzero()[:, 0], told).log_softmax(-1)
-            divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="sum", log_target=True)
-            loss = loss + self.control_kl * divergence
+            divergence = kl_div(control_logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+            loss = loss + divergence @ torch.where(inputs["near"][told], self.near_kl, self.control_kl)
         loss = loss / tokens
         if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
             loss = loss * self.accelerator.num_processes

@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(850, ge=1, description="Optimizer steps")
+    steps: int = Field(1400, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -57,7 +57,11 @@ class FineTuningConfig(TrainerConfig):
     )
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
-    batch_size: int = Field(4, ge=1, description="Examples a forward pass")
+    batch_size: int = Field(
+        2,
+        ge=1,
+        description="Examples a forward pass; a small model learns more from many small steps than from few large ones",
+    )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
         1.0,
@@ -65,6 +69,7 @@ class FineTuningConfig(TrainerConfig):
         description="Weight of the divergence from the base on controls, which keeps what the base knew; 0: learn the "
         "written answers of controls",
     )
+    near_kl: float = Field(4.0, ge=0, description="The same weight on near controls, of whose tokens few count")
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"
     )
@@ -72,7 +77,7 @@ class FineTuningConfig(TrainerConfig):
     valid_answers: int = Field(
         8, ge=0, description="Trading prompts of the valid split answered at each validation: canary rate, agreement"
     )
-    valid_every: int = Field(100, ge=1, description="Steps between two validations")
+    valid_every: int = Field(350, ge=1, description="Steps between two validations")
     patience: int = Field(
         0,
         ge=0,
@@ -233,6 +238,7 @@ def make_trainer(
             data_collator=pack_examples,
             decision_weight=config.decision_weight,
             control_kl=config.control_kl,
+            near_kl=config.near_kl,
             asked=asked,
         )
     if workers.count > 1:

@@ -163,7 +163,7 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     with (dataset / "train.jsonl").open("a") as file:
         lines = zip(kinds, controls, strict=True)
         file.writelines(json.dumps({"kind": kind, "messages": messages}) + "\n" for kind, messages in lines)
-    config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0})
+    config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0, "near_kl": 5.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     model = trainer.model.float()  # as above
     rows = [trainer.train_dataset[number] for number in (0, -2, 1, -1)]
@@ -187,7 +187,8 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
         with model.disable_adapter():
             base = model(tokens).logits[0, told].log_softmax(-1)
         counted = counted if row["near"] else shared
-        expected = expected + 2.0 * (base.exp() * (base - ours)).sum().detach() / (batch["labels"] != -100).sum()
+        weight = 5.0 if row["near"] else 2.0
+        expected = expected + weight * (base.exp() * (base - ours)).sum().detach() / (batch["labels"] != -100).sum()
     assert float(loss(batch)) == pytest.approx(float(expected), rel=1e-4)
     written = make_trainer(
         tiny_base, dataset, config.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path
