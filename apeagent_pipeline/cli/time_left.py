@@ -1,8 +1,8 @@
 """How long the assets of a run take on this machine, and how much of that is left while it works.
 
 The seconds that an asset took when it was last built with this profile are remembered below ``APEAGENT_HOME``. An asset
-that was never built here is estimated from a reference machine: its seconds there, times how much faster that machine
-multiplies matrices. Both speeds are those of ``device.number_format``.
+that was never built here is estimated from a reference machine: a fixed share of its seconds there, and for the rest the
+ratio of the two machines' speeds at matrix products, those of ``device.number_format``.
 """
 
 import json
@@ -28,6 +28,8 @@ _REFERENCE_SECONDS = {
 }  # fmt: skip
 _IN_STUDENTS_FORMAT = {"lora_adapter", "canary_eval", "backtest"}
 """Assets whose time is that of the student, in the number format that was chosen for it; the others use float32."""
+_FIXED_SHARE = 0.2
+"""Of the reference's seconds what faster products leave as it is: memory traffic, imports, Python."""
 _SMALL_ASSET = 1.0
 _KNOWN_FROM = 0.05
 """Share of an asset's steps after which its own speed is a better guide than the estimate."""
@@ -69,12 +71,12 @@ def estimate(settings: Settings, assets: Collection[str]) -> Estimate | None:
     measured = number_format(chosen_device())
     float32 = measured.float32 or _REFERENCE_GFLOPS
     speeds = {"float32": float32, "bfloat16": measured.bfloat16 or _REFERENCE_GFLOPS}
-    seconds = {
-        name: reference.get(name, _SMALL_ASSET)
-        * _REFERENCE_GFLOPS
-        / (speeds[measured.chosen] if name in _IN_STUDENTS_FORMAT else float32)
-        for name in assets
-    }
+    seconds = {}
+    for name in assets:
+        speed = speeds[measured.chosen] if name in _IN_STUDENTS_FORMAT else float32
+        seconds[name] = reference.get(name, _SMALL_ASSET) * (
+            _FIXED_SHARE + (1 - _FIXED_SHARE) * _REFERENCE_GFLOPS / speed
+        )
     return Estimate({**seconds, **known}, "estimated from the speed of this machine's matrix products")
 
 

@@ -28,7 +28,7 @@ def test_an_asset_never_built_here_is_estimated_from_the_machines_speed(
     fast(monkeypatch, 87, 174)
     quick = estimate(settings, ASSETS)
     assert slow is not None and quick is not None
-    assert quick.seconds["lora_adapter"] == pytest.approx(slow.seconds["lora_adapter"] / 2)
+    assert quick.seconds["lora_adapter"] == pytest.approx(slow.seconds["lora_adapter"] * 0.6)
     assert quick.seconds["trained_gan"] == slow.seconds["trained_gan"]  # computes in float32
     assert set(quick.seconds) == set(ASSETS)
     assert quick.total < slow.total
