@@ -1,5 +1,6 @@
 """The picture of a day of swaps: what it traded at, how busy it was, and where nothing happened."""
 
+import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
@@ -21,7 +22,10 @@ def day_figure(swaps: pl.DataFrame, pool: PoolSpec) -> bytes:
     Returns:
         A PNG; of a day without swaps one that says so.
     """
-    figure, axes = new_figure(1, 3, size=(11, 2.8))
+    # One of these is drawn for each day. Fixed margins, titles at a fixed height and one shape for all bars save two
+    # thirds of the time that matplotlib's own layout takes.
+    figure, axes = new_figure(1, 3, size=(11, 2.8), layout=None)
+    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.18, top=0.9, wspace=0.2)
     price_axis, count_axis, gap_axis = axes[0]
     time = pl.col("block_timestamp")
     of_day = (time - time.dt.truncate("1d")).dt.total_seconds()
@@ -32,14 +36,21 @@ def day_figure(swaps: pl.DataFrame, pool: PoolSpec) -> bytes:
         price_axis.text(0.5, 0.5, "no swaps", ha="center", va="center", transform=price_axis.transAxes)
     price_axis.plot(hours, price, color=_PRICE, linewidth=0.9)
     price_axis.ticklabel_format(axis="y", useOffset=False)
-    price_axis.set(title=f"price ({pool.token1.symbol} per {pool.token0.symbol})", xlabel="hour (UTC)", xlim=(0, 24))
-    count_axis.hist(hours, bins=range(25), color=_BARS)
-    count_axis.set(title=f"swaps an hour ({swaps.height:,} in all)", xlabel="hour (UTC)", xlim=(0, 24))
+    price_axis.set(xlabel="hour (UTC)", xlim=(0, 24))
+    count_axis.stairs(*np.histogram(hours.to_numpy(), bins=range(25)), fill=True, color=_BARS)
+    count_axis.set(xlabel="hour (UTC)", xlim=(0, 24), ylim=(0, None))
     longest = f"{int(gaps.to_numpy().max()):,} s" if gaps.len() else "none"
-    gap_axis.hist(gaps, bins=40, color=_BARS, log=gaps.len() > 0)
-    gap_axis.set(title=f"gaps between swaps (longest: {longest})", xlabel="seconds")
+    gap_axis.stairs(*np.histogram(gaps.to_numpy(), bins=40), fill=True, color=_BARS)
+    if gaps.len():
+        gap_axis.set_yscale("log")
+    gap_axis.set(xlabel="seconds")
+    titles = (
+        f"price ({pool.token1.symbol} per {pool.token0.symbol})",
+        f"swaps an hour ({swaps.height:,} in all)",
+        f"gaps between swaps (longest: {longest})",
+    )
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, y=1.0, fontsize=9)
     for axis in (price_axis, count_axis):
         axis.set_xticks(range(0, 25, 6))
-    for axis in axes[0]:
-        axis.title.set_fontsize(9)
     return png(figure)
