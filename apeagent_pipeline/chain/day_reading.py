@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -40,8 +40,7 @@ class PoolEvents(NamedTuple):
     def joined(cls, parts: Iterable["PoolEvents"]) -> Self:
         """All events of several ranges, each event once."""
         found: list[PoolEvents] = [cls.none(), *parts]
-        tables = pl.concat([part.swaps for part in found]), pl.concat([part.changes for part in found])
-        return cls(*(table.unique(maintain_order=True).sort(SWAP_KEY, maintain_order=True) for table in tables))
+        return cls(_joined([part.swaps for part in found]), _joined([part.changes for part in found]))
 
     def between(self, first: int, last: int) -> "PoolEvents":
         """The events of a range, both ends included."""
@@ -58,6 +57,13 @@ class PoolEvents(NamedTuple):
             theirs.select(SWAP_KEY).join(ours.select(SWAP_KEY), on=SWAP_KEY, how="anti").height
             for ours, theirs in zip(self, others, strict=True)
         )
+
+
+def _joined(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    filled = [table for table in tables if not table.is_empty()]
+    if not filled:
+        return tables[0]
+    return pl.concat(filled).unique(maintain_order=True).sort(SWAP_KEY, maintain_order=True)
 
 
 class Piece(NamedTuple):

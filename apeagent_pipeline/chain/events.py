@@ -7,6 +7,7 @@ liquidity, int24 tick, uint24 fee)``. Amounts are from the swapper's side: negat
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,8 @@ _WORD_BYTES = 32
 _DATA_TYPES = (("int128", 16), ("int128", 16), ("uint160", 20), ("uint128", 16), ("int24", 3), ("uint24", 3))
 """Type and bytes of each of the six words in the data of the event."""
 _SLICE_ROWS = 1 << 14
+_NO_SWAPS = RAW_SWAPS_SCHEMA.to_frame()
+_UNKNOWN_PEOPLE = [pl.lit(None, pl.String()).alias(name) for name in ("tx_from", "tx_to")]
 _DECIMAL = {"amount0": r"^(0|-?[1-9]\d*)$", "amount1": r"^(0|-?[1-9]\d*)$"} | {
     "sqrt_price_x96": r"^[1-9]\d*$",
     "liquidity": r"^(0|[1-9]\d*)$",
@@ -101,7 +104,7 @@ class RawSwapsError(ChainError):
 
 def empty_raw_swaps() -> pl.DataFrame:
     """A day without swaps: no rows, every column with its type."""
-    return RAW_SWAPS_SCHEMA.to_frame()
+    return _NO_SWAPS.clone()
 
 
 def decode_swap_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
@@ -140,8 +143,17 @@ def _decode(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
         raise LogError(f"the node answered with a log whose fields are not hex strings: {str(error)[:200]}") from None
     table = table.with_columns(pl.exclude("removed").str.to_lowercase())
     _check_logs(table, pool)
-    words = decode_swap_data(table["data"])
-    return table.select(
+    return table.select(*_placed(pool), *decode_swap_data(table["data"]), *_UNKNOWN_PEOPLE)
+
+
+# Expressions are made once for each pool and day: with the hundreds of small ranges of a free tier, making them takes
+# longer than evaluating them.
+
+
+@lru_cache
+def _placed(pool: PoolSpec) -> list[pl.Expr]:
+    """EVENT_COLUMNS from the columns of logs."""
+    return [
         pl.lit(pool.chain_id, pl.Int64()).alias("chain_id"),
         pl.lit(pool.pool_id.lower()).alias("pool_id"),
         _hex_integer("blockNumber").alias("block_number"),
@@ -153,10 +165,7 @@ def _decode(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
         _hex_integer("transactionIndex").alias("transaction_index"),
         _hex_integer("logIndex").alias("log_index"),
         ("0x" + pl.col("topic2").str.tail(40)).alias("sender"),
-        *words,
-        pl.lit(None, pl.String()).alias("tx_from"),
-        pl.lit(None, pl.String()).alias("tx_to"),
-    )
+    ]
 
 
 def decode_swap_data(data: pl.Series) -> pl.DataFrame:
@@ -197,15 +206,26 @@ def check_raw_swaps(df: pl.DataFrame, day: date) -> None:
         )
     if df.is_empty():
         return
+    rules = _row_rules(day)
+    # In one pass: a range holds few swaps as a rule, and a query costs more than its rows.
+    violated = df.select(broken.any().alias(what) for what, broken in rules.items()).row(0, named=True)
+    for what in (what for what, is_broken in violated.items() if is_broken):
+        _refuse(df, day, df.select(rules[what]).to_series(), what)
+    _refuse(df, day, pl.Series(contradicting_ticks(df)), "a tick that contradicts its sqrt_price_x96")
+
+
+@lru_cache
+def _row_rules(day: date) -> dict[str, pl.Expr]:
+    """What must not be, and the rows where it is."""
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    required = [name for name in df.columns if name not in NULLABLE_COLUMNS]
+    required = [name for name in RAW_SWAPS_SCHEMA if name not in NULLABLE_COLUMNS]
     moment = pl.col("block_timestamp")
     block_step, log_step = (pl.col(name).diff().fill_null(1) for name in SWAP_KEY)
     same_block = block_step == 0
     other_block_values = pl.any_horizontal(
         pl.col(name).ne_missing(pl.col(name).shift(1)) for name in ("block_hash", "block_timestamp")
     )
-    rules = {
+    return {
         f"a value missing in one of {required}": pl.any_horizontal(pl.col(required).is_null()),
         f"a block_timestamp outside the UTC day {day}": ~moment.is_between(
             start, start + timedelta(days=1), closed="left"
@@ -220,11 +240,6 @@ def check_raw_swaps(df: pl.DataFrame, day: date) -> None:
             for name, pattern in _DECIMAL.items()
         },
     }
-    # In one pass: a range holds few swaps as a rule, and a query costs more than its rows.
-    violated = df.select(broken.any().alias(what) for what, broken in rules.items()).row(0, named=True)
-    for what in (what for what, is_broken in violated.items() if is_broken):
-        _refuse(df, day, df.select(rules[what]).to_series(), what)
-    _refuse(df, day, pl.Series(contradicting_ticks(df)), "a tick that contradicts its sqrt_price_x96")
 
 
 def contradicting_ticks(df: pl.DataFrame) -> np.ndarray:
@@ -265,7 +280,9 @@ def _check_topics(topics: Sequence[Any]) -> None:
         raise LogError("the node answered with a log that has not three topics; a Swap event has id and sender indexed")
 
 
-def _check_logs(table: pl.DataFrame, pool: PoolSpec) -> None:
+@lru_cache
+def _log_rules(pool: PoolSpec) -> list[pl.Expr]:
+    """For each rule that a log must keep, named by what a log that breaks it does: where it is broken."""
     rules = {
         f"comes from another contract than {pool.pool_manager}": pl.col("address") == pool.pool_manager.lower(),
         "is not a Swap event": pl.col("topic0") == SWAP_TOPIC,
@@ -281,8 +298,12 @@ def _check_logs(table: pl.DataFrame, pool: PoolSpec) -> None:
             pl.col("blockHash", "transactionHash").str.contains(r"^0x[0-9a-f]{64}$"),
         ),
     }
+    return [(~rule.fill_null(False)).alias(what) for what, rule in rules.items()]
+
+
+def _check_logs(table: pl.DataFrame, pool: PoolSpec) -> None:
     # All rules in one pass over the table: most ranges hold few logs, and a query costs more than its rows.
-    broken = table.select((~rule.fill_null(False)).alias(what) for what, rule in rules.items())
+    broken = table.select(_log_rules(pool))
     for what, is_broken in broken.select(pl.all().any()).row(0, named=True).items():
         if is_broken:
             rows = table.filter(broken[what])

@@ -36,13 +36,14 @@ COLUMN_DESCRIPTIONS = {
 }
 """What each column that this module adds means, with its unit; shown in the UI as the column schema."""
 
+_NO_CHANGES = LIQUIDITY_SCHEMA.to_frame()
 _WORDS = 4
 _LARGEST_DELTA = 1 << 128
 
 
 def empty_liquidity() -> pl.DataFrame:
     """A day without liquidity changes: no rows, every column with its type."""
-    return LIQUIDITY_SCHEMA.to_frame()
+    return _NO_CHANGES.clone()
 
 
 def decode_liquidity_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> pl.DataFrame:
@@ -59,6 +60,8 @@ def decode_liquidity_logs(logs: Sequence[Mapping[str, Any]], pool: PoolSpec) -> 
         LogError: if a log lacks a field, belongs to another contract or pool, was removed by a reorganisation, or does
             not have the layout of the event.
     """
+    if not logs:
+        return empty_liquidity()  # most ranges
     return pl.DataFrame([_row(log, pool) for log in logs], schema=LIQUIDITY_SCHEMA, orient="row")
 
 
@@ -68,9 +71,12 @@ def check_liquidity(df: pl.DataFrame, day: date) -> None:
     Raises:
         RawSwapsError: naming the rule that is broken.
     """
+    if df.schema != LIQUIDITY_SCHEMA:
+        raise RawSwapsError(f"liquidity changes of {day} contain other columns than LIQUIDITY_SCHEMA")
+    if df.is_empty():
+        return
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     rules = {
-        "other columns than LIQUIDITY_SCHEMA": df.schema != LIQUIDITY_SCHEMA,
         "rows that are not sorted by (block_number, log_index)": not df.select(SWAP_KEY).equals(
             df.select(SWAP_KEY).sort(SWAP_KEY)
         ),

@@ -27,6 +27,10 @@ _FAILURES_BEFORE_SPLIT = 3
 SMALL_RANGE = 50
 """Blocks. Up to here, the head is not asked for with each range."""
 _UNKNOWN_ERRORS_BEFORE_SPLIT, _UNKNOWN_ERRORS_BEFORE_WAITING = 3, 6
+_TRANSACTION_STEP, _LOG_STEP = pl.col("transaction_index").diff(), pl.col("log_index").diff()
+_COUNTED_PER_TRANSACTION = (
+    (pl.col("block_number").diff() == 0) & ((_TRANSACTION_STEP < 0) | ((_LOG_STEP == 0) & (_TRANSACTION_STEP > 0)))
+).any()
 
 Accept = Callable[[Endpoint, PoolEvents, int, list[Any]], None]
 """Checks the events of a piece, its last block and the further blocks that were asked for with it, or raises."""
@@ -108,7 +112,7 @@ class LogReader:
             found.append(events)
             pieces.append(asked)
             first, failures = asked.last + 1, 0
-        return PoolEvents.joined(found), pieces
+        return found[0] if len(found) == 1 else PoolEvents.joined(found), pieces
 
     def _read_piece(
         self, endpoint: Endpoint, first: int, last: int, *, accept: Accept, again: Headers, most_blocks: int | None
@@ -152,12 +156,13 @@ class LogReader:
             events = self.decode(endpoint, logs)
             count = len(logs)
             del logs
-            for table in events:
-                outside = table.filter(~pl.col("block_number").is_between(first, end))
-                if not outside.is_empty():
+            for table in (table for table in events if not table.is_empty()):
+                # Sorted: if any event lies outside, the first or the last does.
+                numbers = table["block_number"]
+                outside = [number for number in (numbers[0], numbers[-1]) if not first <= number <= end]
+                if outside:
                     raise LogError(
-                        f"the node answered a question for blocks {first} to {end} with a log of block "
-                        f"{outside['block_number'][0]}"
+                        f"the node answered a question for blocks {first} to {end} with a log of block {outside[0]}"
                     )
             accept(endpoint, events, end, rest)
         size.answered(end - first + 1, events.total)
@@ -210,12 +215,12 @@ class LogReader:
 
     def _moments(self, endpoint: Endpoint, events: PoolEvents) -> pl.DataFrame | None:
         # Newer nodes tell the timestamp with each log; for the others, one header for each block with a log is read.
+        if not any(table["block_timestamp"].has_nulls() for table in events):
+            return None
         untimed = pl.concat(
             [table.filter(pl.col("block_timestamp").is_null()).select("block_number") for table in events]
         )
         numbers = untimed["block_number"].unique().sort().to_list()
-        if not numbers:
-            return None
         blocks = endpoint.results([("eth_getBlockByNumber", [hex(number), False]) for number in numbers])
         headers = [read_header(block) for block in blocks]
         return pl.DataFrame(
@@ -272,15 +277,7 @@ def _first_topic(log: Any) -> str | None:
 
 def _check_order(swaps: pl.DataFrame) -> None:
     """Within a block, log indices must ascend with the transactions: some nodes count them in each transaction."""
-    steps = swaps.select(
-        same=pl.col("block_number").diff() == 0,
-        transaction=pl.col("transaction_index").diff(),
-        log=pl.col("log_index").diff(),
-    )
-    wrong = steps.filter(
-        pl.col("same") & ((pl.col("transaction") < 0) | ((pl.col("log") == 0) & (pl.col("transaction") > 0)))
-    )
-    if not wrong.is_empty():
+    if swaps.select(_COUNTED_PER_TRANSACTION).item():
         raise LogError(
             "the node counts log indices inside each transaction instead of inside each block, so the order of the "
             "swaps is unknown; use another endpoint"

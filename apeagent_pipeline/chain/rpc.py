@@ -119,7 +119,7 @@ class MaskedHTTPProvider:
 
     def _post(self, request: Any) -> Any:
         if not hasattr(self._thread, "session"):
-            self._thread.session = requests.Session()
+            self._thread.session = _session_for(self._url.get_secret_value())
         problem = ""
         try:
             response = self._thread.session.post(
@@ -341,6 +341,16 @@ class RpcClient:
 
 def _backoff(failed_rounds: int) -> float:
     return min(30.0, 0.5 * 2 ** (failed_rounds - 1)) + random.uniform(0, 0.5)  # noqa: S311 - not a secret
+
+
+def _session_for(url: str) -> requests.Session:
+    """A session with the environment's proxies, certificates and netrc, which requests looks up for every request."""
+    session = requests.Session()
+    found = session.merge_environment_settings(url, {}, None, None, None)
+    session.proxies, session.verify, session.cert = found["proxies"], found["verify"], found["cert"]
+    session.auth = requests.utils.get_netrc_auth(url)
+    session.trust_env = False
+    return session
 
 
 def _number(request_id: Any) -> int | float | None:

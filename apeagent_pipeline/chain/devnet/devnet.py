@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import requests
 from web3 import HTTPProvider, Web3
 from web3.types import RPCEndpoint
 
@@ -71,7 +72,9 @@ class Devnet:
     def __init__(self, url: str, artifacts: Path) -> None:
         self.url = url
         self.pool: PoolSpec = BASE_ETH_USDC
-        self.web3 = Web3(HTTPProvider(url, request_kwargs={"timeout": 600}))
+        session = requests.Session()
+        session.trust_env = False  # no proxy stands before this machine, and requests looks for one each time
+        self.web3 = Web3(HTTPProvider(url, request_kwargs={"timeout": 600}, session=session))
         self.accounts: list[str] = [str(account) for account in self.web3.eth.accounts]
         self.days: list[date] = []
         self._artifacts = artifacts
