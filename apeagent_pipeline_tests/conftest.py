@@ -32,10 +32,30 @@ DEVNET_CACHE = Path(__file__).parents[1] / ".apeagent" / "cache" / "devnet"
 REAL_SWAPS = Path(__file__).parents[2] / "shared" / "data" / "base_eth_usdc_swaps_2025-01-23_2025-02-04.csv"
 
 
+LONGEST = (
+    "gan/test_training.py",
+    "chain/faults/test_limits.py",
+    "gan/test_quality.py",
+    "student/test_fine_tuning.py",
+    "distillation/test_server_table.py",
+    "gan/test_sampling.py",
+    "chain/test_collector.py",
+    "chain/faults/test_logs.py",
+    "chain/faults/test_outages.py",
+    "chain/faults/test_second_endpoint.py",
+    "chain/faults/test_refusals.py",
+    "chain/test_devnet_swaps.py",
+)
+"""Files that take half a minute or more without their slow tests, the longest first. Only one of the first four needs the
+devnet, for while it starts whoever needs it waits."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: a long one at the end would keep one process busy and the others waiting."""
+    """The longest files come first: a long one at the end would keep one process busy and the others waiting."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: places.get(item.path, len(places) + (item.path not in slow)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import ks_2samp
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.swap_math import swap_step
@@ -164,6 +163,8 @@ def test_bad_input_is_named(gan, windows):
 
 @pytest.mark.parametrize(("scenario", "sign"), [("calm", -1), ("wild", 1), ("buying", 1), ("selling", -1)])
 def test_a_scenario_arrives_and_the_rest_stays_that_of_such_windows(gan, windows, synthetic, scenario, sign):
+    from scipy.stats import ks_2samp
+
     config = CONFIG.model_copy(update={"scenario": scenario})
     made = sample_windows(gan, windows, BASE_ETH_USDC, config, seed=5)
     assert made.schema == synthetic.schema

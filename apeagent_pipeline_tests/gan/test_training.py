@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,28 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.fixture(scope="module")
+def watched(windows, tiny, tmp_path_factory):
+    """The training of ``gan`` once more, with all that it reported, and the folder that TensorBoard reads."""
+    shown, folder = [], tmp_path_factory.mktemp("log")
+
+    def report(done, total, **losses):
+        shown.append((done, total, losses))
+
+    gan = train_gan(windows, tiny, 1, progress=report, log_dir=folder)
+    return SimpleNamespace(gan=gan, shown=shown, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def other_seed(windows, tiny, tmp_path_factory):
+    """A GAN of another seed, and the folder with its last checkpoint."""
+    folder = tmp_path_factory.mktemp("other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+        gan = train_gan(windows, tiny, 2, checkpoint_dir=folder)
+    return SimpleNamespace(gan=gan, folder=folder)
+
+
 @pytest.mark.parametrize("killed_after", [4, 8, 10], ids=["warm start", "adversarial stage", "control"])
 def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
@@ -52,19 +75,26 @@ def test_a_killed_training_resumes_to_the_same_weights(windows, tiny, gan, tmp_p
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_checkpoint_of_another_seed_or_configuration_is_not_taken(windows, tiny, gan, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_seed_or_configuration_is_not_taken(
+    windows, tiny, gan, other_seed, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    train_gan(windows, tiny, 2, checkpoint_dir=tmp_path)
+    shutil.copytree(other_seed.folder, tmp_path, dirs_exist_ok=True)
+    assert list(tmp_path.iterdir())
     assert same(weights(train_gan(windows, tiny, 1, checkpoint_dir=tmp_path)), weights(gan))
     other = tiny.model_copy(update={"diversity": 0.0})
-    steps, report = recorded_steps()
-    train_gan(windows, other, 1, progress=report, checkpoint_dir=tmp_path)
-    assert steps[0] == 1
+
+    def stop_at_once(done, total, **losses):
+        assert done == 1
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_gan(windows, other, 1, progress=stop_at_once, checkpoint_dir=tmp_path)
 
 
-def test_the_seed_decides_the_weights(windows, tiny, gan):
-    assert same(weights(train_gan(windows, tiny, 1)), weights(gan))
-    assert not same(weights(train_gan(windows, tiny, 2)), weights(gan))
+def test_the_seed_decides_the_weights(gan, watched, other_seed):
+    assert same(weights(watched.gan), weights(gan))
+    assert not same(weights(other_seed.gan), weights(gan))
 
 
 def test_saved_gans_come_back(gan, tmp_path):
@@ -84,9 +114,8 @@ def test_saved_gans_come_back(gan, tmp_path):
         TrainedGan.load(tmp_path / "nowhere")
 
 
-def test_losses_of_all_stages_are_kept_and_shown(windows, tiny, gan):
-    shown = []
-    train_gan(windows, tiny, 1, progress=lambda done, total, **losses: shown.append((done, total, losses)))
+def test_losses_of_all_stages_are_kept_and_shown(tiny, gan, watched):
+    shown = watched.shown
     assert [(done, total) for done, total, _ in shown] == [(k + 1, tiny.steps) for k in range(tiny.steps)]
     assert all(isinstance(value, float) for _, _, losses in shown for value in losses.values())
     assert {"critic", "gp", "generator", "feature_matching", "diversity"} <= shown[tiny.generator_steps - 1][2].keys()
@@ -173,11 +202,10 @@ def test_the_kept_weights_have_the_auc_closest_to_chance_and_do_not_copy(windows
     assert kept.history["held_out"]["step"] == [tiny.likelihood_steps + k for k in range(4)]
 
 
-def test_every_loss_is_written_for_tensorboard(windows, tiny, tmp_path):
+def test_every_loss_is_written_for_tensorboard(tiny, watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train_gan(windows, tiny, 1, log_dir=tmp_path)
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = EventAccumulator(str(watched.folder)).Reload()
     assert len(events.Scalars("critic")) == tiny.adversarial_steps
     assert len(events.Scalars("loss")) == tiny.steps
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 import requests
 import uvicorn
-from openai import OpenAI
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, parse_answer
 from apeagent_pipeline.serving.dialects import read_question
@@ -70,6 +69,8 @@ def ask(url, text, **more):
 
 
 def test_openais_client_reads_whole_and_streamed_answers_and_the_header_says_what_was_changed():
+    from openai import OpenAI
+
     engine = Scripted("up strong, add\n####\nAPE IN 0.5 ETH\nand then some more text")
     with serving(engine) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -4,10 +4,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
 from apeagent_pipeline.student import base_model, fine_tuning
-from apeagent_pipeline.student.answer_trainer import _decision_weights
 from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
@@ -84,6 +82,11 @@ def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_da
 
 
 def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_base):
+    # Not above: each process of a test run imports this file, and trl takes seven seconds.
+    from transformers import AutoTokenizer
+
+    from apeagent_pipeline.student.answer_trainer import _decision_weights
+
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     def heavy(text):
