@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-from hypothesis import HealthCheck, settings
+# Four processes and those that tests start import the same files: compiled once, they are read. Before anything large.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 if TYPE_CHECKING:
     from apeagent_pipeline.chain.devnet import Devnet
@@ -46,8 +50,8 @@ LONGEST = (
     "chain/faults/test_refusals.py",
     "chain/test_devnet_swaps.py",
 )
-"""Files that take half a minute or more without their slow tests, the longest first. Only one of the first four needs the
-devnet, for while it starts whoever needs it waits."""
+"""Files that take half a minute or more without their slow tests, the longest first. Only one of the first four needs
+the devnet: while it starts, whoever needs it waits."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,9 @@
 """What happens by itself: after changes, after failures, and in the night."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -69,14 +71,23 @@ class Daemon:
         return made
 
 
-@pytest.fixture
-def daemon(tmp_path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    settings = tiny_settings.model_copy(update={"home": tmp_path, "storage": ""})
-    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
-        daemon = Daemon(build_graph(settings), instance)
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two days, their features and the windows, with Dagster's record of the runs that made them."""
+    home = tmp_path_factory.mktemp("home")
+    with dg.DagsterInstance.local_temp(str(home), overrides=QUIET) as instance:
+        daemon = Daemon(build_graph(Settings(home=home)), instance)
         assert daemon.run("raw_swaps", DAYS[0], DAYS[1])
         assert daemon.run("swap_features", DAYS[0], DAYS[1])
         assert daemon.run("training_windows", None)
+    return home
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, home: Path) -> Iterator[Daemon]:
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True, symlinks=True)
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
+        daemon = Daemon(build_graph(Settings(home=tmp_path)), instance)
         daemon.due()  # the first look only remembers
         yield daemon
 
