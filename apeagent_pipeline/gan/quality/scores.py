@@ -24,6 +24,7 @@ from apeagent_pipeline.gan.quality.discriminators import (
     recurrent_network,
 )
 from apeagent_pipeline.gan.quality.window_sets import ROW_FEATURES, WindowSet, copied_share
+from apeagent_pipeline.market.distribution_distance import ks_distance
 from apeagent_pipeline.market.features import virtual_reserve
 
 _ACF_LAGS = 8
@@ -142,11 +143,11 @@ def _ks_mean(compared: Comparison) -> float:
 
 def feature_distances(real: np.ndarray, other: np.ndarray) -> dict[str, tuple[float, float]]:
     """Kolmogorov-Smirnov and Wasserstein distance (the latter in real standard deviations) of every feature [n, 6]."""
-    from scipy.stats import ks_2samp, wasserstein_distance
+    from scipy.stats import wasserstein_distance
 
     return {
         name: (
-            float(ks_2samp(real[:, k], other[:, k]).statistic),
+            ks_distance(real[:, k], other[:, k]),
             float(wasserstein_distance(real[:, k], other[:, k]) / (real[:, k].std() + 1e-12)),
         )
         for k, name in enumerate(ROW_FEATURES)

@@ -115,7 +115,9 @@ def main() -> int:
         rows, met = verdict(quarter)
         if given.figure:
             draw(quarter, given.figure)
-        for line in [*(f"{day}: {text}" for day, text in sorted(quarter.notes + quarter.steps)), *quarter.daemon.resumed]:
+        for day, text in sorted(quarter.notes + quarter.steps):
+            console.print(f"{day}: {text}")
+        for line in quarter.daemon.resumed:
             console.print(line)
         for day, text in without_cause(quarter):
             console.print(f"without a cause, {day}: {text}")

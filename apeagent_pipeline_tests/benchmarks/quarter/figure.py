@@ -30,9 +30,12 @@ def draw(quarter: Quarter, path: Path) -> None:
     axes.plot(days, largest, "o-", markersize=3, label="largest KS distance, share of its limit")
     axes.axhline(1, color="tab:red", linewidth=1, label="limit")
     planned = {
-        "bad day": [plan.bad_day], "upgrade": plan.upgrades, "move": [plan.move],
-        "killed run": [date.fromisoformat(each[:10]) for each in quarter.daemon.resumed], "changed market": [plan.change],
-    }  # fmt: skip
+        "bad day": [plan.bad_day],
+        "upgrade": plan.upgrades,
+        "move": [plan.move],
+        "killed run": [date.fromisoformat(each[:10]) for each in quarter.daemon.resumed],
+        "changed market": [plan.change],
+    }
     for number, (name, when) in enumerate(planned.items()):
         for which, day in enumerate(when):
             axes.axvline(day, color=f"C{number + 4}", linestyle=":", label=None if which else name)

@@ -115,7 +115,8 @@ class Quarter:
         shown = ", ".join(f"{count} of {asset}" for asset, count in found.items())
         self.notes.append((today, f"upgrade; `apeagent status` names {shown} for changed code or options"))
         if daily := set(found) & set(graph.synced):
-            self.steps.append((today, f"rebuilt {', '.join(sorted(daily))}, as `apeagent status` says after an upgrade"))
+            names = ", ".join(sorted(daily))
+            self.steps.append((today, f"rebuilt {names}, as `apeagent status` says after an upgrade"))
             with open_instance(self.daemon.settings) as instance:
                 self._update(instance, graph, graph.runtime.store.days("raw_swaps"), daily)
 

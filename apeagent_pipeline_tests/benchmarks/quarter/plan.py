@@ -22,6 +22,8 @@ from apeagent_pipeline_tests.tiny_graph import TINY
 
 SIZES_TIMES = 5.0
 """The planted change: every trade is so many times larger."""
+QUARTER = replace(TINY, synthetic_quality=TINY.synthetic_quality.model_copy(update={"deals": 1}))
+"""The tiny options, with one assignment of blocks to folds: the quality report is no part of what is looked at here."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def release_graph(settings: Settings, release: int, watcher: Watcher | None = No
         newer = {"code": "next"} if release >= 1 and options.get("daily") else {}
         return usual(*args, **{**options, **newer})
 
-    profile = TINY if release < 2 else replace(TINY, distillation_dataset=DatasetConfig(n_train=26, n_valid=6))
+    profile = QUARTER if release < 2 else replace(QUARTER, distillation_dataset=DatasetConfig(n_train=26, n_valid=6))
     with mock.patch.object(market_assets, "declare", declare):
         return build_graph(settings, watcher, profile)
 
