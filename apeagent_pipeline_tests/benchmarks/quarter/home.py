@@ -22,7 +22,7 @@ PAGES = {
     "runs": ("/runs", "Success"),
 }
 """Page -> its address, and a text that it shows when it is loaded."""
-_TRIES = 3
+_TRIES = 2
 _STARTS_S, _LOADS_MS = 300, 120_000
 
 
@@ -43,7 +43,7 @@ def _megabytes(folder: Path) -> float:
 
 
 def page_loads(settings: Settings) -> dict[str, float]:
-    """Page -> seconds from the address to its content in a browser, the best of three; empty without a browser."""
+    """Page -> seconds from the address to its content in a browser, the best of two; empty without a browser."""
     if CHROMIUM is None or importlib.util.find_spec("playwright") is None:
         return {}
     from playwright.sync_api import sync_playwright
