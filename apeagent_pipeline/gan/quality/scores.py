@@ -309,7 +309,6 @@ def quality_failures(metrics: Mapping[str, float], config: QualityConfig) -> lis
 
 def against_later_days(each: WindowSet, holdout: WindowSet, config: QualityConfig, seed: int) -> dict[str, float]:
     """Scores of a classifier that tells windows from those of the later holdout days."""
-
     # Both sets are assigned to folds by blocks, so that no classifier is trained on neighbours of its test windows.
     real, other = (s.at // config.block_rows % config.folds for s in (holdout, each))
     out = boosted_trees(holdout.rows, each.rows, (real, other), seed)
