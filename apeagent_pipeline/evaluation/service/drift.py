@@ -29,8 +29,8 @@ DRIFT_FEATURES = {
 LARGEST_PSI = 0.25
 """From here an index is usually called a significant shift (Siddiqi, Credit Risk Scorecards, 2006)."""
 _MARGIN_OF_FEW_DAYS = 5.0
-"""Chosen on embedded days of two seeds: with 4, one calm day of 43 left five training days; with 8, half of the days with
-trades five times larger did not leave four."""
+"""Chosen on embedded days of two seeds: with 4, one calm day of 43 left five training days; with 8, half of the
+days with trades five times larger did not leave four."""
 FEWEST_SWAPS = 50
 """A day with fewer swaps is not compared: its distribution is mostly noise."""
 _FEWEST_DAYS = 2
