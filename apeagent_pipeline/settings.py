@@ -123,7 +123,8 @@ class Settings(BaseSettings):
     teacher_daily_requests: int = Field(0, ge=0, description="Requests to the teacher on one UTC day; 0: no limit")
     teacher_daily_tokens: int = Field(0, ge=0, description="Tokens of the teacher on one UTC day; 0: no limit")
     retraining: Literal["on_change", "weekly", "manual"] = Field(
-        "on_change", description="When GAN, teacher and adapter follow changed data by themselves (UI and daemon)"
+        "on_change",
+        description="When training windows, GAN, teacher and adapter follow changed data by themselves (UI and daemon)",
     )
     nightly_at: dt.time = Field(dt.time(2), description="When the nightly re-sync runs, UTC")
     nightly_recheck_days: int = Field(3, ge=0, description="How many days before yesterday it reads once more")

@@ -16,8 +16,8 @@ from dagster import DagsterRunStatus
 from apeagent_pipeline.defs.automation.orphans import fail_orphaned_runs
 from apeagent_pipeline.defs.instance import open_instance
 from apeagent_pipeline.defs.update import update
-from apeagent_pipeline.reporting.progress import Progress
 from apeagent_pipeline.settings import Settings
+from apeagent_pipeline_tests.defs.killer import Killer
 from apeagent_pipeline_tests.tiny_graph import ASSETS, tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
@@ -32,34 +32,6 @@ PRELOADED = [
 """What takes long to import; nothing that starts threads, which would not live on in a fork."""
 
 pytestmark = pytest.mark.slow
-
-
-class Killer:
-    """A watcher that kills its own process: halfway through an asset's work, or when it has begun to write."""
-
-    def __init__(self, asset: str, moment: str, told: Path) -> None:
-        self.asset, self.moment, self.told = asset, moment, told
-
-    def started(self, context: dg.AssetExecutionContext) -> Progress:
-        name = context.asset_key.to_user_string()
-        if name == self.asset and self.moment == "writing":
-            os.fsync = kill  # called when the first file of the artifact is written, under a name of its own
-        steps: list[int] = []
-
-        def progress(done: int, total: int, **metrics: float) -> None:
-            steps.append(done)
-            with self.told.open("a") as file:
-                file.write(json.dumps([name, done]) + "\n")
-            if name == self.asset and self.moment == "working" and done * 2 >= total:
-                kill()
-
-        return progress
-
-    def stored(self, asset: str, partition: str | None, rows: int | None) -> None: ...
-
-
-def kill(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def live(settings: Settings, asset: str, moment: str, told: Path) -> None:

@@ -73,7 +73,15 @@ def _swap_features(runtime: Runtime) -> dg.AssetsDefinition:
 
 def _training_windows(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
-        **declare(runtime.settings, "market", {"polars", "parquet"}, code="3", config=runtime.profile.training_windows),
+        # With the GAN: windows of another day would have synthetic windows and their quality built anew every night.
+        **declare(
+            runtime.settings,
+            "market",
+            {"polars", "parquet"},
+            code="3",
+            config=runtime.profile.training_windows,
+            made="on_policy",
+        ),
         ins={"swap_features": dg.AssetIn(metadata=LastDays("days").metadata)},
     )
     def training_windows(

@@ -31,6 +31,7 @@ def service_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
             {"pytorch", "markdown"},
             memory_gib=4,
             gpu=True,
+            code="2",
             config=runtime.profile.service_report,
             daily=True,
             made="on_new_days",

@@ -14,6 +14,8 @@ from apeagent_pipeline.reporting.foreign_text import printable
 _TIMEOUT_S = 3.0
 """Dagster stops a sensor after a minute; five alerts with three attempts each must fit in."""
 _LONGEST_REASON, _LONGEST_WARNING = 500, 1_500
+_CHECK_FAILED = "blocking asset check"
+"""Part of Dagster's message for a step that only counts the checks that failed."""
 
 
 def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
@@ -26,12 +28,26 @@ def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
         description="Posts failed runs to the webhook of APEAGENT_ALERT_WEBHOOK",
     )
     def alert(context: dg.RunFailureSensorContext) -> None:
-        causes = [f"{event.step_key}: {cause_of(event)}" for event in context.get_step_failure_events()]
-        reason = "; ".join(causes) or context.failure_event.message or "no reason was recorded"
         run = context.dagster_run
+        steps = [(event.step_key, cause_of(event)) for event in context.get_step_failure_events()]
+        causes = [f"{step}: {cause}" for step, cause in steps if _CHECK_FAILED not in cause]
+        causes = [*_failed_checks(context.instance, run.run_id), *causes]
+        causes = causes or [f"{step}: {cause}" for step, cause in steps]
+        reason = "; ".join(causes) or context.failure_event.message or "no reason was recorded"
         post(webhook, f"apeagent: run {run.run_id} of {run.job_name} failed. {reason[:_LONGEST_REASON]}")
 
     return alert
+
+
+def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """The blocking checks that failed in a run, each with what it found: Dagster's own error only counts them."""
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event]
+    return [
+        f"check {each.check_name} of {each.asset_key.to_user_string()} failed: {each.description}"
+        for each in found
+        if not each.passed and each.blocking
+    ]
 
 
 def warning_alert(webhook: SecretStr, checks: Sequence[dg.AssetCheckKey]) -> dg.SensorDefinition:

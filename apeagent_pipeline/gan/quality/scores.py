@@ -24,6 +24,7 @@ from apeagent_pipeline.gan.quality.discriminators import (
     recurrent_network,
 )
 from apeagent_pipeline.gan.quality.window_sets import ROW_FEATURES, WindowSet, copied_share
+from apeagent_pipeline.market.distribution_distance import ks_distance
 from apeagent_pipeline.market.features import virtual_reserve
 
 _ACF_LAGS = 8
@@ -85,10 +86,22 @@ class Comparison:
         return domain_checks(self.table, self.pool)
 
 
+def area_under_curve(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the ROC curve by ranks (Mann and Whitney 1947): many times faster than sklearn's over its curve.
+
+    Args:
+        truth: Label of each row, 0 or 1; both occur.
+        scores: What should be higher where the label is 1.
+    """
+    from scipy.stats import rankdata
+
+    positive = truth == 1
+    n, m = int(positive.sum()), int((~positive).sum())
+    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
 def auc_interval(compared: Comparison) -> tuple[float, float]:
     """95 % bootstrap interval of the AUC, with whole blocks resampled, as windows of a block are not independent."""
-    from sklearn.metrics import roc_auc_score
-
     rng = np.random.default_rng([compared.seed, 2])
     blocks = np.concatenate([each.at for each in compared.shown]) // compared.config.block_rows
     distinct = np.unique(blocks)
@@ -98,7 +111,7 @@ def auc_interval(compared: Comparison) -> tuple[float, float]:
         for _ in range(_BOOTSTRAP_DRAWS // len(compared.deals)):
             drawn = np.concatenate([members[block] for block in rng.choice(distinct, len(distinct))])
             if 0 < compared.labels[drawn].mean() < 1:
-                draws.append(roc_auc_score(compared.labels[drawn], trees[drawn]))
+                draws.append(area_under_curve(compared.labels[drawn], trees[drawn]))
     return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
@@ -107,9 +120,7 @@ def _discriminative_gbm(compared: Comparison) -> float:
 
 
 def _discriminative_auc(compared: Comparison) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(np.mean([roc_auc_score(compared.labels, trees) for trees in compared.trees]))
+    return float(np.mean([area_under_curve(compared.labels, trees) for trees in compared.trees]))
 
 
 def _discriminative_gru(compared: Comparison) -> float:
@@ -142,11 +153,11 @@ def _ks_mean(compared: Comparison) -> float:
 
 def feature_distances(real: np.ndarray, other: np.ndarray) -> dict[str, tuple[float, float]]:
     """Kolmogorov-Smirnov and Wasserstein distance (the latter in real standard deviations) of every feature [n, 6]."""
-    from scipy.stats import ks_2samp, wasserstein_distance
+    from scipy.stats import wasserstein_distance
 
     return {
         name: (
-            float(ks_2samp(real[:, k], other[:, k]).statistic),
+            ks_distance(real[:, k], other[:, k]),
             float(wasserstein_distance(real[:, k], other[:, k]) / (real[:, k].std() + 1e-12)),
         )
         for k, name in enumerate(ROW_FEATURES)
@@ -298,10 +309,8 @@ def quality_failures(metrics: Mapping[str, float], config: QualityConfig) -> lis
 
 def against_later_days(each: WindowSet, holdout: WindowSet, config: QualityConfig, seed: int) -> dict[str, float]:
     """Scores of a classifier that tells windows from those of the later holdout days."""
-    from sklearn.metrics import roc_auc_score
-
     # Both sets are assigned to folds by blocks, so that no classifier is trained on neighbours of its test windows.
     real, other = (s.at // config.block_rows % config.folds for s in (holdout, each))
     out = boosted_trees(holdout.rows, each.rows, (real, other), seed)
     of = labels(holdout.at, each.at)
-    return {"discriminative_gbm": _advantage(out, of), "discriminative_auc": float(roc_auc_score(of, out))}
+    return {"discriminative_gbm": _advantage(out, of), "discriminative_auc": area_under_curve(of, out)}

@@ -77,6 +77,22 @@ def test_a_webhook_that_fails_does_not_keep_the_next_failure_from_being_told(web
     assert [second in told for told in webhook.told] == [True]
 
 
+def test_a_failed_blocking_check_is_told_with_what_it_found(webhook: Webhook) -> None:
+    @dg.asset
+    def day() -> None: ...
+
+    @dg.asset_check(asset=day, blocking=True)
+    def whole() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False, description="2025-01-26: swaps are missing; materialize it again")
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = tick(instance, webhook.address, None).cursor
+        dg.materialize([day, whole], instance=instance, raise_on_error=False)
+        tick(instance, webhook.address, cursor)
+    (told,) = webhook.told
+    assert told.endswith("failed. check whole of day failed: 2025-01-26: swaps are missing; materialize it again")
+
+
 def test_a_check_that_begins_to_warn_is_told_once_and_a_passing_one_never(webhook: Webhook) -> None:
     says = {"passed": True, "description": "well"}
 
