@@ -1,8 +1,8 @@
 """How long the assets of a run take on this machine, and how much of that is left while it works.
 
 The seconds that an asset took when it was last built with this profile are remembered below ``APEAGENT_HOME``. An asset
-that was never built here is estimated from a reference machine: a fixed share of its seconds there, and for the rest the
-ratio of the two machines' speeds at matrix products, those of ``device.number_format``.
+that was never built here is estimated from a reference machine: a fixed share of its seconds there stays, the rest
+follows the ratio of the two machines' speeds at matrix products, those of ``device.number_format``.
 """
 
 import json
