@@ -329,14 +329,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and varied and template.rendering != "agent":
         prompt, dressing = dress(prompt, rng, unseen=unseen)
-    return {
-        "facts": facts,
-        "question": question,
-        "missing": missing,
-        "dressing": dressing,
-        "system": system,
-        "prompt": prompt,
-    }
+    return dict(zip(_ASKED, (facts, question, missing, dressing, system, prompt), strict=True))
 
 
 def _span_text(seconds: int) -> str:
