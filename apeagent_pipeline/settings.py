@@ -47,7 +47,7 @@ class Settings(BaseSettings):
 
     profile: ProfileName = Field(
         "demo",
-        description="demo: minutes on two cores; laptop: about forty minutes; full: the document's sizes, a GPU",
+        description="demo: about twenty minutes on two cores; laptop: about forty; full: the document's sizes, a GPU",
     )
     home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
