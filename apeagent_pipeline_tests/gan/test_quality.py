@@ -4,6 +4,9 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.gan.quality.config import QualityConfig
@@ -12,6 +15,7 @@ from apeagent_pipeline.gan.quality.report import quality_report
 from apeagent_pipeline.gan.quality.scores import (
     SCORES,
     Comparison,
+    area_under_curve,
     domain_checks,
     feature_distances,
     quality_failures,
@@ -117,6 +121,13 @@ def test_rows_that_break_the_pools_rules_are_counted(synthetic):
     assert checks["price_matches_tick"] == pytest.approx(23 / 24)
     assert checks["opposite_signs"] == pytest.approx(12 / 24)
     assert checks["effective_price"] == pytest.approx(12 / 24)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=40))
+def test_the_area_under_the_curve_is_that_of_sklearn_with_ties_too(rows):
+    truth, scores = np.array(rows).T
+    assume(0 < truth.sum() < len(truth))
+    assert area_under_curve(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
 
 
 def test_a_feature_that_is_the_same_has_no_distance():
