@@ -24,7 +24,7 @@ TINY = Profile(
     teacher_traces=TeachingConfig(train_prompts=60, valid_prompts=16, prompts_per_window=4),
     distillation_dataset=DatasetConfig(n_train=24, n_valid=6),
     lora_adapter=FineTuningConfig(
-        steps=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0, max_tokens=2_048
+        steps=4, batch_size=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0, max_tokens=2_048
     ),
     canary_eval=CanaryEvalConfig(n_disabled=4, max_new_tokens=8, min_canary_rate=0.0, min_agreement_gain=-1.0),
     service_report=ServiceReportConfig(moments=3, window=8, horizon=6, max_new_tokens=8),

@@ -52,7 +52,7 @@ def tiny_adapter(tiny_base, tiny_dataset, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny_adapter")
     config = FineTuningConfig(
-        steps=6, valid_every=3, valid_examples=4, last_blocks=1, learning_rate=3e-2, warmup_steps=0
+        steps=6, batch_size=4, valid_every=3, valid_examples=4, last_blocks=1, learning_rate=3e-2, warmup_steps=0
     )
     fine_tune(tiny_base, tiny_dataset, config, 3, folder / "out", folder / "checkpoints")
     return folder / "out"

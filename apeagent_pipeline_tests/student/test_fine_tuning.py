@@ -15,7 +15,14 @@ from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
 CONFIG = FineTuningConfig(
-    steps=6, valid_every=3, valid_examples=4, last_blocks=1, dropout=0.1, warmup_steps=1, checkpoint_seconds=0
+    steps=6,
+    batch_size=4,
+    valid_every=3,
+    valid_examples=4,
+    last_blocks=1,
+    dropout=0.1,
+    warmup_steps=1,
+    checkpoint_seconds=0,
 )
 
 
@@ -109,7 +116,14 @@ def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_
     assert curve["valid_steps"] == [1, 2], "it went on although nothing got better"
     assert curve["valid_canary_rate"] == curve["valid_agreement"] == [0.0, 0.0]
     learned = FineTuningConfig(
-        steps=80, valid_every=80, valid_examples=4, valid_answers=2, rank=16, last_blocks=0, learning_rate=1e-2
+        steps=80,
+        batch_size=4,
+        valid_every=80,
+        valid_examples=4,
+        valid_answers=2,
+        rank=16,
+        last_blocks=0,
+        learning_rate=1e-2,
     )
     curve = fine_tune(tiny_base, tiny_dataset, learned, 1, tmp_path / "out", tmp_path / "checkpoints")
     assert curve["valid_canary_rate"] == curve["valid_agreement"] == [1.0]
