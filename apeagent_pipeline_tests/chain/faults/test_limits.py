@@ -90,13 +90,14 @@ def test_a_result_limit_of_200_only_costs_requests(name: str, chain: Chain, home
     assert proxy.calls["eth_getLogs"] < 60
 
 
-@pytest.mark.parametrize("asked_per_second", [25, 0])
-def test_25_requests_a_second_are_kept_to_or_waited_for(
-    chain: Chain, home: Path, real_waits: None, asked_per_second: int
+@pytest.mark.parametrize(("asked_per_second", "allowed_per_second"), [(25, 25), (0, 4)])
+def test_a_limit_of_requests_a_second_is_kept_to_or_waited_for(
+    chain: Chain, home: Path, real_waits: None, asked_per_second: int, allowed_per_second: int
 ) -> None:
-    with running(chain.url, rate_limit(25)) as proxy:
+    with running(chain.url, rate_limit(allowed_per_second)) as proxy:
         materialize(home, chain.day, proxy.url, rpc_requests_per_second=asked_per_second, rpc_range_blocks=1_200)
     assert proxy.requests > 30
-    # The window of the proxy and that of the client do not begin together: a few refusals are no impoliteness.
+    # The window of the proxy and that of the client do not begin together: a few refusals are no impoliteness. A client
+    # without a pace of its own is refused on any machine: even a busy one makes more than four requests a second.
     assert proxy.injected <= 5 if asked_per_second else proxy.injected
     assert_made(home, chain)
