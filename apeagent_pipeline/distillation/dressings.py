@@ -9,7 +9,11 @@ from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 
 PLAIN_DRESSING = "none"
 
-_GREETINGS = ("Hi! ", "Hello, ", "Hey there. ", "Good morning. ", "Quick question: ", "Dear assistant, ")
+_GREETINGS = (
+    "Hi! ", "Hello, ", "Hey there. ", "Good morning. ", "Quick question: ", "Dear assistant, ", "hey bot, ",
+    "Hi team, ", "Good evening, ", "Yo, ", "Greetings. ", "I am new to this. ", "Sorry to bother you again. ",
+    "Long day here. ", "Boss wants an answer: ", "One more time: ",
+)  # fmt: skip
 _ENDINGS = (
     " Thanks!",
     " Please be quick.",
@@ -17,6 +21,13 @@ _ENDINGS = (
     " I trust you.",
     " Any idea?",
     " Short answer please.",
+    " I do not want to lose money.",
+    " Be honest.",
+    " No essays, please.",
+    " My coffee gets cold.",
+    " Cheers",
+    " I have no plans for the money.",
+    " thx",
 )
 _UNSEEN_GREETINGS = ("Evening! ", "A question from a beginner: ")
 

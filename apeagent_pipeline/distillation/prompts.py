@@ -6,6 +6,7 @@ numbers that they print.
 
 import hashlib
 import math
+import re
 from typing import Any, Self
 
 import numpy as np
@@ -24,10 +25,12 @@ from apeagent_pipeline.distillation.portfolios import (
 from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
 from apeagent_pipeline.distillation.templates import (
     AGENT_SYSTEM_PROMPTS,
+    ASKED_FIRST,
     NEEDED,
     TEMPLATE,
     TEMPLATES,
     Rendering,
+    change_in_words,
     compose,
     past_trades,
 )
@@ -65,8 +68,8 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "rough_change": pl.Int64,
     "scaled_change": pl.Int64,
     "rough_volatility": pl.Int64,
-    "rough_usdc": pl.Float64,
-    "rough_price": pl.Float64,
+    "whole_usdc": pl.Int64,
+    "whole_price": pl.Int64,
     "rough_eth": pl.Float64,
     "rough_bought": pl.Float64,
 }
@@ -84,10 +87,10 @@ COLUMN_DESCRIPTIONS = {
     "rough_change": "Printed price change in whole ticks, two significant digits, cut off",
     "scaled_change": "Size of the rough change in one digit over flat_below; the trend is flat below the volatility",
     "rough_volatility": "Printed volatility in whole basis points, two significant digits, cut off",
-    "rough_usdc": "The USDC held, two significant digits, cut off",
-    "rough_price": "Printed price, two significant digits, cut off",
+    "whole_usdc": "The USDC held, without decimals",
+    "whole_price": "Printed price, without decimals",
     "rough_eth": "The ETH held, two significant digits, cut off",
-    "rough_bought": "ETH that the rough USDC buy at the rough price, two significant digits, to the nearest",
+    "rough_bought": "ETH that the whole USDC buy at the whole price, two significant digits, cut off",
     "change_bps": "Price change over the window, basis points",
     "change_ticks": "Price change over the window, ticks",
     "volatility_bps": "Root of the summed squared log returns of the window, basis points",
@@ -140,8 +143,8 @@ class PromptsConfig(StateWords):
     varied: bool = Field(
         True,
         exclude_if=bool,
-        description="Draw number formats, greetings, typing errors and hidden instructions; off: the source document's "
-        "formats alone, which a short training learns",
+        description="Draw number formats, many wordings, greetings, typing errors and hidden instructions; off: the "
+        "source document's formats in few wordings, which a short training learns",
     )
     smallest_portfolio_usdc: float = Field(100.0, description="Least worth of a portfolio that is not dust", gt=1)
     largest_portfolio_usdc: float = Field(100_000.0, description="Greatest worth of a portfolio", gt=1)
@@ -252,7 +255,7 @@ def render_prompts(
         words: Edges between the words.
         rng: Draws wordings, number formats and dressings; None: the source document's formats and no dressing.
         unseen: Whether what is kept for the test split is drawn.
-        varied: Whether number formats and dressings are drawn too.
+        varied: Whether number formats and dressings are drawn too, and all wordings of `FACTS`, not a few.
 
     Returns:
         The rows with ``facts`` and ``question``, the two halves of the bare ``prompt``, and the other columns of
@@ -289,6 +292,10 @@ def render_prompts(
     return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
 
+_NOTHING_SAID = 0.4
+_ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
+"""A holding of nothing, which people call "no ETH" """
+
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
@@ -299,8 +306,9 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     rng_or_fixed = rng or np.random.default_rng(0)
     if template.rendering == "incomplete":
         missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
+    is_asked_first = varied and not facts and rng_or_fixed.uniform() < ASKED_FIRST
     if not facts:
-        facts, question = compose(rng_or_fixed, missing)
+        facts, question = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
     past = ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])
@@ -311,6 +319,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         "volume": row["volume_text"],
         "vol": row["vol_text"],
         "change": row["change_text"],
+        **change_in_words(row["change_text"], rng_or_fixed),
         "eth": row["eth_text"],
         "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",
@@ -326,9 +335,11 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         "past_trades": past,
     }
     facts, question = facts.format(**places), question.format(**places)
+    if rng is not None and varied and rng.uniform() < _NOTHING_SAID:
+        facts = _ZERO.sub(r"no \1", facts)
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and varied and template.rendering != "agent":
-        prompt, dressing = dress(prompt, rng, unseen=unseen)
+        prompt, dressing = dress(f"{question} {facts}".strip() if is_asked_first else prompt, rng, unseen=unseen)
     return dict(zip(_ASKED, (facts, question, missing, dressing, system, prompt), strict=True))
 
 
