@@ -20,20 +20,20 @@ _FIXED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class VolatilityFormat:
-    """A way to print a volatility: how many basis points its unit has, and what stands behind the number."""
+    """A way to print a volatility: how many basis points its unit has, its name, and what stands behind the number."""
 
     bps: float
     decimals: tuple[int, ...]
-    unit: str = ""
+    name: str
+    units: tuple[str, ...] = ("",)
 
 
-FRACTION = VolatilityFormat(1e4, (3, 4, 4, 4, 5, 6))
-PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), "%")
-SPACED_PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), " %")
-BASIS_POINTS = VolatilityFormat(1.0, (0, 0, 1), " bps")
-BARE_PER_CENT = VolatilityFormat(100.0, (2, 2, 3, 4))
+FRACTION = VolatilityFormat(1e4, (3, 4, 4, 4, 5, 6), "fraction")
+PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), "percent", ("%", "%", " %", " %", " per cent"))
+BASIS_POINTS = VolatilityFormat(1.0, (0, 0, 1), "bps", (" bps", " bps", "bps", " basis points"))
+BARE_PER_CENT = VolatilityFormat(100.0, (2, 2, 3, 4), "percent")
 """The agent's: per cent without a sign."""
-_DRAWN_FORMATS = (FRACTION, FRACTION, FRACTION, PER_CENT, SPACED_PER_CENT, BASIS_POINTS)
+_DRAWN_FORMATS = (FRACTION, FRACTION, FRACTION, PER_CENT, PER_CENT, BASIS_POINTS, BASIS_POINTS)
 
 AGENT_TICK_BPS = 10.0
 """A tick of the agent's sentence is a tenth of a per cent; a tick of the pool is one basis point."""
@@ -88,7 +88,9 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
     return {
         "price_text": price,
         "volume_text": _fixed(row["volume_usdc"], draw(2, 0), commas),
-        "vol_text": volatility + style.unit,
+        "vol_text": volatility + style.units[draw(*range(len(style.units)))],
+        "vol_bare": volatility,
+        "vol_unit": style.name,
         "change_text": change,
         "eth_text": eth,
         "usdc_text": usdc,

@@ -25,15 +25,12 @@ from apeagent_pipeline.distillation.portfolios import (
 from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
 from apeagent_pipeline.distillation.templates import (
     AGENT_SYSTEM_PROMPTS,
-    ASKED_FIRST,
-    NEEDED,
     TEMPLATE,
     TEMPLATES,
     Rendering,
-    change_in_words,
-    compose,
     past_trades,
 )
+from apeagent_pipeline.distillation.wordings import ASKED_FIRST, NEEDED, change_in_words, compose
 
 SPLITS = ("train", "valid", "test")
 
@@ -296,6 +293,9 @@ _NOTHING_SAID = 0.4
 _ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
 """A holding of nothing, which people call "no ETH" """
 
+_BARE = ("price", "volume", "change", "eth", "usdc")
+"""Places that have a form without thousands separators and plus signs."""
+
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
@@ -320,6 +320,9 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         "vol": row["vol_text"],
         "change": row["change_text"],
         **change_in_words(row["change_text"], rng_or_fixed),
+        **{f"{name}_bare": row[f"{name}_text"].replace(",", "").lstrip("+") for name in _BARE},
+        "vol_bare": row["vol_bare"],
+        "vol_unit": row["vol_unit"],
         "eth": row["eth_text"],
         "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",

@@ -1,4 +1,6 @@
-"""The wordings of trading prompts: sentences with places for numbers, and facts that are put together in any order.
+"""The wordings of trading prompts: sentences with places for numbers.
+
+What has no sentence is put together from facts (see `wordings`).
 
 A form (``Rendering``) says what a prompt shows: ``digested`` puts words beside the numbers ("trend up strong"),
 ``plain`` shows numbers alone, ``agent`` is the sentence of the source document's own agent, with its units and layout,
@@ -24,7 +26,7 @@ class Template:
     Attributes:
         name: In the dataset and the reports.
         rendering: The form.
-        facts: What is told, with places in braces; empty: put together from `FACTS` (see `compose`).
+        facts: What is told, with places in braces; empty: put together (see `wordings.compose`).
         question: What is asked after the facts.
         weight: How often it is drawn beside the others of its form.
         held_out: Asked in the test split alone, so that a wording that was never shown in training is judged.
@@ -114,187 +116,6 @@ TEMPLATES = (
     Template("facts-missing", "incomplete", "", ""),
 )
 TEMPLATE = {template.name: template for template in TEMPLATES}
-
-NEEDED = ("price", "volatility", "change", "holdings")
-"""The facts that a decision needs, in the order in which a draft names a missing one."""
-
-FACTS: dict[str, tuple[str, ...]] = {
-    "price": (
-        "ETH price is ${price}",
-        "ETH ${price}",
-        "ETH costs {price} USDC",
-        "ETH trades at ${price}",
-        "ETH price: {price}",
-        "ETH/USDC {price}",
-        "one ETH is {price} USDC",
-        "the pool quotes {price} USDC for one ether",
-        "current price {price} USDC per ETH",
-        "eth @ ${price}",
-        "ETH is at {price} now",
-        "price of ETH = {price}",
-    ),
-    "volatility": (
-        "volatility {vol}",
-        "volatility is {vol}",
-        "volatility of {vol}",
-        "the volatility was {vol}",
-        "volatility: {vol}",
-        "vol {vol}",
-        "vol is {vol}",
-        "realised volatility comes to {vol}",
-        "it swings with a volatility of {vol}",
-        "volatility = {vol}",
-    ),
-    "change": (
-        "price change {change} ticks",
-        "recent change: {change} ticks",
-        "the price moved {change} ticks",
-        "change of {change} ticks",
-        "tick change: {change}",
-        "last move {change} bps",
-        "change = {change} ticks",
-        "it went {direction} {distance} ticks",
-        "the price is {direction} {distance} ticks",
-        "it {went} {distance} ticks lately",
-        "ETH {went} by {distance} basis points",
-        "{direction} {distance} ticks since I last looked",
-    ),
-    "holdings": (
-        "I hold {eth} ETH and {usdc} USDC",
-        "I have {eth} ETH, {usdc} USDC",
-        "my wallet: {eth} ETH + {usdc} USDC",
-        "I hold {usdc} USDC and {eth} ETH",
-        "holdings: {eth} ETH, {usdc} USDC",
-        "my balance is {eth} ETH / {usdc} USDC",
-        "in the wallet there are {usdc} USDC and {eth} ETH",
-        "got {eth} ETH and {usdc} USDC",
-        "our account has {eth} ETH plus {usdc} USDC",
-        "I own {eth} ETH plus {usdc} USDC",
-        "my position: {eth} ETH and {usdc} USDC",
-        "my funds are {eth} ETH and {usdc} USDC",
-    ),
-    "volume": (
-        "volume {volume}",
-        "volume of {volume}",
-        "traded volume {volume}",
-        "volume: {volume}",
-        "traded volume: {volume}",
-    ),
-}
-"""The facts of a prompt that is put together, each in several wordings."""
-
-OPENINGS = (
-    "Here is my situation: ",
-    "Market data:\n",
-    "I need a decision about my ETH. ",
-    "I trade on Uniswap. ",
-    "Please look at this: ",
-    "My numbers today: ",
-    "You are my trading bot. ",
-    "I watch the ETH-USDC pool. ",
-)
-
-ASKED_FIRST = 0.15
-"""Share of the prompts of `FACTS` whose question stands before them."""
-
-QUESTIONS = (
-    "What trading action should I take on Uniswap?",
-    "What should I do?",
-    "Should I trade, and how much?",
-    "What is your trade?",
-    "Which action now?",
-    "What would you do on Uniswap now?",
-    "Buy, sell or hold?",
-    "Tell me what to trade.",
-    "Is it a good time to trade?",
-    "What now?",
-    "Do I buy or do I sell?",
-    "Should I buy ETH?",
-    "Should I sell some of my ETH?",
-    "Should I swap anything?",
-    "Your decision?",
-    "What do you recommend?",
-    "Please advise on a trade.",
-    "Could you tell me whether I should trade?",
-    "Do I get in, get out or wait?",
-    "Give me one trade for this, or none.",
-    "How would you trade this?",
-    "Trade or wait?",
-    "Any trade here?",
-    "Decide for me.",
-    "Shall I move something into ETH or into USDC?",
-    "Is now the moment to buy?",
-    "Would you enter, exit or stay out?",
-    "What is the right move with these funds?",
-    "Action?",
-    "I would like your advice: buy more, sell some or leave it?",
-    "How much ETH should I buy or sell, if any?",
-    "Please tell me the best action for the next minutes.",
-)
-UNSEEN_QUESTIONS = (
-    "Would you touch this position at all?",
-    "Do I pull the trigger, and in which direction?",
-    "Kindly let me know which order to place.",
-    "so, ape or not?",
-)
-"""Asked in the test split alone."""
-
-_LAYOUTS = (
-    (", ", ". "),
-    (". ", ". "),
-    ("; ", ". "),
-    ("\n", "\n"),
-    ("\n  - ", "\n"),
-    (",\n    ", ".\n    "),
-    (" | ", "\n"),
-    (" / ", ". "),
-    (" and ", ". "),
-    ("\n* ", "\n\n"),
-)
-
-
-_FEW_FACTS, _FEW_QUESTIONS, _FEW_LAYOUTS = 4, 9, 6
-"""So many of the first wordings are drawn where few are wanted."""
-
-
-def compose(
-    rng: np.random.Generator, missing: str = "", *, unseen: bool = False, varied: bool = True
-) -> tuple[str, str]:
-    """Facts in a drawn order, wording and layout, and a question.
-
-    Args:
-        rng: Where the chance comes from.
-        missing: A fact of `NEEDED` that is left out.
-        unseen: Whether half of the questions are those kept for the test split.
-        varied: Whether all wordings, layouts and openings are drawn, not a few.
-
-    Returns:
-        Facts and question, with the places of a template.
-    """
-    optional = [] if rng.uniform() < 0.5 else ["volume"]
-    names = rng.permutation([name for name in (*NEEDED, *optional) if name != missing])
-    layouts, questions = (_LAYOUTS, QUESTIONS) if varied else (_LAYOUTS[:_FEW_LAYOUTS], QUESTIONS[:_FEW_QUESTIONS])
-    between, before_question = layouts[rng.integers(len(layouts))]
-    wordings = [FACTS[name] if varied else FACTS[name][:_FEW_FACTS] for name in names]
-    said = [each[rng.integers(len(each))] for each in wordings]
-    if "." in between:
-        said = [fact[0].upper() + fact[1:] for fact in said]
-    opening = OPENINGS[rng.integers(len(OPENINGS))] if varied and rng.uniform() < 0.25 else ""
-    if unseen and varied and rng.uniform() < 0.5:
-        questions = UNSEEN_QUESTIONS
-    return opening + between.join(said) + before_question, questions[rng.integers(len(questions))]
-
-
-def change_in_words(change: str, rng: np.random.Generator) -> dict[str, str]:
-    """The places for a printed price change in words: a direction or a verb, and the distance."""
-    ups, downs = ("rose", "climbed", "gained", "went up"), ("fell", "dropped", "lost", "went down")
-    is_down = change.startswith("-")
-    return {
-        "direction": "down" if is_down else "up",
-        "went": (downs if is_down else ups)[rng.integers(len(ups))],
-        "distance": change.lstrip("+-"),
-    }
-
 
 AGENT_SYSTEM_PROMPTS = (
     "You are a trading agent that manages an ETH-USDC position on Uniswap V4.",

@@ -16,9 +16,9 @@ from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth
 from apeagent_pipeline.distillation.printed_numbers import words_of_printed
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher, decide, plans, rules_answer, size_of
-from apeagent_pipeline.distillation.templates import NEEDED
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.verification import is_feasible, verify
+from apeagent_pipeline.distillation.wordings import NEEDED
 
 
 def test_the_policy_follows_the_trend_within_its_inventory() -> None:
