@@ -253,5 +253,5 @@ def _other_pair(text: str) -> str | None:
         named = {name for name in (found["x"], found["y"], found["z"]) if name}
         is_pair = found["z"] is not None or bool(named & _QUOTED_IN)
         if is_pair and not named <= _OWN_TOKENS | _NO_TOKENS:
-            return found[0]
+            return " ".join(found[0].split())
     return None

@@ -3,7 +3,7 @@
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ class Engine(Protocol):
 
     name: str
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
-        """The answer, about one token a piece; closing the iterator stops the generation.
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
+        """The answer, about one token a piece; closing it stops the generation.
 
         Raises:
             EngineError: the chat is too long.
@@ -65,7 +65,7 @@ class LlamaCppEngine:
         except Exception as error:
             raise EngineError(f"{gguf}: llama.cpp cannot load this file ({error})") from error
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
         pieces: queue.Queue[str | Exception | None] = queue.Queue()
         stopped = threading.Event()
@@ -114,7 +114,7 @@ class TransformersEngine:
         self._student = Student.load(base, adapter)
         self._turn = threading.Lock()
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
         tokens = len(self._student.tokenizer(self._student.render(messages))["input_ids"])
         if tokens + max_new_tokens > CONTEXT_TOKENS:
