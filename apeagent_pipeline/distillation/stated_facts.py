@@ -38,6 +38,7 @@ _BETWEEN = re.compile(
     r"another|only|just|~)\s?)*[\s:\u2022*\u2013]*(?:-\s)?",
     _FLAGS,
 )
+_OF_ANOTHER_TOKEN = re.compile(rf"{_SIGNED}\s(?!(?i:{_UNIT}))[a-z]{{0,3}}[A-Z]{{2,6}}\b(?!\s?[=:])", re.ASCII)
 _ASIDE = re.compile(r"\s?\([^()]*\)")
 
 _FILLER = (
@@ -210,8 +211,10 @@ def _is_own_nothing(text: str, found: re.Match[str]) -> bool:
 
 def _amounts(text: str, place: int) -> Iterator[tuple[tuple[int, int], str, float]]:
     """The amounts of a list that begins at a place, such as ``3.7 ETH (worth $9,000) and $900``."""
-    while found := _AMOUNT.match(text, place):
-        if found["none"]:
+    while found := _AMOUNT.match(text, place) or _OF_ANOTHER_TOKEN.match(text, place):
+        if found.re is _OF_ANOTHER_TOKEN:
+            pass
+        elif found["none"]:
             yield found.span(), _token(found["of_none"]), 0.0
         elif found["then"] and re.match(rf"{_ETH}\s?[:=]?\s?\$", found[0], _FLAGS):
             return  # "ETH: $2,500" is a price
