@@ -39,12 +39,13 @@ class LlamaCppEngine:
 
     name = "llama.cpp"
 
-    def __init__(self, gguf: Path, threads: int = 0) -> None:
+    def __init__(self, gguf: Path, threads: int = 0, *, lora: Path | None = None) -> None:
         """Load the file.
 
         Args:
-            gguf: The merged model.
+            gguf: The merged model, or the base.
             threads: Of the CPU; 0: llama.cpp's own choice.
+            lora: The adapter as a GGUF file of its own, for the base.
 
         Raises:
             EngineError: xllamacpp is not installed, or the file cannot be loaded.
@@ -58,12 +59,14 @@ class LlamaCppEngine:
         parameters.n_ctx, parameters.n_parallel, parameters.port = CONTEXT_TOKENS, 1, 0
         parameters.api_keys = [secrets.token_urlsafe()]
         parameters.verbosity = -1
+        if lora is not None:
+            parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         if threads:
             parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
         try:
             self._server = xllamacpp.Server(parameters)
         except Exception as error:
-            raise EngineError(f"{gguf}: llama.cpp cannot load this file ({error})") from error
+            raise EngineError(f"{lora or gguf}: llama.cpp cannot load this file ({error})") from error
 
     def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
