@@ -59,11 +59,11 @@ def export(
         )
     for path in sorted(each for each in to.rglob("*") if each.is_file()):
         Console().print(f"{path}  {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
-    if check and not _check_export(to, base, adapter):
+    if check and not _check_export(to, base, adapter, runtime.scratch("cache/converter")):
         raise typer.Exit(1)
 
 
-def _check_export(to: Path, base: Path, adapter: Path) -> bool:
+def _check_export(to: Path, base: Path, adapter: Path, cache_dir: Path) -> bool:
     """Show how every form of an export answers; whether all answer as the adapter does."""
     from rich.table import Table
 
@@ -72,7 +72,7 @@ def _check_export(to: Path, base: Path, adapter: Path) -> bool:
 
     table = Table("form", "loaded with", "equal answers", "same action", title="Ten answers of every form")
     with bar("check") as progress, quiet():
-        found = list(check_export(to, base, adapter, progress))
+        found = list(check_export(to, base, adapter, cache_dir, progress))
     for each in found:
         counts = [f"{each.equal} of {each.asked}", f"{each.same_action} of {each.asked}"]
         table.add_row(each.form, each.reader, *([plain(each.problem), ""] if each.problem else counts))

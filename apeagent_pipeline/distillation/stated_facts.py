@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from apeagent_pipeline.distillation.stated_owner import is_of_somebody, is_own, is_own_lack, is_own_pair
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -37,15 +38,16 @@ _BETWEEN = re.compile(
     r"another|only|just|~)\s?)*[\s:\u2022*\u2013]*(?:-\s)?",
     _FLAGS,
 )
+_OF_ANOTHER_TOKEN = re.compile(rf"{_SIGNED}\s(?!(?i:{_UNIT}))[a-z]{{0,3}}[A-Z]{{2,6}}\b(?!\s?[=:])", re.ASCII)
 _ASIDE = re.compile(r"\s?\([^()]*\)")
 
 _FILLER = (
-    r"(?:\s|[:=,~\u2022*\u2013]|-\s|\([^()\d]*\)|\b(?:currently|now|still|only|just|about|around|approximately|approx|roughly|"
+    r"(?:\s|[:=,~\u2022*\u2013]|-\s|\([^()\d]*\)|\b(?:currently|right|now|still|only|just|about|around|approximately|approx|roughly|"
     r"exactly|total|of|in|on|my|our|the|a|wallet|account|portfolio|balances?|holdings?|is|are|at|moment|contains?|holds?|"
     r"with|has|have|status|left|available|for|trading|today|both|there|this|here|base|uniswap|consists?)\b)*"
 )
 _CUE = re.compile(
-    r"\b(?:hold(?:s|ing|ings)?|have|has|own(?:s|ing)?|got|wallet|balances?|portfolio|position|inventory|funds|assets|"
+    r"\b(?P<word>hold(?:s|ing|ings)?|have|has|own(?:s|ing)?|got|wallet|balances?|portfolio|position|inventory|funds|assets|"
     rf"account|treasury|available|my|our)\b{_FILLER}",
     _FLAGS,
 )
@@ -64,8 +66,8 @@ _LABEL = re.compile(
     _FLAGS,
 )
 _NOTHING = re.compile(
-    r"\b(?:(?:hold|have|own|got)\s(?:nothing|no\s(?:money|funds|tokens|holdings|coins))|(?:wallet|portfolio|account|balance)"
-    r"\s(?:is|stands)?\s?(?:now\s|currently\s)?empty|empty\s(?:wallet|portfolio|account))\b",
+    r"\b(?:(?P<word>hold|have|own|got)\s(?:nothing|no\s(?:money|funds|tokens|holdings|coins))|(?P<noun>wallet|portfolio|"
+    r"account|balance)\s(?:is|stands)?\s?(?:now\s|currently\s)?empty|empty\s(?:wallet|portfolio|account))\b",
     _FLAGS,
 )
 _WORTH = re.compile(rf"\(\s?(?:worth|~|=|about|around)?\s?\$?{NUMBER}\s?{_UNIT}?[^()]*\)", _FLAGS)
@@ -142,7 +144,7 @@ def read_facts(question: str) -> StatedFacts:
         claimed.append(span)
         if amount < _MOST[token]:
             held[token].append(amount)
-    if _NOTHING.search(text):
+    if any(_is_own_nothing(text, found) for found in _NOTHING.finditer(text)):
         held["ETH"].append(0.0)
         held["USDC"].append(0.0)
     prices: list[float] = []
@@ -162,38 +164,57 @@ def read_facts(question: str) -> StatedFacts:
 
 
 def _plain(question: str) -> str:
-    """The text in one line: ASCII forms of digits and blanks, no hidden characters, no marks of Markdown or JSON."""
+    """The text with ASCII digits and single blanks or line ends, no hidden characters, no marks of Markdown or JSON."""
     text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
     text = "".join(
-        " " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
+        c if c == "\n" else " " if c.isspace() else c
+        for c in text
+        if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
     )
     text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)
-    return re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text)).strip()
+    text = re.sub(r"\b(I|we|you)'ve\b", r"\1 have", text, flags=re.IGNORECASE)
+    text = re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text))
+    return re.sub(r"\s*\n\s*", "\n", text).strip()
 
 
 def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
     """Every stated holding: where it stands, its token and its amount."""
     for found in _LABEL.finditer(text):
-        yield found.span(), *_least(found["a"] or found["b"], found["n"])
+        if is_own(text, found.start(), "balance"):
+            yield found.span(), *_least(found["a"] or found["b"], found["n"])
     for cue in _CUE.finditer(text):
-        if not _NOT_YET.search(text[max(cue.start() - 20, 0) : cue.start()]):
-            yield from _amounts(text, cue.end())
+        if _NOT_YET.search(text[max(cue.start() - 20, 0) : cue.start()]):
+            continue
+        amounts = list(_amounts(text, cue.end()))
+        if amounts and is_of_somebody(text, amounts[-1][0][1]):
+            continue
+        if is_own(text, cue.start(), cue["word"], cue[0]):
+            yield from amounts
+        elif is_own_lack(text, cue.start()):
+            yield from (amount for amount in amounts if amount[2] == 0)
     for cue in _PAIR_CUE.finditer(text):
         amounts = list(_amounts(text, cue.end()))
-        if {token for _, token, _ in amounts} == {"ETH", "USDC"}:
+        if {token for _, token, _ in amounts} == {"ETH", "USDC"} and is_own_pair(text, cue.start()):
             yield from amounts
     place = 0
     while first := _AMOUNT.search(text, place):
         amounts = list(_amounts(text, first.start()))
         place = amounts[-1][0][1] if amounts else first.end()
-        if amounts and _BEHIND.match(text, place):
+        if amounts and (behind := _BEHIND.match(text, place)) and not is_of_somebody(text, behind.end()):
             yield from amounts
+
+
+def _is_own_nothing(text: str, found: re.Match[str]) -> bool:
+    word = found["word"] or found["noun"]
+    return word is None or is_own(text, found.start(), word)
 
 
 def _amounts(text: str, place: int) -> Iterator[tuple[tuple[int, int], str, float]]:
     """The amounts of a list that begins at a place, such as ``3.7 ETH (worth $9,000) and $900``."""
-    while found := _AMOUNT.match(text, place):
-        if found["none"]:
+    while found := _AMOUNT.match(text, place) or _OF_ANOTHER_TOKEN.match(text, place):
+        if found.re is _OF_ANOTHER_TOKEN:
+            pass
+        elif found["none"]:
             yield found.span(), _token(found["of_none"]), 0.0
         elif found["then"] and re.match(rf"{_ETH}\s?[:=]?\s?\$", found[0], _FLAGS):
             return  # "ETH: $2,500" is a price
@@ -220,10 +241,13 @@ def _least(unit: str, number: str) -> tuple[str, float]:
 
 
 def _other_amounts(text: str, claimed: Sequence[tuple[int, int]]) -> Iterator[float]:
+    is_claimed = bytearray(len(text))
+    for first, last in claimed:
+        is_claimed[first:last] = b"\1" * (last - first)
     for found in re.finditer(rf"(?P<n>{NUMBER})\s?(?:{_ETH})|\b{_ETH}\s(?P<m>{NUMBER})", text, _FLAGS):
         name = "n" if found["n"] else "m"
         begin, end = found.span(name)
-        if not any(first <= begin and end <= last for first, last in claimed):
+        if not all(is_claimed[begin:end]):
             yield from readings(found[name])
 
 
@@ -232,5 +256,5 @@ def _other_pair(text: str) -> str | None:
         named = {name for name in (found["x"], found["y"], found["z"]) if name}
         is_pair = found["z"] is not None or bool(named & _QUOTED_IN)
         if is_pair and not named <= _OWN_TOKENS | _NO_TOKENS:
-            return found[0]
+            return " ".join(found[0].split())
     return None

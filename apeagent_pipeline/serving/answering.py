@@ -1,6 +1,7 @@
 """From a chat to a checked answer: dialect, engine, check, and the answer in the dialect again."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +29,7 @@ class Reply:
         tokens: How many tokens were generated.
     """
 
-    pieces: Iterator[str]
+    pieces: Generator[str]
     text: str = ""
     changes: tuple[str, ...] = ()
     refused: bool = False
@@ -36,11 +37,15 @@ class Reply:
     finish: Literal["stop", "length"] = "stop"
     tokens: int = field(default=0)
 
-    def __iter__(self) -> Iterator[str]:
-        """The text as it becomes safe to show."""
-        for piece in self.pieces:
-            self.text += piece
-            yield piece
+    def __iter__(self) -> Generator[str]:
+        """The text as it becomes safe to show; closing the iterator stops the generation.
+
+        A piece comes with every token, empty where nothing is safe yet, so that a caller can stop in between.
+        """
+        with closing(self.pieces):
+            for piece in self.pieces:
+                self.text += piece
+                yield piece
 
     def whole(self) -> str:
         """The whole text."""
@@ -52,39 +57,44 @@ class Reply:
     def verdict(self) -> str:
         """What the check did, for a header: plain ASCII."""
         what = "refused" if self.refused else "changed" if self.changes else "unchanged"
-        return "; ".join([what, *self.changes]).encode("ascii", "replace").decode()
+        return " ".join("; ".join([what, *self.changes]).split()).encode("ascii", "replace").decode()
 
 
 def answer(
-    engine: Engine, messages: Messages, dialect: Dialect | None = None, max_tokens: int | None = None
-) -> Reply:  # fmt: skip
+    engine: Engine,
+    messages: Messages,
+    dialect: Dialect | None = None,
+    max_tokens: int | None = None,
+    *,
+    stops: tuple[str, ...] = (),
+) -> Reply:
     """Answer the last question of a chat.
 
     Args:
         engine: What generates.
         messages: The chat.
         dialect: The form of the answer; None: that of the question.
-        max_tokens: Longest answer, as the client wishes. A trade is never cut off by it.
+        max_tokens: Longest answer, as the client wishes.
+        stops: Texts that end an answer. They and ``max_tokens`` never cut off a trade.
     """
     question = read_question(messages, dialect)
     is_trade = question.is_translated or question.facts.calls_for_action
     limit = LONGEST_TRADE if is_trade else max(1, min(max_tokens or USUAL_ANSWER, LONGEST_ANSWER))
-    reply = Reply(iter(()), translated=question.is_translated)
+    reply = Reply(_nothing(), translated=question.is_translated)
 
-    def pieces() -> Iterator[str]:
+    def pieces() -> Generator[str]:
         stream = AnswerStream(question.text, question.facts)
         shown = ""
-        generated = engine.stream(question.messages, limit)
-        for piece in generated:
-            reply.tokens += 1
-            safe = stream.feed(piece)
-            if safe and question.dialect != "percentage":
+        with closing(engine.stream(question.messages, limit)) as generated:
+            for piece in generated:
+                reply.tokens += 1
+                safe = stream.feed(piece)
+                if question.dialect == "percentage":  # its answer is said in other words, and whole
+                    safe = ""
                 shown += safe
                 yield safe
-            if stream.is_complete:
-                break
-        if hasattr(generated, "close"):
-            generated.close()
+                if stream.is_complete:
+                    break
         stream.finish()
         assert stream.checked is not None
         reply.changes, reply.refused = stream.checked.changes, stream.checked.refused
@@ -92,5 +102,26 @@ def answer(
             reply.finish = "length"
         yield say(question, stream.checked).removeprefix(shown)
 
-    reply.pieces = pieces()
+    reply.pieces = pieces() if is_trade or not stops else _until(pieces(), stops, reply)
     return reply
+
+
+def _until(pieces: Generator[str], stops: tuple[str, ...], reply: Reply) -> Generator[str]:
+    """The pieces up to the first stop text; what may be the beginning of one waits."""
+    waits, longest = "", max(map(len, stops))
+    with closing(pieces):
+        for piece in pieces:
+            waits += piece
+            found = [place for stop in stops if (place := waits.find(stop)) >= 0]
+            if found:
+                yield waits[: min(found)]
+                reply.finish = "stop"
+                return
+            safe = max(0, len(waits) - longest + 1)
+            yield waits[:safe]
+            waits = waits[safe:]
+    yield waits
+
+
+def _nothing() -> Generator[str]:
+    yield from ()

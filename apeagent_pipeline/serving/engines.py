@@ -3,7 +3,7 @@
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,8 @@ class Engine(Protocol):
 
     name: str
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
-        """The answer, about one token a piece; closing the iterator stops the generation.
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
+        """The answer, about one token a piece; closing it stops the generation.
 
         Raises:
             EngineError: the chat is too long.
@@ -39,12 +39,13 @@ class LlamaCppEngine:
 
     name = "llama.cpp"
 
-    def __init__(self, gguf: Path, threads: int = 0) -> None:
+    def __init__(self, gguf: Path, threads: int = 0, *, lora: Path | None = None) -> None:
         """Load the file.
 
         Args:
-            gguf: The merged model.
+            gguf: The merged model, or the base.
             threads: Of the CPU; 0: llama.cpp's own choice.
+            lora: The adapter as a GGUF file of its own, for the base.
 
         Raises:
             EngineError: xllamacpp is not installed, or the file cannot be loaded.
@@ -58,14 +59,16 @@ class LlamaCppEngine:
         parameters.n_ctx, parameters.n_parallel, parameters.port = CONTEXT_TOKENS, 1, 0
         parameters.api_keys = [secrets.token_urlsafe()]
         parameters.verbosity = -1
+        if lora is not None:
+            parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         if threads:
             parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
         try:
             self._server = xllamacpp.Server(parameters)
         except Exception as error:
-            raise EngineError(f"{gguf}: llama.cpp cannot load this file ({error})") from error
+            raise EngineError(f"{lora or gguf}: llama.cpp cannot load this file ({error})") from error
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
         pieces: queue.Queue[str | Exception | None] = queue.Queue()
         stopped = threading.Event()
@@ -114,7 +117,7 @@ class TransformersEngine:
         self._student = Student.load(base, adapter)
         self._turn = threading.Lock()
 
-    def stream(self, messages: Messages, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
         tokens = len(self._student.tokenizer(self._student.render(messages))["input_ids"])
         if tokens + max_new_tokens > CONTEXT_TOKENS:

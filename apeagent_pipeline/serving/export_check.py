@@ -3,7 +3,9 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from apeagent_pipeline.distillation.chain_of_draft import read_answer, student_c
 from apeagent_pipeline.distillation.market_states import StateWords, words_for
 from apeagent_pipeline.distillation.prompts import render_prompts
 from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.export import EXPORT_MARK
 from apeagent_pipeline.student.generation import Messages, Student
 
 _TOKENS = 64
@@ -58,13 +61,16 @@ class _Form:
     answers: Callable[[Path, Path, Sequence[Messages]], list[str]]
 
 
-def check_export(export: Path, base: Path, adapter: Path, progress: Progress = silent) -> Iterator[FormCheck]:
+def check_export(
+    export: Path, base: Path, adapter: Path, cache_dir: Path, progress: Progress = silent
+) -> Iterator[FormCheck]:
     """Load and ask every form of an export.
 
     Args:
         export: Folder that ``export_folder`` wrote.
         base: Folder of the base model.
         adapter: Folder of the adapter that was exported.
+        cache_dir: Where llama.cpp's converter is kept, which makes the base of the adapter's GGUF file.
         progress: Told after every form.
     """
     chats = [student_chat(question) for question in questions()]
@@ -77,6 +83,7 @@ def check_export(export: Path, base: Path, adapter: Path, progress: Progress = s
         _Form("adapter", "peft", "adapter", _with_peft),
         _Form("adapter by hub id", "peft", "adapter", _with_auto_peft),
         *(_Form(name, "xllamacpp", name, _with_llama_cpp) for name in ggufs),
+        _Form("base with --lora", "xllamacpp", "apeagent-adapter-f16.gguf", partial(_with_lora, cache_dir=cache_dir)),
         _Form("fused", "mlx_lm", "fused", _with_mlx),
         _Form("mlx", "mlx_lm", "mlx", _with_mlx_adapter),
     ]
@@ -149,10 +156,23 @@ def _with_auto_peft(folder: Path, base: Path, chats: Sequence[Messages]) -> list
         (repository / "snapshots" / revision).symlink_to(base)
         (repository / "refs").mkdir()
         (repository / "refs" / revision).write_text(revision)
-        model = AutoPeftModelForCausalLM.from_pretrained(
-            str(folder), cache_dir=cache, local_files_only=True, dtype="float32"
-        )
+        with _offline():
+            model = AutoPeftModelForCausalLM.from_pretrained(
+                str(folder), cache_dir=cache, local_files_only=True, dtype="float32"
+            )
         return _generated(model, folder, chats)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the hub's client from looking for more files; where nothing can be reached, it would try for 20 seconds."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _generated(model: Any, folder: Path, chats: Sequence[Messages]) -> list[str]:
@@ -172,6 +192,18 @@ def _with_llama_cpp(file: Path, base: Path, chats: Sequence[Messages]) -> list[s
 
     engine = LlamaCppEngine(file)
     return ["".join(engine.stream(chat, _TOKENS)) for chat in chats]
+
+
+def _with_lora(file: Path, base: Path, chats: Sequence[Messages], cache_dir: Path) -> list[str]:
+    """The adapter's own GGUF file beside the base's, as with ``llama-server --lora``."""
+    from apeagent_pipeline.serving.engines import LlamaCppEngine
+    from apeagent_pipeline.student.gguf import convert_base
+
+    config = json.loads((file.parent / EXPORT_MARK).read_text())["config"]
+    with tempfile.TemporaryDirectory() as scratch:
+        convert_base(base, Path(scratch) / "base.gguf", cache_dir, config["pre_tokenizer"])
+        engine = LlamaCppEngine(Path(scratch) / "base.gguf", lora=file)
+        return ["".join(engine.stream(chat, _TOKENS)) for chat in chats]
 
 
 def _with_mlx(folder: Path, base: Path, chats: Sequence[Messages]) -> list[str]:

