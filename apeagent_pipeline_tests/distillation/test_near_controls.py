@@ -1,8 +1,7 @@
 """Near controls: a trading prompt's words that ask for no trade, split by family."""
 
-from collections import Counter
-
 import re
+from collections import Counter
 
 import polars as pl
 import pytest
