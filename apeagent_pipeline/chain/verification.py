@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 _MOST_ROUNDS = 60
 _TIMES_ASKED = 3
-_TIMES_READ_WHOLE, _MOST_REREADS = 2, 4
+_TIMES_READ_WHOLE, _MOST_REREADS = 3, 5
 _LEAST_BUDGET = 200
-"""Spans that are read again at most, beside two for each range of the day."""
+"""Spans that are read again in vain at most, beside two for each range of the day and one for each event found."""
 _SAMPLED_SHARE = 0.1
 _MOST_RECEIPTS = 64
 _FEWEST_EQUAL = 20
@@ -98,9 +98,11 @@ class Verification:
         for _ in range(_TIMES_READ_WHOLE):
             # An event that is missing in one place may show in another: a position that came unseen, where its tick
             # is crossed.
-            if not any(gap.certain for gap in self._gaps(self._replay())) or not self._reread(self._reading.pieces):
+            # An endpoint that leaves it out now and then may do so twice: finding nothing once is no answer.
+            if not any(gap.certain for gap in self._gaps(self._replay())):
                 break
-            self._close_gaps()
+            if self._reread(self._reading.pieces):
+                self._close_gaps()
         return self._events, self._judge()
 
     def _look_around(self) -> None:
@@ -190,12 +192,11 @@ class Verification:
         limit = self._limit_of(span)
         if way.cut == "wide":
             half = self._reader.sizes[way.endpoint].blocks // 2
-            first, last = max(self._first, first - half), min(self._last, last + half)
+            first, last, limit = max(self._first, first - half), min(self._last, last + half), None
         elif way.cut == "halves":
             limit = max(1, min(limit or last - first + 1, last - first + 1) // 2)
         answer = None
         for _ in range(_TIMES_ASKED):
-            self._budget -= 1
             try:
                 if way.cut == _RECEIPTS:
                     found = self._reader.read_receipts(way.endpoint, first, last)
@@ -220,6 +221,7 @@ class Verification:
 
     def _take(self, span: Span, way: _Way, answer: _Answer | None) -> None:
         if answer is None:
+            self._budget -= 1
             self._tried[span] += 1
             return
         if not answer.has_all_known:
@@ -229,7 +231,9 @@ class Verification:
             # What made an endpoint leave events out may strike again: the next cut is finer.
             length = self._limit_of(span) or span[1] - span[0] + 1
             self._limits.append((span, max(1, length // 2)))
+            self._budget += added
         if not added:
+            self._budget -= 1
             self._tried[span] += 1
             if answer.has_all_known:
                 source: object = _RECEIPTS if way.cut == _RECEIPTS else way.endpoint

@@ -48,6 +48,7 @@ REPAIRED: dict[str, Callable[[Truth], list[Fault]]] = {
         lies.sometimes_empty(0.03),
     ],
     "3 % of the logs left out, others each time": lambda true: [lies.sometimes_left_out(0.03)],
+    "20 % of the logs left out, others each time": lambda true: [lies.sometimes_left_out(0.2)],
     "large batches answered with nothing": lambda true: [lies.large_batches_empty(3)],
 }
 
@@ -78,6 +79,13 @@ def test_an_honest_second_endpoint_completes_the_day(name: str, true: Truth) -> 
     found = read(true, [lies.no_state(), *faults], [lies.no_state()])
     assert found.swaps.equals(true.swaps)
     assert found.proof.confirmed
+
+
+def test_a_node_that_leaves_logs_out_now_and_then_costs_hundreds_of_requests_and_not_thousands(true: Truth) -> None:
+    for seed in range(3):
+        with lies.nodes(true.provider, [lies.sometimes_left_out(0.03, seed)]) as (node,):
+            assert lies.collector_of([node]).read_events(DAY).swaps.equals(true.swaps)
+            assert node.requests < 900
 
 
 def test_honest_nodes_cost_few_requests_more_and_the_proof_is_told(true: Truth) -> None:
