@@ -94,8 +94,10 @@ def _tell_gone(console: Console, found: "Differences", what_of_days: str) -> Non
 
 
 def _tell_markets(console: Console, store: "ArtifactStore") -> None:
-    from apeagent_pipeline.defs.markets import REMEDY, in_words, stored_markets
+    from apeagent_pipeline.defs.markets import REMEDY, markets_in_words, stored_markets
 
     markets = stored_markets(store)
     if len(markets) > 1:
-        console.print(f"[yellow]The storage holds {len(markets)} markets:[/] {plain(in_words(markets))}. {REMEDY}")
+        console.print(
+            f"[yellow]The storage holds {len(markets)} markets:[/] {plain(markets_in_words(markets))}. {REMEDY}"
+        )

@@ -45,7 +45,7 @@ def the_market_of(store: ArtifactStore, days: Collection[str]) -> str:
     markets = stored_markets(store, days)
     if len(markets) > 1:
         raise dg.Failure(
-            f"the days come from {len(markets)} markets: {in_words(markets)}. {REMEDY}", allow_retries=False
+            f"the days come from {len(markets)} markets: {markets_in_words(markets)}. {REMEDY}", allow_retries=False
         )
     return next(iter(markets), "unknown")
 
@@ -56,7 +56,7 @@ REMEDY = (
 )
 
 
-def in_words(markets: Mapping[str, list[str]]) -> str:
+def markets_in_words(markets: Mapping[str, list[str]]) -> str:
     """Each market with its days, as one sentence."""
     return "; ".join(f"{market} ({day_list(days)})" for market, days in markets.items())
 
