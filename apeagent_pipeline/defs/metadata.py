@@ -1,6 +1,7 @@
 """The metadata that every asset shows in the UI, by what kind of artifact it is."""
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -40,12 +41,18 @@ def picture(caption: str, image: bytes) -> dg.MetadataValue:
 def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
     """Path, hash, size and origin of an artifact."""
     return {
+        **({"experiment": experiments_in_words(manifest.experiments)} if manifest.experiments else {}),
         "path": dg.MetadataValue.path(str(store.path(manifest.asset, manifest.partition))),
         "content_hash": manifest.data_version,
         "size_bytes": sum(file.size for file in manifest.files.values()),
         "inputs": dg.MetadataValue.json(manifest.inputs),
         "config": dg.MetadataValue.json(manifest.config),
     }
+
+
+def experiments_in_words(experiments: Mapping[str, str]) -> str:
+    """Which assets were launched with other options than the profile's, and with which."""
+    return "; ".join(f"{asset} was launched with {other}" for asset, other in experiments.items())
 
 
 def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
