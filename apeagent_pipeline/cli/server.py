@@ -38,6 +38,7 @@ def ui(
         sweep_orphans(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
     environment = {
+        "APEAGENT_UI_URL": f"http://127.0.0.1:{port}",
         **os.environ,
         "DAGSTER_HOME": str(home),
         "APEAGENT_HOME": str(settings.home.absolute()),

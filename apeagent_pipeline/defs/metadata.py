@@ -29,6 +29,9 @@ COLUMNS = {
 }
 """What each column of a stored table means; shown in the UI. The descriptions stand beside the schemas."""
 
+WHY_NOT = "why_not"
+"""Key of what `promoted_adapter` says about the newest adapter: why it is not in service, or `PROMOTED_TEXT`."""
+PROMOTED_TEXT = "promoted"
 _PREVIEW_ROWS = 5
 _CELL_CHARACTERS = 24
 
@@ -77,6 +80,12 @@ def report_metadata(report: Report) -> dict[str, Any]:
         **{name: float(f"{report.metrics[name]:.4g}") for name in shown},
         "all figures": dg.MetadataValue.md(report.figures_table()),
     }
+
+
+def check_metadata(wrong: list[str], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page of a check shows: what is wrong, if anything is, and its figures by names in words, rounded."""
+    rounded = {name: float(f"{each:.4g}") if isinstance(each, float) else each for name, each in figures.items()}
+    return {**({"wrong": wrong} if wrong else {}), **{name.replace("_", " "): each for name, each in rounded.items()}}
 
 
 def _preview(table: pl.DataFrame) -> str:

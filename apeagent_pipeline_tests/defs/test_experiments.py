@@ -8,21 +8,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.defs.build import Graph
 from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
 from apeagent_pipeline.defs.staleness import stale_artifacts
-from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.settings import Settings
 from apeagent_pipeline.student.promotion import PROMOTED, history
+from apeagent_pipeline_tests.defs.candidates import GOOD, publish_candidate
 from apeagent_pipeline_tests.tiny_graph import tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
-GOOD = {
-    "canary_rate_adapter": 1.0, "canary_rate_base": 0.0, "canary_rate_disabled": 0.0, "disabled_equals_base": 1.0,
-    "control_leak_rate": 0.0, "near_control_leak_rate": 0.0, "near_control_leak_rate_held_out": 0.0,
-    "agreement": 0.9, "agreement_majority": 0.5,
-}  # fmt: skip
 
 
 class House:
@@ -33,13 +27,15 @@ class House:
 
     def launch(self, asset: str, *days: str, **options: object) -> dg.ExecuteInProcessResult:
         ends = zip((RANGE_START, RANGE_END), (min(days, default=""), max(days, default="")), strict=True)
-        return self.graph.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        result = self.graph.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(name) for name in asset.split()],
             tags=dict(ends) if days else {},
             run_config={"ops": {asset: {"config": options}}} if options else {},
             raise_on_error=False,
         )
+        self.evaluations = result.get_asset_check_evaluations()
+        return result
 
     def metadata(self, asset: str) -> dict[str, Any]:
         event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
@@ -49,19 +45,7 @@ class House:
 
     def train(self, version: str, **metrics: float) -> str:
         """An adapter with its report, as far as promotion is concerned; its data version."""
-        return publish_candidate(self.store, version, {**GOOD, **metrics}, {})
-
-
-def publish_candidate(store: ArtifactStore, name: str, metrics: dict[str, float], experiments: dict[str, str]) -> str:
-    """Store an adapter and its canary report, and return its data version."""
-    made = store.publish_bytes(
-        {"adapter_model.safetensors": name.encode()}, asset="lora_adapter", code_version="1", experiments=experiments
-    )
-    report = Report("canary", metrics, config={"min_agreement_gain": 0.0})
-    inputs = {"lora_adapter": made.data_version}
-    files = report.files({"asset": "canary_eval", "code_version": "1", "inputs": inputs})
-    store.publish_bytes(files, asset="canary_eval", code_version="1", inputs=inputs, experiments=experiments)
-    return made.data_version
+        return publish_candidate(self.store, version, {**GOOD, **metrics})
 
 
 @pytest.fixture
@@ -94,6 +78,10 @@ def test_an_experiment_goes_into_service_only_if_its_launch_says_so(house: House
     tried = publish_candidate(house.store, "tried", GOOD, {"training_windows": "days 1 instead of 30"})
     assert house.launch(PROMOTED).success
     assert history(house.store)[-1].adapter == first
+    (refused,) = [each for each in house.evaluations if each.check_name == "newest_in_service"]
+    assert not refused.passed
+    assert refused.severity is dg.AssetCheckSeverity.WARN
+    assert refused.description.startswith(f"adapter {tried} was not promoted: it is an experiment")
     page = house.metadata(PROMOTED)["page"]
     assert f"{tried} was not promoted; {first} stays in service" in page
     assert "it is an experiment: training_windows was launched with days 1 instead of 30" in page

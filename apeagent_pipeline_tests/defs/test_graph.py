@@ -104,6 +104,7 @@ def test_the_other_checks_warn_and_hold_nothing_back(graph: Graph) -> None:
     specs = [spec for check in service_checks(graph.runtime) for spec in check.check_specs]
     assert {f"{spec.asset_key.to_user_string()}:{spec.name}" for spec in specs} == {
         "raw_swaps:one_market",
+        "promoted_adapter:newest_in_service",
         "service_report:still_good",
     }
     assert not any(spec.blocking for spec in specs)
