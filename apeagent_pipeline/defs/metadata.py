@@ -32,7 +32,7 @@ COLUMNS = {
 WHY_NOT = "why_not"
 """Key of what `promoted_adapter` says about the newest adapter: why it is not in service, or `PROMOTED_TEXT`."""
 PROMOTED_TEXT = "promoted"
-_PREVIEW_ROWS = 5
+_PREVIEW_ROWS = 4
 _CELL_CHARACTERS = 24
 
 
@@ -89,9 +89,11 @@ def check_metadata(wrong: list[str], figures: Mapping[str, Any]) -> dict[str, An
 
 
 def _preview(table: pl.DataFrame) -> str:
+    """The first rows, each as a column: a table may have more columns than fit a page."""
     # What a teacher said is shown, not rendered: the browser would ask for a picture's address, for one.
-    rows = [[markdown_line(_cell(value)) for value in row] for row in table.head(_PREVIEW_ROWS).iter_rows()]
-    return markdown_table(table.columns, rows)
+    first = table.head(_PREVIEW_ROWS)
+    rows = [[name, *(markdown_line(_cell(value)) for value in first[name])] for name in first.columns]
+    return markdown_table(["column", *(f"row {number + 1}" for number in range(first.height))], rows)
 
 
 def _cell(value: Any) -> str:

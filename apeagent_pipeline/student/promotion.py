@@ -203,8 +203,11 @@ def in_service(store: ArtifactStore) -> Path:
 
 
 def history_table(store: ArtifactStore) -> str:
-    """Every promotion and rollback as a Markdown table, the newest first."""
-    shown = (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER)
+    """Every promotion and rollback as a Markdown table, the newest first.
+
+    Four measures, so that the table fits a page: the page of each promotion shows all.
+    """
+    shown = ("canary_rate_adapter", "agreement", "control_leak_rate", "near_control_leak_rate")
     rows = [
         [each.at, each.adapter, each.why, *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown)]
         for each in reversed(history(store))
