@@ -32,7 +32,7 @@ COLUMNS = {
 WHY_NOT = "why_not"
 """Key of what `promoted_adapter` says about the newest adapter: why it is not in service, or `PROMOTED_TEXT`."""
 PROMOTED_TEXT = "promoted"
-_PREVIEW_ROWS = 4
+_PREVIEW_ROWS = 3
 _CELL_CHARACTERS = 24
 
 

@@ -132,5 +132,8 @@ def _page(store: ArtifactStore, manifest: Manifest) -> dict[str, Any]:
     folder = store.local(manifest)
     told = json.loads((folder / f"{name}.json").read_text())
     figures = {each: (folder / each).read_bytes() for each in manifest.files if each.endswith(".png")}
-    title, _, body = (folder / f"{name}.md").read_text().removeprefix("# ").partition("\n")
-    return report_metadata(Report(title, told["metrics"], told["intervals"], told["config"], body, figures))
+    title, _, page = (folder / f"{name}.md").read_text().removeprefix("# ").partition("\n")
+    body = page.rpartition("\n## Made from\n")[0]
+    shown = report_metadata(Report(title, told["metrics"], told["intervals"], told["config"], body, figures))
+    # Which of the metrics are its headline is not stored.
+    return {name: each for name, each in shown.items() if name not in told["metrics"]}

@@ -209,7 +209,12 @@ def history_table(store: ArtifactStore) -> str:
     """
     shown = ("canary_rate_adapter", "agreement", "control_leak_rate", "near_control_leak_rate")
     rows = [
-        [each.at, each.adapter, each.why, *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown)]
+        [
+            each.at[:16].replace("T", " "),
+            each.adapter,
+            each.why,
+            *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown),
+        ]
         for each in reversed(history(store))
     ]
     return markdown_table(["at (UTC)", "adapter", "why", *(name.replace("_", " ") for name in shown)], rows)
