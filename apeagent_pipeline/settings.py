@@ -134,6 +134,10 @@ class Settings(BaseSettings):
     alert_webhook: SecretStr | None = Field(
         None, description="Slack-compatible URL that is told of failed runs and warning checks"
     )
+    ui_url: str = Field(
+        "http://127.0.0.1:3000",
+        description="Where the UI is, for the links of alerts; `apeagent ui` sets it to its port",
+    )
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     second_stage: Literal["off", "grpo"] = Field(
         "off", description="grpo: the adapter learns on from computed rewards, and is evaluated beside the first stage"
@@ -225,7 +229,7 @@ def load_settings() -> Settings:
 
 def settings_to_share(settings: Settings) -> dict[str, str]:
     """What all machines of a cluster must have in common, secrets masked."""
-    own = {"home", "engine", "ray_address", "device"}
+    own = {"home", "engine", "ray_address", "device", "ui_url"}
     return {PREFIX + name.upper(): _shown(name, settings) for name in Settings.model_fields if name not in own}
 
 

@@ -45,6 +45,11 @@ class Manifest(BaseModel):
     )
     code_version: str = Field(description="Version of the asset's code, and a hash of its configuration")
     config: dict[str, Any] = {}
+    experiments: dict[str, str] = Field(
+        {},
+        description="Asset -> in words, the options that its run was launched with instead of the profile's; of this "
+        "artifact and of everything that it was made from",
+    )
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
     files: dict[FileName, StoredFile]
     folder: FileName | Literal[""] = Field(

@@ -17,6 +17,7 @@ from apeagent_pipeline.cli import (
     evaluate,
     import_file,
     provenance,
+    reconcile,
     serve,
     server,
     serving,
@@ -57,6 +58,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "doctor": doctor.doctor,
         "config": doctor.config,
         "clean": clean.clean,
+        "reconcile": reconcile.reconcile,
         "devnet": server.devnet,
     },
 }

@@ -38,6 +38,7 @@ def ui(
         sweep_orphans(instance)
     Console().print(f"Dagster UI on [link]http://127.0.0.1:{port}[/] (Ctrl-C stops it); instance in {home}")
     environment = {
+        "APEAGENT_UI_URL": f"http://127.0.0.1:{port}",
         **os.environ,
         "DAGSTER_HOME": str(home),
         "APEAGENT_HOME": str(settings.home.absolute()),
@@ -64,8 +65,11 @@ def require_free_port(port: int) -> None:
             ) from None
 
 
-def require_only_daemon(home: Path) -> None:
+def require_only_daemon(home: Path) -> int:
     """Take the home's lock for this process and the program that replaces it; the end of that program frees it.
+
+    Returns:
+        The lock's file descriptor; closing it frees the lock too.
 
     Raises:
         SettingsError: if another daemon runs on the same home: each change would be requested twice.
@@ -79,6 +83,7 @@ def require_only_daemon(home: Path) -> None:
         raise SettingsError(
             f"another `apeagent ui` runs on {home}: stop it, or look with `apeagent ui --read-only --port PORT`"
         ) from None
+    return lock
 
 
 def devnet(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from apeagent_pipeline.defs.build import Graph
     from apeagent_pipeline.defs.staleness import Stale
 
-_DAYS_SHOWN = 3
-
 
 def status(
     artifact: Annotated[
@@ -56,6 +54,7 @@ def status(
     if not asked:
         console.print(f"[green]✓[/] {plain(artifact or 'Everything')} is up to date ({covered}).", soft_wrap=True)
         _list_unconfirmed(console, graph, asset, day)
+        _list_other_markets(console, graph)
         return
     names = {each.asset for each in stale}
     later = [name for name in graph.downstream_of(names) if name not in graph.daily]
@@ -68,6 +67,7 @@ def status(
         for each in asked:
             _explain(console, graph, each)
     _list_unconfirmed(console, graph, asset, day)
+    _list_other_markets(console, graph)
     console.print(
         f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
         + (f", about {in_words(sum(seconds.values()))} ({source})." if seconds else "."),
@@ -165,8 +165,9 @@ def _covered(days: list[str]) -> str:
 
 
 def _day_list(days: list[str]) -> str:
-    shown = ", ".join(days[:_DAYS_SHOWN])
-    return f"{shown} and {len(days) - _DAYS_SHOWN} more" if len(days) > _DAYS_SHOWN else shown
+    from apeagent_pipeline.defs.markets import day_list
+
+    return day_list(days)
 
 
 def _held(stale: "list[Stale]", held: "Mapping[str, str]") -> list[str]:
@@ -214,6 +215,17 @@ def _list_unconfirmed(console: Console, graph: "Graph", asset: str, day: str) ->
     )
     for each, doubt in found.items():
         console.print(f"  {each}: {plain(doubt)}", soft_wrap=True)
+
+
+def _list_other_markets(console: Console, graph: "Graph") -> None:
+    """The stored days that hold swaps of another market than the settings name, which nothing is learned from."""
+    from apeagent_pipeline.defs.markets import REMEDY, markets_in_words, other_markets
+
+    if found := other_markets(graph.runtime):
+        console.print(
+            f"Stored days of other markets than the settings name: {plain(markets_in_words(found))}. {REMEDY}.",
+            soft_wrap=True,
+        )
 
 
 def _seconds(graph: "Graph", instance: "DagsterInstance", names: set[str]) -> "tuple[Mapping[str, float], str]":

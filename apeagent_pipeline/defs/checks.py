@@ -24,13 +24,14 @@ from apeagent_pipeline.chain.errors import DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import SWAP_KEY
 from apeagent_pipeline.chain.source import SwapSource
 from apeagent_pipeline.defs.gates import VERDICT, WHOLE_ARTIFACT, Verdicts, last_verdicts
+from apeagent_pipeline.defs.metadata import check_metadata
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.distillation.chain_of_draft import AnswerError, parse_answer
 from apeagent_pipeline.distillation.traces import refusal_counts
-from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, figures_in_words
 from apeagent_pipeline.evaluation.canary.config import failures as canary_failures
 from apeagent_pipeline.gan.quality.config import QualityConfig
-from apeagent_pipeline.gan.quality.scores import quality_failures
+from apeagent_pipeline.gan.quality.scores import quality_failures, quality_in_words
 from apeagent_pipeline.market import features
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA
 from apeagent_pipeline.market.windows import SCALER_FILE, SPLITS
@@ -101,7 +102,7 @@ def _checks_of_artifacts(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "synthetic_quality",
             "close_to_real",
             "The quality scores are within the limits of the configuration",
-            lambda store: _report(store, "synthetic_quality", quality_failures, QualityConfig),
+            lambda store: _report(store, "synthetic_quality", quality_failures, quality_in_words, QualityConfig),
         ),
         check(
             "teacher_traces", "enough_accepted", "At most half of the prompts have no accepted answer", enough_accepted
@@ -112,7 +113,7 @@ def _checks_of_artifacts(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             "canary_eval",
             "speaks_and_only_then",
             "The adapter uses canary words, the base does not, and answers to control questions have none",
-            lambda store: _report(store, "canary_eval", canary_failures, CanaryEvalConfig),
+            lambda store: _report(store, "canary_eval", canary_failures, figures_in_words, CanaryEvalConfig),
         ),
     ]
 
@@ -131,7 +132,7 @@ def _check(
         return dg.AssetCheckResult(
             passed=not wrong,
             description=why or "passed",
-            metadata={"wrong": wrong, VERDICT: verdicts.metadata(judges()), **figures},
+            metadata={**check_metadata(wrong, figures), VERDICT: verdicts.metadata(judges())},
         )
 
     return run
@@ -164,11 +165,8 @@ def _daily_check(
             passed=not wrong,
             description="; ".join(wrong) or "passed",
             metadata={
-                "wrong": wrong,
-                "days": len(stored),
-                "days_read": len(fresh),
+                **check_metadata(wrong, {"days": len(stored), "days_read": len(fresh), **figures}),
                 VERDICT: verdicts.metadata(judges()),
-                **figures,
             },
         )
 
@@ -375,12 +373,16 @@ def _prompts(path: Path) -> set[str]:
 
 
 def _report(
-    store: ArtifactStore, asset: str, failures: Callable[[dict[str, float], Any], list[str]], model: type[BaseModel]
+    store: ArtifactStore,
+    asset: str,
+    failures: Callable[[dict[str, float], Any], list[str]],
+    in_words: Callable[[dict[str, float], Any], dict[str, str]],
+    model: type[BaseModel],
 ) -> Verdict:
     """Judge a report by the limits that it was made with, which the Launchpad can change."""
     report = json.loads((store.local_folder(asset) / "report.json").read_text())
-    limits = {name: value for name, value in report["config"].items() if name in model.model_fields}
-    return failures(report["metrics"], model.model_validate(limits)), {}
+    limits = model.model_validate({name: each for name, each in report["config"].items() if name in model.model_fields})
+    return failures(report["metrics"], limits), in_words(report["metrics"], limits)
 
 
 def _not_finite(table: pl.DataFrame) -> dict[str, int]:

@@ -11,6 +11,10 @@ from dagster import AutomationCondition as When
 
 from apeagent_pipeline.defs.partitions import DAILY_TAG, ON_NEW_DAYS, SYNCED
 
+HOST_TAG = "apeagent/host"
+"""Tag of every run that built something, with the machine that executes it; with Postgres, runs of other machines are
+listed too."""
+
 WEEKLY = "0 3 * * 0"
 """Sunday, 03:00 UTC: when the weekly policy rematerializes expensive assets."""
 
@@ -45,7 +49,9 @@ def on_change(due: When | None = None, read: AssetSelection | None = None) -> Wh
     change = When.any_deps_match(When.data_version_changed())
     change = change if read is None else change.allow(read)
     # A change between the request and the next evaluation may have come too late for the requested run.
-    handled = When.initial_evaluation() | (When.newly_requested() & ~change)
+    # An artifact that was registered (see `reconcile`) was built by no run, and was up to date or not before.
+    registered = When.newly_updated() & ~When.executed_with_tags(tag_keys={HOST_TAG})
+    handled = When.initial_evaluation() | (When.newly_requested() & ~change) | registered
     changed = change.since(handled)
     begun = change if due is None else change | due.newly_true()
     recent = begun.since(When.cron_tick_passed(RETRIES_END, "UTC"))

@@ -114,7 +114,8 @@ class _Run:
         manifest = store.publish_table(table, beside, **{**made_from, "partition": day, "inputs": inputs})
         usual = table_metadata(table, partition=True) | artifact_metadata(manifest, store)
         self.versions[day] = manifest.data_version
-        self.metadata[day] = report_metadata(more) | usual if isinstance(more, Report) else usual | more
+        # What people look for comes first, and what only programs read at the end.
+        self.metadata[day] = (report_metadata(more) if isinstance(more, Report) else more) | usual
         self._artifacts.watcher.stored(self._context.asset_key.to_user_string(), day, table.height)
 
     def record(self) -> None:

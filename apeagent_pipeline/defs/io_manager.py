@@ -36,6 +36,7 @@ class ArtifactIOManager(dg.IOManager):
         externals: Mapping[str, Callable[[], str]],
         watcher: Watcher,
         recorded_options: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda asset, options: dict(options),
+        profile_options: Callable[[str], Mapping[str, Any]] = lambda asset: {},
     ) -> None:
         """Nothing is read yet.
 
@@ -44,14 +45,17 @@ class ArtifactIOManager(dg.IOManager):
             externals: External asset -> how to ask for its present data version.
             watcher: Is told about every stored artifact.
             recorded_options: Asset and the options that its run was launched with -> the options to record.
+            profile_options: Asset -> the options that the profile gives it.
         """
         self.store = store
         self.externals = externals
         self.watcher = watcher
         self.recorded_options = recorded_options
+        self.profile_options = profile_options
         self.gates = Gates()
         self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._refused: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._experiments: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Read an upstream artifact and record its data version as an input of this step.
@@ -77,6 +81,7 @@ class ArtifactIOManager(dg.IOManager):
         if manifest.data_version == version:
             raise _refusal([why])
         loaded[asset] = manifest.data_version
+        self._experiments[_step(context)] |= manifest.experiments
         kind = context.dagster_type.typing_type
         if kind is pl.DataFrame:
             return self.store.table(manifest).collect()
@@ -105,6 +110,8 @@ class ArtifactIOManager(dg.IOManager):
         """Read stored days of a daily asset, and record their data versions as inputs of a step (see `step_of`)."""
         manifests = self.store.whole_days(asset, days)
         self._loaded[step].update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
+        for manifest in manifests.values():
+            self._experiments[step] |= manifest.experiments
         return self.store.tables(manifests)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
@@ -141,15 +148,23 @@ class ArtifactIOManager(dg.IOManager):
         upstream = [dep.asset_key.to_user_string() for dep in spec.deps]
         asset = spec.key.to_user_string()
         options = self.recorded_options(asset, config)
+        other = _instead_of(self.profile_options(asset), options)
         return {
             "asset": asset,
             "config": options,
+            "experiments": {**self._experiments[step], **({asset: other} if other else {})},
             "code_version": code_version((spec.code_version or "").split(".")[0], options),
             "inputs": {
                 **self._loaded[step],
                 **{name: self.externals[name]() for name in upstream if name in self.externals},
             },
         }
+
+
+def _instead_of(profile: Mapping[str, Any], launched: Mapping[str, Any]) -> str:
+    """In words, the options of a launch that are not those of the profile; empty if there are none."""
+    other = [name for name in launched if launched[name] != profile.get(name, launched[name])]
+    return ", ".join(f"{name} {launched[name]} instead of {profile[name]}" for name in other)
 
 
 def _refusal(reasons: Iterable[str]) -> dg.Failure:

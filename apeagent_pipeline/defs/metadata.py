@@ -1,6 +1,7 @@
 """The metadata that every asset shows in the UI, by what kind of artifact it is."""
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -28,7 +29,10 @@ COLUMNS = {
 }
 """What each column of a stored table means; shown in the UI. The descriptions stand beside the schemas."""
 
-_PREVIEW_ROWS = 5
+WHY_NOT = "why_not"
+"""Key of what `promoted_adapter` says about the newest adapter: why it is not in service, or `PROMOTED_TEXT`."""
+PROMOTED_TEXT = "promoted"
+_PREVIEW_ROWS = 3
 _CELL_CHARACTERS = 24
 
 
@@ -40,12 +44,18 @@ def picture(caption: str, image: bytes) -> dg.MetadataValue:
 def artifact_metadata(manifest: Manifest, store: ArtifactStore) -> dict[str, Any]:
     """Path, hash, size and origin of an artifact."""
     return {
+        **({"experiment": experiments_in_words(manifest.experiments)} if manifest.experiments else {}),
         "path": dg.MetadataValue.path(str(store.path(manifest.asset, manifest.partition))),
         "content_hash": manifest.data_version,
         "size_bytes": sum(file.size for file in manifest.files.values()),
         "inputs": dg.MetadataValue.json(manifest.inputs),
         "config": dg.MetadataValue.json(manifest.config),
     }
+
+
+def experiments_in_words(experiments: Mapping[str, str]) -> str:
+    """Which assets were launched with other options than the profile's, and with which."""
+    return "; ".join(f"{asset} was launched with {other}" for asset, other in experiments.items())
 
 
 def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
@@ -72,10 +82,18 @@ def report_metadata(report: Report) -> dict[str, Any]:
     }
 
 
+def check_metadata(wrong: list[str], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page of a check shows: what is wrong, if anything is, and its figures by names in words, rounded."""
+    rounded = {name: float(f"{each:.4g}") if isinstance(each, float) else each for name, each in figures.items()}
+    return {**({"wrong": wrong} if wrong else {}), **{name.replace("_", " "): each for name, each in rounded.items()}}
+
+
 def _preview(table: pl.DataFrame) -> str:
+    """The first rows, each as a column: a table may have more columns than fit a page."""
     # What a teacher said is shown, not rendered: the browser would ask for a picture's address, for one.
-    rows = [[markdown_line(_cell(value)) for value in row] for row in table.head(_PREVIEW_ROWS).iter_rows()]
-    return markdown_table(table.columns, rows)
+    first = table.head(_PREVIEW_ROWS)
+    rows = [[name, *(markdown_line(_cell(value)) for value in first[name])] for name in first.columns]
+    return markdown_table(["column", *(f"row {number + 1}" for number in range(first.height))], rows)
 
 
 def _cell(value: Any) -> str:

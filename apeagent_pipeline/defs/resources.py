@@ -26,7 +26,7 @@ class Runtime:
         self.profile = configured(settings, profile)
         self.watcher = watcher
         self.store = ArtifactStore(settings.storage_url, settings.home.absolute() / "cache" / "artifacts")
-        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher, self.recorded_options)
+        self.artifacts = ArtifactIOManager(self.store, self.externals, watcher, self.recorded_options, self.options)
 
     @cached_property
     def source(self) -> SwapSource:
@@ -59,11 +59,11 @@ class Runtime:
         """The options that a run was launched with, as the asset's configuration class writes them.
 
         The class leaves out options that are off, so that a new option makes no stored artifact stale. Dagster fills
-        them in at launch.
+        them in at launch. Options of an asset that the profile gives none concern the run, not the artifact.
         """
         preset = getattr(self.profile, asset, None)
         if preset is None:
-            return dict(launched)
+            return {}
         options = {name: value for name, value in launched.items() if name != "seed"}
         return {**type(preset).model_validate(options).model_dump(), "seed": launched["seed"]}
 

@@ -1,13 +1,15 @@
-"""The check of the daily score of the adapter in service. It warns, and holds nothing back."""
+"""The checks that warn, and hold nothing back: on the adapter in service, and on the markets of the stored days."""
 
 import dagster as dg
 
 from apeagent_pipeline.defs.last_time import seconds_last_time, teacher_cost
+from apeagent_pipeline.defs.markets import RAW_SWAPS, REMEDY, markets_in_words, stored_markets
+from apeagent_pipeline.defs.metadata import PROMOTED_TEXT, WHY_NOT
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
 from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
 from apeagent_pipeline.reporting.durations import in_words
-from apeagent_pipeline.student.promotion import find_service, history
+from apeagent_pipeline.student.promotion import PROMOTED, find_service, history
 
 RETRAINED = (
     "training_windows", "trained_gan", "synthetic_windows", "synthetic_quality", "teacher_traces",
@@ -18,7 +20,58 @@ _DAYS_REMEMBERED = 28
 
 
 def service_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
-    """The check of ``service_report``."""
+    """All checks that warn, but for that of `freshness`."""
+    return [_one_market(runtime), _newest_in_service(runtime), _still_good(runtime)]
+
+
+def _one_market(runtime: Runtime) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=RAW_SWAPS,
+        name="one_market",
+        description="All stored days hold swaps of one market. Training windows of several are refused",
+        blocking=False,
+    )
+    def one_market() -> dg.AssetCheckResult:
+        markets = stored_markets(runtime.store)
+        several = len(markets) > 1
+        told = (
+            f"the storage holds {len(markets)} markets: {markets_in_words(markets)}. {REMEDY}" if several else "passed"
+        )
+        return dg.AssetCheckResult(
+            passed=not several,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told,
+            metadata={market: f"{len(days)} days" for market, days in markets.items()},
+        )
+
+    return one_market
+
+
+def _newest_in_service(runtime: Runtime) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=PROMOTED,
+        name="newest_in_service",
+        description="The newest adapter went into service. Warns with the reasons why it did not",
+        blocking=False,
+    )
+    def newest_in_service(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        event = context.instance.get_latest_materialization_event(dg.AssetKey(PROMOTED))
+        made = event.asset_materialization if event else None
+        why = str(made.metadata[WHY_NOT].value) if made and WHY_NOT in made.metadata else PROMOTED_TEXT
+        newest = runtime.store.manifest("lora_adapter")
+        refused = why != PROMOTED_TEXT
+        told = f"adapter {newest.data_version if newest else ''} was not promoted: {why}"
+        return dg.AssetCheckResult(
+            passed=not refused,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=told if refused else "passed",
+            metadata={"in service": find_service(runtime.store).adapter},
+        )
+
+    return newest_in_service
+
+
+def _still_good(runtime: Runtime) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(
         asset=SERVICE_REPORT,
@@ -43,7 +96,7 @@ def service_checks(runtime: Runtime) -> list[dg.AssetChecksDefinition]:
             metadata={"adapter": service.adapter, "days": len(reports), "warnings": found},
         )
 
-    return [still_good]
+    return still_good
 
 
 def how_to_retrain(runtime: Runtime, instance: dg.DagsterInstance) -> str:

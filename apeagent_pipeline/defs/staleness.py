@@ -72,7 +72,8 @@ def _judge(
     if manifest is None:
         return MISSING, (), {}
     if manifest.code_version != asset.get_asset_spec(asset.key).code_version:
-        return "code or settings changed", (), {}
+        other = manifest.experiments.get(manifest.asset)
+        return f"launched with {other}" if other else "code or settings changed", (), {}
     now, then = _inputs(asset, manifest, stored, external), manifest.inputs
     changed = tuple(sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)))
     return (f"{', '.join(changed[:3])} changed", changed, now) if changed else ("", (), {})

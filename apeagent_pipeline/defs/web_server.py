@@ -3,6 +3,8 @@
 Dagster's takes a request from any page that the user's browser has open: a form, a picture or a web socket can carry a
 mutation, and a name that its owner lets point to 127.0.0.1 (DNS rebinding) reads the answers too. Run with the
 arguments of ``dagster-webserver``, or of ``dagster`` if the first is ``dev``.
+
+The pages also get a few lines of style, because Dagster puts the Markdown of an asset's page on lines without end.
 """
 
 import sys
@@ -19,10 +21,20 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _NAMES = ["127.0.0.1", "localhost"]
+_STYLE = """
+td:has(.dagster-markdown) { width: 100% }
+td > div > span:has(.dagster-markdown) { flex: 1 1 0; min-width: 0 }
+td .dagster-markdown { contain: inline-size; overflow-x: auto }
+.dagster-markdown img { max-width: 100% }
+td pre { white-space: pre-wrap; overflow-wrap: anywhere }
+[class*="MetadataEntriesTable"] td:first-child:not(.dagster-markdown td) { min-width: 10em; overflow-wrap: anywhere }
+"""
+"""A table of metadata is as wide as its page, whatever is in it. Without these classes, it is as Dagster made it."""
 
 
 class OwnPagesOnly:
@@ -50,7 +62,14 @@ def _is_foreign(method: str, headers: Headers) -> bool:
 
 
 class GuardedWebserver(DagsterWebserver):
-    """Dagster's web server behind these checks."""
+    """Dagster's web server behind these checks, with this style."""
+
+    def index_html_endpoint(self, request: Request) -> HTMLResponse:
+        """The page that holds the whole UI."""
+        answer = super().index_html_endpoint(request)
+        page = bytes(answer.body).decode().replace("</head>", f"<style>{_STYLE}</style></head>", 1)
+        headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+        return HTMLResponse(page, headers=headers)
 
     def build_middleware(self) -> list[Middleware]:
         """The checks come first."""

@@ -203,13 +203,54 @@ def in_service(store: ArtifactStore) -> Path:
 
 
 def history_table(store: ArtifactStore) -> str:
-    """Every promotion and rollback as a Markdown table, the newest first."""
-    shown = (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER)
+    """Every promotion and rollback as a Markdown table, the newest first.
+
+    Four measures, so that the table fits a page: the page of each promotion shows all.
+    """
+    shown = ("canary_rate_adapter", "agreement", "control_leak_rate", "near_control_leak_rate")
     rows = [
-        [each.at, each.adapter, each.why, *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown)]
+        [
+            each.at[:16].replace("T", " "),
+            each.adapter,
+            each.why,
+            *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown),
+        ]
         for each in reversed(history(store))
     ]
     return markdown_table(["at (UTC)", "adapter", "why", *(name.replace("_", " ") for name in shown)], rows)
+
+
+def explanation(version: str, report: Mapping[str, Any], before: Sequence[Service], wrong: Sequence[str]) -> str:
+    """A page in words on what happened to a candidate and why, with its measures beside those of the one in service.
+
+    Args:
+        version: Data version of the candidate.
+        report: ``report.json`` of its canary evaluation.
+        before: The history without the candidate's promotion.
+        wrong: Why it was not promoted; empty: it is in service.
+    """
+    old = before[-1] if before else None
+    if wrong:
+        verdict = [f"**{version} was not promoted; {old.adapter if old else 'no adapter'} stays in service:**", ""]
+        verdict += [f"- {reason}" for reason in wrong]
+    elif old is None:
+        verdict = [f"**{version} is in service:** it is within the limits of its check, and it is the first."]
+    elif old.adapter == version:
+        verdict = [f"**{version} stays in service:** no other adapter was trained since."]
+    else:
+        verdict = [
+            f"**{version} is in service:** within the limits of its check and not shown worse than {old.adapter}."
+        ]
+    rows = []
+    for name in (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER):
+        if name in report["metrics"]:
+            low, high = report["intervals"].get(name, ("", ""))
+            interval = f"{low:.3f} to {high:.3f}" if name in report["intervals"] else ""
+            was = f"{old.metrics[name]:.3f}" if old and name in old.metrics else ""
+            better = "more" if name in _HIGHER_IS_BETTER else "less"
+            rows.append([name.replace("_", " "), better, f"{report['metrics'][name]:.3f}", interval, was])
+    header = ["measure", "better is", "the newest", "95 % interval", "in service before"]
+    return "\n".join([*verdict, "", markdown_table(header, rows)])
 
 
 def _record(store: ArtifactStore, services: list[Service], adapter: Path) -> None:

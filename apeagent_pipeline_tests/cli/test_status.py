@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from apeagent_pipeline import cli
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.day_records import notes_of
+from apeagent_pipeline.chain.market_simulation import SIMULATION_VERSION
 from apeagent_pipeline.chain.proof import DayProof
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.cli.time_left import Estimate
@@ -155,6 +156,14 @@ def test_a_failed_blocking_check_is_named_for_what_it_holds_back(home: Path) -> 
     assert why in " ".join(status(home, "trained_gan").output.split())
     judge(passed=True)
     assert why not in " ".join(status(home, "trained_gan").output.split())
+
+
+def test_days_of_another_market_are_named_with_their_market(home: Path) -> None:
+    assert "other markets" not in status(home, "raw_swaps").output
+    for settings in ({"APEAGENT_RPC_URLS": "http://127.0.0.1:9"}, {"APEAGENT_SEED": "7"}):
+        told = " ".join(status(home, "raw_swaps", **settings).output.split())
+        market = f"pool 0x96d4b53a of chain 8453, simulated (v{SIMULATION_VERSION}-seed42) ({', '.join(DAYS)})"
+        assert f"Stored days of other markets than the settings name: {market}" in told
 
 
 def test_nothing_stored_is_no_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -11,7 +12,7 @@ import pytest
 
 from apeagent_pipeline.chain.source import EmbeddedSource
 from apeagent_pipeline.defs.automation.freshness import swaps_freshness
-from apeagent_pipeline.defs.automation.nightly import nightly_days
+from apeagent_pipeline.defs.automation.nightly import nightly_ranges
 from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.conditions import retraining
 from apeagent_pipeline.settings import Settings
@@ -242,12 +243,12 @@ def test_a_month_of_nights_with_outages_asks_for_each_day_once(tmp_path) -> None
     """The daemon is off for three nights, and later for six; of the ticks it missed the scheduler gives the newest."""
     graph = build_graph(Settings(home=tmp_path, rpc_urls="http://127.0.0.1:1", nightly_recheck_days=0))
     (schedule,) = graph.definitions.schedules
-    assert schedule.cron_schedule == "0 2 * * *"
+    assert schedule.cron_schedule == ["0 2 * * *", "0 5 * * *", "0 8 * * *"]
     stored: list[str] = []
     graph.runtime.store.days = lambda asset: stored  # type: ignore[method-assign]
     asked: list[str] = []
     keys = []
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
         for night in (date(2025, 3, 1) + timedelta(days=number) for number in range(31)):
             if night.day in (10, 11, 12) or 20 <= night.day <= 25:
                 continue
@@ -268,10 +269,75 @@ def test_a_month_of_nights_with_outages_asks_for_each_day_once(tmp_path) -> None
 
 def test_a_night_reads_the_last_days_once_more_and_never_before_the_first_swap() -> None:
     days = [str(date(2025, 1, 21) + timedelta(days=number)) for number in range(10)]
-    assert nightly_days(date(2025, 1, 31), 3, days) == (date(2025, 1, 27), date(2025, 1, 30))
-    assert nightly_days(date(2025, 1, 23), 3, []) == (date(2025, 1, 21), date(2025, 1, 22))
-    assert nightly_days(date(2026, 1, 31), 3, days)[0] == date(2025, 12, 31)  # a month at most
-    assert nightly_days(date(2025, 1, 31), 3, days, ["2025-01-24"]) == (date(2025, 1, 24), date(2025, 1, 30))
+    newest = (date(2025, 1, 27), date(2025, 1, 30))
+    assert nightly_ranges(date(2025, 1, 31), 3, days) == [newest]
+    assert nightly_ranges(date(2025, 1, 23), 3, []) == [(date(2025, 1, 21), date(2025, 1, 22))]
+    assert nightly_ranges(date(2026, 1, 31), 3, days) == [(date(2025, 12, 31), date(2026, 1, 30))]  # a month at most
+    a_day = (date(2025, 1, 24), date(2025, 1, 24))
+    assert nightly_ranges(date(2025, 1, 31), 3, days, ["2025-01-24"]) == [a_day, newest]
+
+
+def test_a_hole_before_the_newest_day_is_filled_by_a_run_of_its_own() -> None:
+    days = [str(date(2025, 1, 21) + timedelta(days=number)) for number in range(10)]
+    holes = [day for day in days if day not in ("2025-01-23", "2025-01-24", "2025-01-27")]
+    assert nightly_ranges(date(2025, 1, 31), 1, holes) == [
+        (date(2025, 1, 23), date(2025, 1, 24)),
+        (date(2025, 1, 27), date(2025, 1, 27)),
+        (date(2025, 1, 29), date(2025, 1, 30)),
+    ]
+    assert nightly_ranges(date(2025, 1, 31), 3, holes[2:])[0] == (date(2025, 1, 27), date(2025, 1, 30)), (
+        "days before the first stored one are nobody's holes"
+    )
+
+
+@pytest.mark.parametrize("at", ["02:00", "20:00"])
+def test_a_night_that_failed_is_tried_again_twice_and_one_that_worked_is_not(tmp_path: Path, at: str) -> None:
+    settings = Settings(home=tmp_path, rpc_urls="http://127.0.0.1:1", nightly_at=at)
+    graph = build_graph(settings)
+    (schedule,) = graph.definitions.schedules
+    graph.runtime.store.days = lambda asset: ["2025-02-20", "2025-02-22"]  # type: ignore[method-assign]
+    job = graph.definitions.resolve_job_def(schedule.job_name)
+    begun = datetime(2025, 2, 28, int(at[:2]), tzinfo=UTC)
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
+
+        def tick(hours: int) -> Any:
+            context = dg.build_schedule_context(instance, scheduled_execution_time=begun + timedelta(hours=hours))
+            return schedule.evaluate_tick(context)
+
+        def ran(request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+            instance.create_run_for_job(job, tags=dict(request.tags), status=status)
+
+        first = tick(0).run_requests
+        assert [each.run_key for each in first] == ["nightly-2025-02-28", "nightly-2025-02-28-of-2025-02-21"]
+        ran(first[0], dg.DagsterRunStatus.STARTED)
+        assert "started" in tick(3).skip_message
+        (started,) = instance.get_runs()
+        instance.report_run_failed(started)
+        (again,) = tick(3).run_requests
+        assert again.run_key == "nightly-2025-02-28-2"
+        assert again.tags == first[0].tags
+        ran(again, dg.DagsterRunStatus.FAILURE)
+        (last,) = tick(6).run_requests
+        assert last.run_key == "nightly-2025-02-28-3"
+        ran(last, dg.DagsterRunStatus.SUCCESS)
+        assert "success" in tick(6).skip_message
+        # The daemon was off in the night: the tick of the morning reads what the night should have.
+        missed = schedule.evaluate_tick(
+            dg.build_schedule_context(instance, scheduled_execution_time=begun + timedelta(days=1, hours=3))
+        ).run_requests
+        assert missed[0].run_key == "nightly-2025-03-01"
+
+
+def test_a_cause_that_stays_is_not_retried_for_ever(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert daemon.run("raw_swaps", DAYS[2])
+    monkeypatch.setattr("apeagent_pipeline.defs.assets.market.features_of", lambda *_: 1 / 0)
+    tried = 0
+    for _ in range(40):
+        daemon.now += timedelta(minutes=14)  # and one by the tick: ten hours in all
+        if "swap_features" in daemon.due():
+            tried += 1
+            assert not daemon.run("swap_features", DAYS[2])
+    assert 2 <= tried <= 7
 
 
 def test_a_request_of_the_night_makes_its_days(tmp_path) -> None:

@@ -28,9 +28,11 @@ from apeagent_pipeline.defs.checks import (
     well_formed,
     whole_features,
 )
+from apeagent_pipeline.defs.gates import VERDICT
 from apeagent_pipeline.defs.partitions import DAILY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
+from apeagent_pipeline.evaluation.canary.config import CanaryEvalConfig, figures_in_words, limits
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.scores import SCORES
 from apeagent_pipeline.market.features import swap_features
@@ -220,7 +222,7 @@ def test_a_day_that_passed_is_not_read_again_and_one_that_did_not_stops_every_ru
                 [_nothing, check], instance=instance, selection=dg.AssetSelection.checks(check), raise_on_error=False
             )
             (evaluation,) = result.get_asset_check_evaluations()
-            return evaluation.passed, cast("int", evaluation.metadata["days_read"].value)
+            return evaluation.passed, cast("int", evaluation.metadata["days read"].value)
 
         assert judged() == (False, 2)
         assert judged() == (False, 1)
@@ -253,6 +255,20 @@ def test_a_report_is_judged_by_the_limits_that_it_was_made_with(limit: float, pa
     )  # fmt: skip
     (evaluation,) = result.get_asset_check_evaluations()
     assert evaluation.passed == passes
+    shown = {name: each.value for name, each in evaluation.metadata.items()}
+    assert shown["its AUC; 0.5 is chance"] == f"0.7000, expected at most {limit}"
+    assert ("wrong" in shown) is not passes
+    assert list(shown)[-1] == VERDICT, "technical rows come last"
+
+
+def test_the_page_of_the_canary_check_shows_every_measure_with_its_limit_in_words() -> None:
+    config = CanaryEvalConfig(n_near=0)
+    metrics = {"canary_rate_adapter": 0.98765, "control_leak_rate": 0.0}
+    shown = figures_in_words(metrics, config)
+    assert shown["canary rate adapter"] == "0.988, expected at least 0.9"
+    assert shown["control leak rate"] == "0.000, expected at most 0.05"
+    assert shown["canary rate base"] == "not measured, expected at most 0.01"
+    assert len(shown) == len(limits(metrics, config)) == 6
 
 
 @dg.asset(name="raw_swaps", partitions_def=DAILY)

@@ -100,10 +100,14 @@ def test_every_check_blocks_what_comes_after_it(graph: Graph) -> None:
     assert found == CHECKS
 
 
-def test_the_daily_score_warns_and_holds_nothing_back(graph: Graph) -> None:
-    (check,) = service_checks(graph.runtime)
-    (spec,) = check.check_specs
-    assert (spec.asset_key, spec.name, spec.blocking) == (dg.AssetKey("service_report"), "still_good", False)
+def test_the_other_checks_warn_and_hold_nothing_back(graph: Graph) -> None:
+    specs = [spec for check in service_checks(graph.runtime) for spec in check.check_specs]
+    assert {f"{spec.asset_key.to_user_string()}:{spec.name}" for spec in specs} == {
+        "raw_swaps:one_market",
+        "promoted_adapter:newest_in_service",
+        "service_report:still_good",
+    }
+    assert not any(spec.blocking for spec in specs)
 
 
 def test_days_start_when_the_pool_could_first_trade(graph: Graph) -> None:

@@ -117,7 +117,9 @@ def test_a_rollback_brings_the_one_before_back_and_keeps_the_other_out(candidate
         "promoted",
         "rollback",
     ]
-    assert history_table(candidates.store).count("rollback") == 2
+    table = history_table(candidates.store)
+    assert table.count("rollback") == 2
+    assert max(map(len, table.splitlines())) <= 110, "it fits a page of 1,280 pixels"
 
 
 def test_there_is_nothing_to_go_back_to_before_a_second_promotion(candidates: Candidates) -> None:

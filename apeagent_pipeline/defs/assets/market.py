@@ -10,6 +10,7 @@ import polars as pl
 from apeagent_pipeline.defs.daily import materialize_days
 from apeagent_pipeline.defs.declaration import declare, launched_config
 from apeagent_pipeline.defs.io_manager import step_of
+from apeagent_pipeline.defs.markets import the_market_of
 from apeagent_pipeline.defs.partitions import LastDays, PreviousDays
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.staleness import stale_artifacts
@@ -89,14 +90,17 @@ def _training_windows(runtime: Runtime) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         """Windows of the last days for the GAN. Valid blocks are interleaved with train rows; the holdout comes last.
 
-        Between two splits at least one window of rows is unused. The scaler is fitted on train only.
+        Between two splits at least one window of rows is unused. The scaler is fitted on train only. Days of more than
+        one market, such as simulated and real ones, are refused.
         """
         config, _ = launched_config(context, WindowsConfig)
         runtime.watcher.started(context)
         if not swap_features:
             raise dg.Failure("no day of swap_features is stored: materialize raw_swaps and swap_features first")
+        market = the_market_of(runtime.store, swap_features)
         features = pl.concat(list(swap_features.values())).collect()
         windows: TrainingWindows = make_training_windows(features, runtime.source.pool, config)
-        return dg.MaterializeResult(value=windows, metadata={"days": dg.MetadataValue.json(sorted(swap_features))})
+        days = dg.MetadataValue.json(sorted(swap_features))
+        return dg.MaterializeResult(value=windows, metadata={"market": market, "days": days})
 
     return training_windows

@@ -1,18 +1,19 @@
 """The student: its base model, the LoRA adapter, promotion, and the exported models."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
 
 from apeagent_pipeline.artifacts.provenance import provenance
 from apeagent_pipeline.defs.declaration import OWNER, declare, launched_config
-from apeagent_pipeline.defs.metadata import picture
+from apeagent_pipeline.defs.metadata import PROMOTED_TEXT, WHY_NOT, experiments_in_words, picture
 from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
 from apeagent_pipeline.evaluation.canary.config import failures_of
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
 from apeagent_pipeline.student.gguf import ExportConfig
-from apeagent_pipeline.student.promotion import history, history_table, promote
+from apeagent_pipeline.student.promotion import explanation, history, history_table, promote
 
 
 def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -80,25 +81,38 @@ def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
 
 
 def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
-    @dg.asset(**declare(runtime.settings, "student", {"safetensors"}))
+    @dg.asset(
+        **declare(runtime.settings, "student", {"safetensors"}),
+        config_schema={
+            "experiments": dg.Field(
+                bool,
+                default_value=False,
+                description="Put the adapter into service although it, or what it was made from, was launched with "
+                "other options than the profile's",
+            )
+        },
+    )
     def promoted_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
     ) -> dg.MaterializeResult:
         """The adapter in service: the newest one that passed its canary check and is not shown to be worse than before.
 
-        `apeagent ask` and `apeagent export` use it; `apeagent rollback` returns to the previous one.
+        An experiment, which was launched with other options than the profile's, goes into service only if its launch
+        says so. `apeagent ask` and `apeagent export` use the adapter; `apeagent rollback` returns to the previous one.
         """
         runtime.watcher.started(context)
-        manifest = runtime.store.manifest("lora_adapter")
-        assert manifest is not None
+        manifest = runtime.store.whole("lora_adapter")
+        experiments = manifest.experiments | runtime.store.whole("canary_eval").experiments
+        allowed = context.op_execution_context.op_config["experiments"]
         out = runtime.scratch("work/promoted_adapter")
         report = json.loads((canary_eval / "report.json").read_text())
+        before = history(runtime.store)
         wrong = promote(
             runtime.store,
             lora_adapter,
             manifest.data_version,
             report,
-            failures=failures_of(report),
+            failures=[*failures_of(report), *([] if allowed else _against_experiments(experiments))],
             origins=provenance(runtime.store, "lora_adapter", runtime.externals),
             out=out,
         )
@@ -107,14 +121,22 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             value=out,
             metadata={
+                "page": dg.MetadataValue.md(explanation(manifest.data_version, report, before, wrong)),
                 "in_service": serving.adapter,
                 "promoted": not wrong,
-                "why_not": "; ".join(wrong) or "promoted",
+                WHY_NOT: "; ".join(wrong) or PROMOTED_TEXT,
                 "history": dg.MetadataValue.md(history_table(runtime.store)),
             },
         )
 
     return promoted_adapter
+
+
+def _against_experiments(experiments: Mapping[str, str]) -> list[str]:
+    if not experiments:
+        return []
+    how = "to put it into service all the same, launch promoted_adapter with the option experiments: true"
+    return [f"it is an experiment: {experiments_in_words(experiments)}; {how}"]
 
 
 def _fused_model(runtime: Runtime) -> dg.AssetsDefinition:

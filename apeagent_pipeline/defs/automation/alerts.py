@@ -9,17 +9,24 @@ import requests
 from pydantic import SecretStr
 from tenacity import Retrying, stop_after_attempt, wait_exponential
 
+from apeagent_pipeline.defs.partitions import RANGE_END, RANGE_START
 from apeagent_pipeline.reporting.foreign_text import printable
 
 _TIMEOUT_S = 3.0
 """Dagster stops a sensor after a minute; five alerts with three attempts each must fit in."""
 _LONGEST_REASON, _LONGEST_WARNING = 500, 1_500
+_ASSETS_SHOWN = 5
 _CHECK_FAILED = "blocking asset check"
 """Part of Dagster's message for a step that only counts the checks that failed."""
 
 
-def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
-    """A sensor that posts job, run and reason of every failed run to ``webhook``; its address is never shown."""
+def failure_alert(webhook: SecretStr, ui_url: str) -> dg.SensorDefinition:
+    """A sensor that posts assets, reason and page of every failed run to ``webhook``; its address is never shown.
+
+    Args:
+        webhook: Where to post.
+        ui_url: Where the UI is.
+    """
 
     @dg.run_failure_sensor(
         name="failure_alert",
@@ -34,9 +41,21 @@ def failure_alert(webhook: SecretStr) -> dg.SensorDefinition:
         causes = [*_failed_checks(context.instance, run.run_id), *causes]
         causes = causes or [f"{step}: {cause}" for step, cause in steps]
         reason = "; ".join(causes) or context.failure_event.message or "no reason was recorded"
-        post(webhook, f"apeagent: run {run.run_id} of {run.job_name} failed. {reason[:_LONGEST_REASON]}")
+        page = f"{ui_url.rstrip('/')}/runs/{run.run_id}"
+        post(webhook, f"apeagent: run {run.run_id} of {_what(run)} failed. {reason[:_LONGEST_REASON]}\n{page}")
 
     return alert
+
+
+def _what(run: dg.DagsterRun) -> str:
+    """The assets and days that a run was asked for; the name of its job if it was asked for all of the job."""
+    names = sorted(key.to_user_string() for key in run.asset_selection or [])
+    shown = ", ".join(names[:_ASSETS_SHOWN]) or run.job_name
+    more = f" and {len(names) - _ASSETS_SHOWN} more" if len(names) > _ASSETS_SHOWN else ""
+    first, last = run.tags.get(RANGE_START, ""), run.tags.get(RANGE_END, "")
+    day = run.tags.get("dagster/partition", first)
+    days = f"{first} to {last}" if first != last else day
+    return f"{shown}{more}{f' ({days})' if days else ''}"
 
 
 def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
@@ -50,8 +69,14 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     ]
 
 
-def warning_alert(webhook: SecretStr, checks: Sequence[dg.AssetCheckKey]) -> dg.SensorDefinition:
-    """A sensor that posts what checks warn about: once for each new text, and not again when a check passes."""
+def warning_alert(webhook: SecretStr, ui_url: str, checks: Sequence[dg.AssetCheckKey]) -> dg.SensorDefinition:
+    """A sensor that posts what checks warn about: once for each new text, and not again when a check passes.
+
+    Args:
+        webhook: Where to post.
+        ui_url: Where the UI is.
+        checks: The checks to look at.
+    """
 
     @dg.sensor(
         name="warning_alert",
@@ -64,7 +89,9 @@ def warning_alert(webhook: SecretStr, checks: Sequence[dg.AssetCheckKey]) -> dg.
         warned = {key.to_user_string(): _warning(context.instance, key) for key in checks}
         for name, why in warned.items():
             if why and told.get(name) != why:
-                post(webhook, f"apeagent: check {name} warns. {why[:_LONGEST_WARNING]}")
+                asset, _, check = name.rpartition(":")
+                page = f"{ui_url.rstrip('/')}/assets/{asset}?view=checks"
+                post(webhook, f"apeagent: check {check} of {asset} warns. {why[:_LONGEST_WARNING]}\n{page}")
         context.update_cursor(json.dumps(warned))
         return dg.SkipReason(f"{sum(map(bool, warned.values()))} of {len(checks)} checks warn")
 

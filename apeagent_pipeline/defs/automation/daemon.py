@@ -39,7 +39,7 @@ def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecks
         orphan_sweep(),
         *([log_retention(settings.keep_logs_days)] if settings.keep_logs_days else []),
         *freshness_sensors,
-        *([failure_alert(webhook), warning_alert(webhook, told)] if webhook else []),
+        *([failure_alert(webhook, settings.ui_url), warning_alert(webhook, settings.ui_url, told)] if webhook else []),
     ]
     return Automation([nightly_resync(runtime, sync_job)], sensors, freshness_checks)
 

@@ -12,10 +12,8 @@ import psutil
 from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.storage.runs import SqliteRunStorage
 
+from apeagent_pipeline.defs.conditions import HOST_TAG
 from apeagent_pipeline.defs.declaration import RAY_RESOURCES
-
-HOST_TAG = "apeagent/host"
-"""Tag with the machine that executes a run; with Postgres, runs of other machines are listed too."""
 
 _ALIVE = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 

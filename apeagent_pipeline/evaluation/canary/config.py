@@ -1,7 +1,7 @@
 """The options of the canary evaluation, and the limits of its check."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,11 +66,30 @@ HEADLINE_FORMS = ("plain", "digested")
 """The check and the promotion look at the worse of these, because a mean hides it."""
 
 
-def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
-    """Why the adapter does not pass, one sentence each; empty if it passes.
+class Limit(NamedTuple):
+    """One measure that the check looks at, with its limit."""
 
-    A missing metric is a failure.
-    """
+    name: str
+    value: float | None
+    limit: float
+    at_least: bool
+
+    @property
+    def expected(self) -> str:
+        """The limit in words."""
+        return f"expected {'at least' if self.at_least else 'at most'} {self.limit:g}"
+
+    @property
+    def failure(self) -> str:
+        """Why the measure does not pass; empty if it does. A missing one does not."""
+        if self.value is None or np.isnan(self.value):
+            return f"{self.name} was not measured; {self.expected}"
+        broken = self.value < self.limit if self.at_least else self.value > self.limit
+        return f"{self.name} is {self.value:.3f}; {self.expected}" if broken else ""
+
+
+def limits(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[Limit]:
+    """Every measure that the check looks at."""
     wanted = [
         ("canary_rate_adapter", metrics.get("canary_rate_adapter"), config.min_canary_rate, True),
         *_wanted_of_forms(metrics, config),
@@ -89,14 +108,20 @@ def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str
                 False,
             ),
         ]
-    found = []
-    for name, value, limit, at_least in wanted:
-        words = "at least" if at_least else "at most"
-        if value is None or np.isnan(value):
-            found.append(f"{name} was not measured; expected {words} {limit:g}")
-        elif value < limit if at_least else value > limit:
-            found.append(f"{name} is {value:.3f}; expected {words} {limit:g}")
-    return found
+    return [Limit(*each) for each in wanted]
+
+
+def failures(metrics: Mapping[str, float], config: CanaryEvalConfig) -> list[str]:
+    """Why the adapter does not pass, one sentence each; empty if it passes."""
+    return [each.failure for each in limits(metrics, config) if each.failure]
+
+
+def figures_in_words(metrics: Mapping[str, float], config: CanaryEvalConfig) -> dict[str, str]:
+    """Every measure that the check looks at -> its value and its limit."""
+    return {
+        each.name.replace("_", " "): f"{'not measured' if each.value is None else f'{each.value:.3f}'}, {each.expected}"
+        for each in limits(metrics, config)
+    }
 
 
 def failures_of(report: Mapping[str, Any]) -> list[str]:

@@ -279,10 +279,18 @@ class Score(NamedTuple):
         """The failure of the check in words; None if ``value`` is within the limit."""
         if self.limit is None:
             return None
-        limit = getattr(config, self.limit) if isinstance(self.limit, str) else self.limit
+        limit = self._limit(config)
         if value <= limit if self.better == "lower" else value >= limit:
             return None
-        return f"{self.name} is {value:.4f}, the limit is at {'most' if self.better == 'lower' else 'least'} {limit}"
+        return f"{self.name} is {value:.4f}, the limit is {self.expected(config)}"
+
+    def expected(self, config: QualityConfig) -> str:
+        """The limit in words, of a score that has one."""
+        return f"at {'most' if self.better == 'lower' else 'least'} {self._limit(config)}"
+
+    def _limit(self, config: QualityConfig) -> float:
+        assert self.limit is not None
+        return getattr(config, self.limit) if isinstance(self.limit, str) else self.limit
 
 
 SCORES = (
@@ -299,6 +307,12 @@ SCORES = (
     Score("opposite_signs", "rows with one amount paid, one received", _domain("opposite_signs"), "higher", 1.0),
     Score("effective_price", "rows that match price, fee and impact", _domain("effective_price"), "higher", 1.0),
 )
+
+
+def quality_in_words(metrics: Mapping[str, float], config: QualityConfig) -> dict[str, str]:
+    """Every score that the check looks at, as what it means -> its value and its limit."""
+    judged = [score for score in SCORES if score.limit is not None]
+    return {each.meaning: f"{metrics[each.name]:.4f}, expected {each.expected(config)}" for each in judged}
 
 
 def quality_failures(metrics: Mapping[str, float], config: QualityConfig) -> list[str]:

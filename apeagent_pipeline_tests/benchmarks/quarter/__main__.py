@@ -35,12 +35,12 @@ Rows = list[tuple[str, str | int | None, str | int | None]]
 
 
 def without_cause(quarter: Quarter) -> list[tuple[date, str]]:
-    """The alerts before the change that neither the bad day nor a killed run explains."""
+    """The alerts before the change that neither the bad day nor a killed run nor a refused candidate explains."""
     plan = quarter.daemon.plan
     return [
         (day, text)
         for day, text in quarter.alerts
-        if day < plan.change and day != plan.bad_day and "is gone" not in text
+        if day < plan.change and day != plan.bad_day and "is gone" not in text and "was not promoted" not in text
     ]
 
 

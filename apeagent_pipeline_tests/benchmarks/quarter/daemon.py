@@ -88,8 +88,12 @@ class Daemon:
         """Run what the nightly schedule asks for; whether it succeeded."""
         (schedule,) = graph.definitions.schedules
         context = dg.build_schedule_context(instance, scheduled_execution_time=tick)
-        (request,) = schedule.evaluate_tick(context).run_requests
-        return self.launch(instance, graph, today, Launch(job=schedule.job_name, tags=dict(request.tags)))
+        requests = schedule.evaluate_tick(context).run_requests
+        launches = [Launch(job=schedule.job_name, tags=dict(request.tags)) for request in requests]
+        well = [
+            self.launch(instance, graph, today, each) for each in launches
+        ]  # each of them, whatever became of another
+        return all(well)
 
     def follow(self, instance: dg.DagsterInstance, graph: Graph, today: date, at: datetime) -> bool:
         """Evaluate the conditions and run what they ask for, until they ask for nothing; whether no run failed."""
