@@ -102,6 +102,25 @@ def test_a_storage_is_registered_in_a_new_home_and_nothing_is_built_again(home: 
     assert "agrees" in reconcile(moved).output
 
 
+def test_a_dry_run_of_sync_and_demo_says_what_would_be_built_and_why_and_builds_nothing(home: Path) -> None:
+    (home / "storage" / "swap_features" / f"{DAYS[1]}.parquet").unlink()
+    asked = ["--from", DAYS[0], "--to", "2025-01-25", "--dry-run"]
+    environment = {"APEAGENT_HOME": str(home), "COLUMNS": "200"}
+    for command, rows, total in (
+        ("sync", {"raw_swaps": 1, "liquidity_changes": 4, "swap_features": 2}, 7),
+        ("demo", {"raw_swaps": 1, "trained_gan": 1, "canary_eval": 1}, None),
+    ):
+        done = CliRunner().invoke(cli.app, [command, *asked], env=environment)
+        assert done.exit_code == 0, done.output
+        for name, count in rows.items():
+            assert any(line.split()[:5] == ["│", name, "│", str(count), "│"] for line in done.output.splitlines())
+        assert "Nothing was built." in done.output
+        assert total is None or f"{total} artifacts would be built" in done.output
+    store = ArtifactStore(str(home / "storage"), home / "cache")
+    assert store.days("raw_swaps") == DAYS
+    assert store.manifest("swap_features", DAYS[1]) is None
+
+
 def test_a_copied_home_goes_on_at_another_path_without_building_anything_again(home: Path, tmp_path: Path) -> None:
     restored = tmp_path / "another" / "place"
     shutil.copytree(home, restored, symlinks=True)
