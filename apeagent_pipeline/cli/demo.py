@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.cli.display import ERROR_CONSOLE, plain
-from apeagent_pipeline.cli.update import bring_up_to_date, report_failure
+from apeagent_pipeline.cli.update import bring_up_to_date, report_failure, show_plan
 from apeagent_pipeline.settings import load_settings
 
 if TYPE_CHECKING:
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
     from apeagent_pipeline.defs.build import Graph
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be built and how long it takes; build nothing")
+]
+
 
 def demo(
     first: Annotated[
         str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")
     ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Build everything from the swaps to the canary report, and say in words what the student learned.
 
@@ -30,6 +35,9 @@ def demo(
     interrupted run continues where it stopped. Exits 0 only if the canary evaluation passed its check.
     """
     settings = load_settings()
+    if dry_run:
+        show_plan(settings, first, last)
+        return
     rounds, graph, _ = bring_up_to_date(settings, first, last)
     failed = 0
     if rounds and not rounds[-1].success:
@@ -42,6 +50,7 @@ def demo(
 def sync(
     first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day, YYYY-MM-DD (UTC)")],
     last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included")],
+    dry_run: DryRun = False,
 ) -> None:
     """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete.
 
@@ -51,6 +60,9 @@ def sync(
     from apeagent_pipeline.defs.staleness import stale_artifacts
 
     settings = load_settings()
+    if dry_run:
+        show_plan(settings, first, last, lambda graph: graph.synced)
+        return
     rounds, graph, days = bring_up_to_date(settings, first, last, select=lambda graph: graph.synced, keep_going=True)
     names = graph.synced
     assets = [asset for asset in graph.assets if asset.key.to_user_string() in names]

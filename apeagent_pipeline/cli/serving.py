@@ -93,26 +93,42 @@ def promotions() -> None:
     Console().print(Markdown(history_table(open_runtime().store)))
 
 
-def rollback() -> None:
-    """Put the previous adapter back into service.
+def rollback(
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION", help="Adapter of `apeagent promotions`, or its first digits", show_default="previous"
+        ),
+    ] = "",
+) -> None:
+    """Put the previous adapter, or any that is kept, back into service.
 
-    The present adapter is withdrawn: it is never promoted again. Artifacts built from the adapter in service become out
-    of date; `apeagent demo` or the daemon rebuilds them.
+    The present adapter is withdrawn: it is never promoted again, unless you roll back to it, which undoes this.
+    Artifacts built from the adapter in service become out of date; `apeagent demo` or the daemon rebuilds them.
     """
     import dagster as dg
 
     from apeagent_pipeline.defs.instance import open_instance
-    from apeagent_pipeline.student.promotion import PROMOTED, roll_back
+    from apeagent_pipeline.defs.metadata import artifact_metadata
+    from apeagent_pipeline.student.promotion import PROMOTED, history_table, roll_back
 
     runtime = open_runtime()
     store = runtime.store
-    service = roll_back(store)
+    service = roll_back(store, to)
+    told = f"In service: {service.adapter}. Withdrawn: {', '.join(service.withdrawn) or 'none'}"
     with open_instance(runtime.settings) as instance:
         # The event tells the UI, and makes the daemon rebuild downstream artifacts.
-        manifest = store.manifest(PROMOTED)
-        tags = {"dagster/data_version": manifest.data_version if manifest else ""}
-        instance.report_runless_asset_event(dg.AssetMaterialization(PROMOTED, description="rollback", tags=tags))
-    Console().print(f"In service: {service.adapter}. Withdrawn: {', '.join(service.withdrawn)}", highlight=False)
+        manifest = store.whole(PROMOTED)
+        metadata = {
+            "page": dg.MetadataValue.md(f"**{told}**, by `apeagent rollback`."),
+            "in_service": service.adapter,
+            "history": dg.MetadataValue.md(history_table(store)),
+            **artifact_metadata(manifest, store),
+        }
+        tags = {"dagster/data_version": manifest.data_version}
+        event = dg.AssetMaterialization(PROMOTED, description="rollback", metadata=metadata, tags=tags)
+        instance.report_runless_asset_event(event)
+    Console().print(told, highlight=False)
 
 
 def in_service() -> "tuple[Runtime, Path, Path]":

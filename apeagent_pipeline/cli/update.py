@@ -81,6 +81,41 @@ def bring_up_to_date(
     return rounds, graph, days
 
 
+def show_plan(
+    settings: Settings,
+    first: str | None,
+    last: str | None,
+    select: "Callable[[Graph], Collection[str]] | None" = None,
+) -> None:
+    """Show what `bring_up_to_date` would build, why, and how long it takes; build nothing."""
+    from apeagent_pipeline.chain.source import RpcSource
+    from apeagent_pipeline.cli.time_left import estimate
+    from apeagent_pipeline.defs.build import build_graph
+    from apeagent_pipeline.defs.staleness import stale_artifacts
+    from apeagent_pipeline.reporting.durations import in_words
+
+    graph = build_graph(settings)
+    days = days_of(graph, first, last)
+    only = set(select(graph)) if select else None
+    assets = [asset for asset in graph.assets if only is None or asset.key.to_user_string() in only]
+    stale = stale_artifacts(assets, graph.runtime, days)
+    names = dict.fromkeys(each.asset for each in stale)
+    expected = estimate(settings, names)
+    table = Table("asset", "artifacts", "because", "takes", title=f"Would be built, {days[0]} to {days[-1]}")
+    for name in names:
+        reasons = dict.fromkeys(each.reason for each in stale if each.asset == name)
+        took = in_words(expected.seconds[name]) if expected and name in expected.seconds else ""
+        table.add_row(name, str(sum(each.asset == name for each in stale)), plain("; ".join(reasons)), took)
+    console = Console(highlight=False, soft_wrap=True)
+    if stale:
+        console.print(table)
+    days_to_read = sum(each.asset == "raw_swaps" for each in stale)
+    if days_to_read and isinstance(graph.runtime.source, RpcSource):
+        console.print(f"Reading: {plain(graph.runtime.source.plan(days_to_read))}")
+    total = f", about {in_words(expected.total)} ({expected.source})" if stale and expected else ""
+    console.print(f"{len(stale)} artifacts would be built{total}. Nothing was built.")
+
+
 def _announce(console: Console, watcher: "TerminalWatcher", graph: "Graph", stale: "list[Stale]") -> None:
     """Say what a run will build, why, and how long it takes."""
     from apeagent_pipeline.chain.source import RpcSource

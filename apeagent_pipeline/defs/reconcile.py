@@ -97,7 +97,7 @@ def record(graph: Graph, instance: dg.DagsterInstance, manifest: Manifest) -> No
 
 
 def forget(instance: dg.DagsterInstance, asset: str, days: list[str]) -> None:
-    """Remove the record of days whose files are gone, so that they count as missing. The logs of their runs stay."""
+    """Remove the record of days whose files are gone: they count as missing then. Other events of their runs stay."""
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)
     key = dg.AssetKey(asset)

@@ -141,19 +141,29 @@ def promote(
     return []
 
 
-def roll_back(store: ArtifactStore) -> Service:
-    """Put the adapter into service again that was there before the present one, which is withdrawn.
+def roll_back(store: ArtifactStore, to: str = "") -> Service:
+    """Put an earlier adapter into service again, and withdraw the present one.
+
+    A rollback to an adapter that was withdrawn undoes that: then the present one is not withdrawn.
+
+    Args:
+        store: Where the history is.
+        to: Data version of the adapter, or its first digits; empty: the one that was there before the present one.
 
     Raises:
-        PromotionError: if there is none.
+        PromotionError: if there is no such adapter, it is no longer kept, or it is in service.
     """
     past, manifest = history(store), store.manifest(PROMOTED)
     if not past or manifest is None:
         raise PromotionError("no adapter is in service yet. Run `apeagent demo` first")
     given_up = {*past[-1].withdrawn, past[-1].adapter}
-    earlier = next((each for each in reversed(past) if each.adapter not in given_up), None)
+    earlier = find_service(store, to) if to else next((e for e in reversed(past) if e.adapter not in given_up), None)
     if earlier is None:
         raise PromotionError(f"{past[-1].adapter} is the first adapter in service: there is nothing to go back to")
+    if earlier.adapter == past[-1].adapter:
+        raise PromotionError(f"{earlier.adapter} is in service already")
+    if earlier.adapter in given_up:
+        given_up -= {earlier.adapter, past[-1].adapter}
     service = earlier.model_copy(update={"why": "rollback", "at": _now(), "withdrawn": sorted(given_up)})
     folder = store.cache / "rollback"
     _copy(archived(store, earlier.adapter), folder)

@@ -37,6 +37,8 @@ def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
         "devnet",
         "provenance",
         "status",
+        "clean",
+        "reconcile",
         "Start with apeagent demo",
     ):
         assert word in done.stdout

@@ -16,6 +16,7 @@ from apeagent_pipeline.defs import profiles
 from apeagent_pipeline.defs.instance import open_instance, prepare_home
 from apeagent_pipeline.defs.update import update
 from apeagent_pipeline.settings import Settings, SettingsError
+from apeagent_pipeline_tests.defs.candidates import GOOD, publish_candidate
 from apeagent_pipeline_tests.tiny_graph import TINY, tiny_graph
 
 DAYS = ["2025-01-22", "2025-01-23", "2025-01-24"]
@@ -101,6 +102,35 @@ def test_a_storage_is_registered_in_a_new_home_and_nothing_is_built_again(home: 
     assert "agrees" in reconcile(moved).output
 
 
+def test_a_dry_run_of_sync_and_demo_says_what_would_be_built_and_why_and_builds_nothing(home: Path) -> None:
+    (home / "storage" / "swap_features" / f"{DAYS[1]}.parquet").unlink()
+    asked = ["--from", DAYS[0], "--to", "2025-01-25", "--dry-run"]
+    environment = {"APEAGENT_HOME": str(home), "COLUMNS": "200"}
+    for command, rows, total in (
+        ("sync", {"raw_swaps": 1, "liquidity_changes": 4, "swap_features": 2}, 7),
+        ("demo", {"raw_swaps": 1, "trained_gan": 1, "canary_eval": 1}, None),
+    ):
+        done = CliRunner().invoke(cli.app, [command, *asked], env=environment)
+        assert done.exit_code == 0, done.output
+        for name, count in rows.items():
+            assert any(line.split()[:5] == ["│", name, "│", str(count), "│"] for line in done.output.splitlines())
+        assert "Nothing was built." in done.output
+        assert total is None or f"{total} artifacts would be built" in done.output
+    store = ArtifactStore(str(home / "storage"), home / "cache")
+    assert store.days("raw_swaps") == DAYS
+    assert store.manifest("swap_features", DAYS[1]) is None
+
+
+def test_a_copied_home_goes_on_at_another_path_without_building_anything_again(home: Path, tmp_path: Path) -> None:
+    restored = tmp_path / "another" / "place"
+    shutil.copytree(home, restored, symlinks=True)
+    shutil.rmtree(home)
+    assert "agrees with the storage" in reconcile(restored).output
+    settings = Settings(home=restored)
+    with open_instance(settings) as instance:
+        assert update(tiny_graph(settings), instance, DAYS, only=ASSETS) == []
+
+
 def test_a_deleted_day_counts_as_missing_but_not_while_a_run_is_in_progress(home: Path) -> None:
     (home / "storage" / "swap_features" / f"{DAYS[1]}.parquet").unlink()
     with open_instance(Settings(home=home)) as instance:
@@ -135,6 +165,19 @@ def test_holes_torn_artifacts_and_other_markets_are_named_with_what_mends_them(h
     assert "Files are gone: training_windows. `apeagent demo` builds it again" in output
     assert "The storage holds 2 markets: pool 0x96d4b53a of chain 8453, simulated" in output
     assert "pool 0x96d4b53a of chain 8453 (2025-01-27)" in output
+
+
+def test_a_registered_report_has_its_page_and_all_its_figures(home: Path) -> None:
+    publish_candidate(ArtifactStore(str(home / "storage"), home / "cache"), "good", GOOD)
+    assert "Registered: canary_eval" in reconcile(home).output
+    with open_instance(Settings(home=home)) as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("canary_eval"))
+    assert event
+    assert event.asset_materialization
+    shown = {name: str(each.value) for name, each in event.asset_materialization.metadata.items()}
+    assert list(shown)[:2] == ["report", "all figures"]
+    assert "Made from" not in shown["report"]
+    assert "| control leak rate | 0 |" in shown["all figures"]
 
 
 def test_a_running_daemon_must_be_stopped_first(home: Path) -> None:

@@ -1,6 +1,7 @@
 """From the catalog to the answers of who lives with it: at most three clicks, on a page that fits the window."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -91,3 +92,28 @@ def test_a_question_is_answered_in_three_clicks_on_a_page_that_fits(
     for answer in answers:
         page.get_by_text(answer.format(refused=refused)).first.wait_for()
     assert page.evaluate(TOO_WIDE) == []
+
+
+def test_the_page_with_our_style_keeps_the_headers_of_dagster(lived_in: "tuple[Page, str]") -> None:
+    page, _ = lived_in
+    answer = page.goto("/assets")
+    assert answer
+    assert "script-src 'nonce-" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert ".dagster-markdown" in answer.text()
+
+
+def test_the_page_of_a_day_fits_and_its_preview_too(lived_in: "tuple[Page, str]") -> None:
+    page, _ = lived_in
+    page.set_viewport_size({"width": 1_280, "height": 1_000})
+    page.goto("/assets/raw_swaps?view=partitions&partition=2025-01-21")
+    preview = page.get_by_role("row", name=re.compile("^preview ")).get_by_text("[Show Markdown]")
+    preview.wait_for()
+    assert page.evaluate(TOO_WIDE) == []
+    preview.click()
+    table = page.locator(".dagster-markdown table").last
+    table.wait_for()
+    dialog = table.evaluate(
+        "table => table.closest('[role=dialog], .bp5-dialog, .bp4-dialog')?.getBoundingClientRect().right ?? innerWidth"
+    )
+    assert table.evaluate("table => table.getBoundingClientRect().right") <= dialog

@@ -122,6 +122,22 @@ def test_a_rollback_brings_the_one_before_back_and_keeps_the_other_out(candidate
     assert max(map(len, table.splitlines())) <= 110, "it fits a page of 1,280 pixels"
 
 
+def test_a_rollback_goes_to_any_kept_adapter_and_can_be_undone(candidates: Candidates) -> None:
+    for name in ("first", "second", "third"):
+        assert candidates.apply(name, report(0.9)) == []
+    assert roll_back(candidates.store, "fi").adapter == "first"
+    assert candidates.serving == "first"
+    assert history(candidates.store)[-1].withdrawn == ["third"]
+    assert candidates.apply("third", report(0.9)) == ["it was withdrawn by a rollback"]
+    assert roll_back(candidates.store, "third").withdrawn == []
+    assert candidates.serving == "third"
+    assert roll_back(candidates.store).adapter == "first", "the one before it was not withdrawn"
+    with pytest.raises(PromotionError, match="first is in service already"):
+        roll_back(candidates.store, "first")
+    with pytest.raises(PromotionError, match="no adapter of the history has the version 'zz'"):
+        roll_back(candidates.store, "zz")
+
+
 def test_there_is_nothing_to_go_back_to_before_a_second_promotion(candidates: Candidates) -> None:
     with pytest.raises(PromotionError, match="No adapter is in service: none was trained"):
         in_service(candidates.store)
