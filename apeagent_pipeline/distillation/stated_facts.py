@@ -10,7 +10,13 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from apeagent_pipeline.distillation.stated_owner import is_of_somebody, is_own, is_own_lack, is_own_pair
+from apeagent_pipeline.distillation.stated_owner import (
+    is_in_own_wallet,
+    is_of_somebody,
+    is_own,
+    is_own_lack,
+    is_own_pair,
+)
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -194,13 +200,15 @@ def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
             yield from (amount for amount in amounts if amount[2] == 0)
     for cue in _PAIR_CUE.finditer(text):
         amounts = list(_amounts(text, cue.end()))
-        if {token for _, token, _ in amounts} == {"ETH", "USDC"} and is_own_pair(text, cue.start()):
+        is_pair = {token for _, token, _ in amounts} == {"ETH", "USDC"}
+        if is_pair and is_own_pair(text, cue.start()) and not is_of_somebody(text, amounts[-1][0][1]):
             yield from amounts
     place = 0
     while first := _AMOUNT.search(text, place):
         amounts = list(_amounts(text, first.start()))
         place = amounts[-1][0][1] if amounts else first.end()
-        if amounts and (behind := _BEHIND.match(text, place)) and not is_of_somebody(text, behind.end()):
+        behind = _BEHIND.match(text, place) if amounts else None
+        if behind and is_in_own_wallet(text, first.start(), behind[0]) and not is_of_somebody(text, behind.end()):
             yield from amounts
 
 

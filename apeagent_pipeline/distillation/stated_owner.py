@@ -23,7 +23,12 @@ _KIND = (
     r"bot)"
 )
 _KINDS = rf"(?:{_KIND}[\s:]+)*"
-_PLACE = r"(?:\([^()]*\)|on\s\w+|in\stotal|at\sthe\smoment|currently|now|still|only|just|today|here|also|both)"
+_WHEN = r"(?:on\s\w+|in\stotal|at\sthe\smoment|currently|now|still|only|just|today|here|also|both)"
+_NEUTRAL = (
+    rf"(?:[^\w()]|\b(?:{_KIND}|{_WHEN}|mine|my|me|all|mostly|balanced|dust|base|approx|about|on|in|at|units?|amounts?)"
+    r"\b)*"
+)
+_PLACE = rf"(?:\({_NEUTRAL}\)|{_WHEN})"
 _NOW = (
     r"(?:(?!(?:hardly|barely|scarcely|formerly|previously|supposedly)\b)[a-z]*ly|c[a-z]{6,8}y|now|still|only|just|also|"
     r"already|today|here|both|do|have|am|are)"
@@ -40,14 +45,15 @@ _BARE_VERB = re.compile(rf"{_START}\s?(?:(?:and|now|currently|still|only)\s)*$",
 _BEHIND_THE_MARKET = re.compile(
     rf"(?:^|\n|[.;:!?]\s){_MARKET}(?:[^.;:!?]|[.](?=\d))*,\s?(?:(?:and|currently|now)\s)*$", _FLAGS
 )
-_MY = re.compile(rf"\b(?:my|our|your|the|this)\s{_KINDS}$", _FLAGS)
+_MY = re.compile(rf"\b(?:my|our|your)\s{_KINDS}$", _FLAGS)
 _MY_WALLET = re.compile(
-    rf"(?:\b(?:my|our|your)\s{_KINDS}(?:{_NOUN}|agent|bot)\s(?:0x[0-9a-f.]+\s)?|"
-    rf"(?:\b(?:the|this)\s|{_START_OR_COMMA}\s?){_KINDS}(?:{_NOUN}|agent|bot)\s)(?:{_PLACE}\s)*$",
-    _FLAGS,
+    rf"\b(?:my|our|your)\s{_KINDS}(?:{_NOUN}|agent|bot)\s(?:0x[0-9a-f.]+\s)?(?:{_PLACE}\s)*$", _FLAGS
 )
-_NO_OWNER = re.compile(rf"(?:{_START_OR_COMMA}|\d\s)\s?{_KINDS}$", _FLAGS)
-_KIND_OF = re.compile(rf"{_START}\s?{_KINDS}$", _FLAGS)
+_THE_WALLET = re.compile(
+    rf"(?:\b(?:the|this)\s|{_START_OR_COMMA}\s?){_KINDS}(?:{_NOUN}|agent|bot)\s(?:{_PLACE}\s)*$", _FLAGS
+)
+_NO_OWNER = re.compile(rf"(?:{_START_OR_COMMA}|\d\s|\b(?:the|this)\s)\s?{_KINDS}$", _FLAGS)
+_KIND_OF = re.compile(rf"(?:{_START}\s?|\b(?:the|this)\s){_KINDS}$", _FLAGS)
 _A_PORTFOLIO = re.compile(
     rf"\b(?:(?:with|given|for|manage|managing|run|running|keep|trade|trading|have|hold)\s(?:a|an)|in|with)\s{_KINDS}$",
     _FLAGS,
@@ -73,14 +79,11 @@ _LABEL = re.compile(rf"(?:^|[.;!?,\n])\s?(?P<words>[^.;!?,\n:=]*)[:=]\s?{_KINDS}
 _HEADING = re.compile(r"(?:^|[\n.!?])(?P<words>[^\n.!?]*):\n(?:[^\n]*[:=][^\n]*\n)*[^\n]*$", _FLAGS)
 _OF_THE_ASKER = re.compile(
     rf"\b(?:{_KIND}|i|my|our|your|what|market|price|data|facts|info|information|context|input|question|prompt|summary|report|"
-    r"limits|user|human|hi|hello|volatility|volume|change|trend|note|ask)\b|\d",
+    r"limits|user|human|hi|hello|correction|update|sorry|no|edit|volatility|volume|change|trend|note|ask)\b|\d",
     _FLAGS,
 )
 _ASIDE = re.compile(r"\((?P<words>[^()]*)\)")
-_NEUTRAL_ASIDE = re.compile(
-    rf"(?:\W|\b(?:{_KIND}|{_PLACE}|mine|my|me|all|mostly|balanced|dust|base|approx|about|on|in|at|units?|amounts?)\b)*",
-    _FLAGS,
-)
+_NEUTRAL_ASIDE = re.compile(_NEUTRAL, _FLAGS)
 
 _SAID = re.compile(
     r"\b(?!i\s)\w+\s(?:says?|said|claims?|claimed|writes?|wrote|tells?(?:\s\w+)?|told(?:\s\w+)?|boasts?|boasted|shouts?)"
@@ -97,6 +100,7 @@ _OF_SOMEBODY_BEHIND = re.compile(
     rf"\s?(?:(?:by|from|for|to)\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now)\b)\w|of\s(?!(?:mine|ours|yours)\b)\w|"
     rf"(?:in|on|at)\s(?!(?:my|our|your|total|usdc?|eth)\b)(?:\w+\s)?{_SOMEBODY}\b|(?:next\sdoor|that\si|whose)\b|"
     r",?\s?(?:said|says|writes|wrote|claims|claimed|told)\s(?!i\b)\w|can\s?not\b|"
+    r"(?:,?\s?(?:but|and)\s(?:it|they)\s)?(?:are|is)\s(?:(?:\w+\s){1,2}s|his|hers|theirs)\b|"
     r"(?:are|is|were|was|got|have\sbeen)\s(?:all\s|now\s)?(?:stolen|lost|gone|locked|sold|spent|frozen|not|no\slonger)\b)",
     _FLAGS,
 )  # fmt: skip
@@ -118,7 +122,7 @@ def is_own(text: str, place: int, word: str, behind: str = "") -> bool:
     if word in ("my", "our"):
         return not _SAID.search(before) and not _GIVEN_AWAY.search(before)
     if word in ("has", "holds", "owns"):
-        return _MY_WALLET.search(before) is not None
+        return _is_wallet(text, before, behind)
     if word in _VERBS:
         return _is_own_verb(text, before, word, behind)
     if _MY.search(before):
@@ -147,7 +151,7 @@ def is_own_pair(text: str, place: int) -> bool:
     """Whether "with 3 ETH and 900 USDC" at a place speaks of the asker, not of "a pool with ..."."""
     before = text[max(place - _REACH, 0) : place]
     starts = _BARE_VERB.search(before) or _BEHIND_THE_MARKET.search(before) or _I_AM_LEFT.search(before)
-    return bool(starts or _MY_WALLET.search(before)) and not _EXAMPLE.search(before)
+    return bool(starts or _is_wallet(text, before, "")) and not _EXAMPLE.search(before)
 
 
 def is_of_somebody(text: str, place: int) -> bool:
@@ -158,6 +162,19 @@ def is_of_somebody(text: str, place: int) -> bool:
 @lru_cache(maxsize=1)
 def _names_an_owner(text: str) -> bool:
     return _OWNER.search(text) is not None
+
+
+def is_in_own_wallet(text: str, begin: int, behind: str) -> bool:
+    """Whether "in my wallet" or "available", behind amounts that begin at a place, speaks of the asker's."""
+    before = text[max(begin - _REACH, 0) : begin]
+    labels = [found["words"].strip() for found in (_LABEL.search(before), _HEADING.search(before)) if found]
+    return "my" in behind.lower() or not any(_OF_SOMEBODY_BEFORE.search(words) for words in [before, *labels])
+
+
+def _is_wallet(text: str, before: str, behind: str) -> bool:
+    return bool(_MY_WALLET.search(before)) or (
+        bool(_THE_WALLET.search(before)) and _names_no_owner(text, before, behind)
+    )
 
 
 def _names_no_owner(text: str, before: str, behind: str) -> bool:

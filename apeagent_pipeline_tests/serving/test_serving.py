@@ -9,27 +9,10 @@ import requests
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, parse_answer
 from apeagent_pipeline.serving.dialects import read_question
 from apeagent_pipeline.serving.server import ServerError, listen
+from apeagent_pipeline_tests.serving.agent_client import ENDINGS, SENTENCE, STATUS
 from apeagent_pipeline_tests.serving.scripted_engine import Scripted, ask, serving
 
 PLAIN = "ETH price $2500. I hold 2.5 ETH and 900 USDC. Which trading action should I take?"
-SENTENCE = (
-    "Given ETH price is $2500.00 with volume of 19.03 and volatility of {volatility}, \n{indent}recent price change of "
-    "{ticks} ticks, and I currently hold {eth:.1f} ETH and {usdc:.0f} USDC{rest}"
-)
-ENDINGS = (
-    ", \nwhat trading action should I take on Uniswap?\n\nI have not traded yet.",
-    ", \n        what trading action should I take on Uniswap?",
-    ".\n\nTRADING HISTORY & PERFORMANCE:\nMy last two trades: sold, +2.3%; bought, -0.1%\nOne of two went well, near "
-    "$2490.\n\nWith that in mind, what trading action should I take on Uniswap?",
-)
-STATUS = (
-    "The market:\n- ETH Price: $2500.00\n- Price Change (10 min): {percent:.2f}%\n- Volume: 1.5000 ETH / $3750.00 "
-    "USDC\n\nWhat is held:\n- ETH Balance: {eth:.4f} ETH (${worth:.2f})\n- USDC Balance: {usdc:.2f} USDC\n"
-    "- Share of ETH: 50.00%\n\nLimits:\n- ETH Available for trading: {free:.6f} ETH (${worth:.2f})\n"
-    "- USDC Available for trading: {usdc:.2f} USDC\n- One trade has 0.0001-0.05 ETH\n- Keep 0.0005 ETH for gas\n\n"
-    "Answer in this form:\nTRADE: YES/NO\nDIRECTION: ETH_TO_USDC or USDC_TO_ETH\nPERCENTAGE: <1 to 100>\n"
-    "REASONING: <why>"
-)
 
 
 def test_openais_client_reads_whole_and_streamed_answers_and_the_header_says_what_was_changed():
