@@ -287,10 +287,9 @@ def _json(told: _Pairs, draw: _Draw) -> str:
 
 
 def _table(told: _Pairs, draw: _Draw) -> str:
-    keys, values = zip(*told, strict=True)
-    if draw(("across", "down")) == "down":
-        rows = [("fact", "value"), ("---", "---"), *told]
-    else:
+    rows: list[tuple[str, ...]] = [("fact", "value"), ("---", "---"), *told]
+    if draw(("across", "down")) == "across":
+        keys, values = zip(*told, strict=True)
         rows = [keys, ("---",) * len(told), values]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
