@@ -209,6 +209,9 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 """Names of facts where a program or a list tells them."""
 
+_JSON_LAYOUTS = {"line": ("", ", ", ""), "lines": ("\n  ", ",\n  ", "\n")}
+"""What stands before the first pair, between two and behind the last."""
+
 _RECORDED = 0.35
 """Share of the prompts whose facts stand as names and values, not in sentences."""
 _APART = 0.25
@@ -280,10 +283,8 @@ def _pairs(told: _Pairs, draw: _Draw) -> str:
 
 
 def _json(told: _Pairs, draw: _Draw) -> str:
-    begin, between, end = (
-        (draw(("", "\n  ")), ", ", "") if draw(("line", "lines")) == "line" else ("\n  ", ",\n  ", "\n")
-    )
-    return f"{{{{{begin}{between.join(f'{chr(34)}{key}{chr(34)}: {value}' for key, value in told)}{end}}}}}"
+    begin, between, end = _JSON_LAYOUTS[draw(tuple(_JSON_LAYOUTS))]
+    return "{{" + begin + between.join(f'"{key}": {value}' for key, value in told) + end + "}}"
 
 
 def _table(told: _Pairs, draw: _Draw) -> str:
