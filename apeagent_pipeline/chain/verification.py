@@ -291,7 +291,7 @@ class Verification:
 
     def _compare(self) -> int:
         """Compare ranges with a second endpoint; returns how many events were found."""
-        if len(self._reader.client.usable()) == 1:
+        if len(self._reader.client.usable()) < 2:
             return 0
         repaired = self._repaired
         for piece, found in self._map(self._sample(), lambda piece: self._other_answer(piece, {piece.endpoint})):

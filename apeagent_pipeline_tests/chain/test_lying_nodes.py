@@ -169,6 +169,24 @@ def test_a_hopeless_endpoint_is_given_up_within_seconds_once_for_all_days(
         assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize("answered", [12, 14, 16, 20, 40])
+@pytest.mark.parametrize("dies_with", [http_error(401, b"unknown key"), hangs_up()])
+def test_the_only_endpoint_may_die_while_the_day_is_verified(answered: int, dies_with: Fault, true: Truth) -> None:
+    asked = 0
+
+    def dies(payload: object, ask: Callable[[object], object]) -> object:
+        nonlocal asked
+        asked += 1
+        return ask(payload) if asked <= answered else dies_with(payload, ask)  # type: ignore[arg-type]
+
+    with lies.nodes(true.provider, [lies.sometimes_left_out(0.1), dies]) as (node,):  # type: ignore[list-item]
+        try:
+            found = lies.collector_of([node]).read_events(DAY)
+        except ChainError:
+            return
+        assert not found.proof.confirmed or found.swaps.equals(true.swaps)
+
+
 @pytest.mark.parametrize(("fault", "told"), [(http_error(502), "502"), (html(), "not JSON"), (http_error(429), "429")])
 def test_an_endpoint_that_never_answers_properly_is_waited_for_once_for_all_days(
     fault: Fault, told: str, true: Truth
