@@ -10,14 +10,22 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from apeagent_pipeline.distillation.stated_owner import is_of_somebody, is_own, is_own_lack, is_own_pair
+from apeagent_pipeline.distillation.stated_loosely import Loose, read_loosely
+from apeagent_pipeline.distillation.stated_owner import (
+    is_of_somebody,
+    is_own,
+    is_own_lack,
+    is_own_pair,
+    names_an_owner,
+)
+from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, read_records
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
 _ETH = r"(?:w?eth(?:er(?:eum)?)?\b)"
 _USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|\$(?!\s?\d))"
 _UNIT = rf"(?:{_ETH}|{_USDC})"
-_SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%])"
+_SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%]|[.,]\d)"
 
 _SAID_OF = (
     r"\s(?:costs?|is|trades?|trading|sits|buys)(?:\s(?:at|for|now|worth|about|around))*\s\$?\d|\s(?:were|was)\b|"
@@ -90,7 +98,8 @@ _PRICES = tuple(
         rf"\b{_ETH}\sp[a-z]{{2,5}}(?:\sis)?\s\$\s?(?P<n>{_SIGNED})",
         rf"(?<![\d.,])(?:1|one)\s{_ETH}\sc[a-z]{{2,4}}\s\$?(?P<n>{_SIGNED})\s?{_USDC}",
         rf"\b(?:1|one|an|a|per)\s{_ETH}\s?(?:is|=|costs|for|at|\u2248|\s)+\$?\s?(?P<n>{_SIGNED})",
-        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each|for\s(?:1|one|an|a|each))\s{_ETH}",
+        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:(?:per|an|a|each|for\s(?:1|one|an|a|each))\s{_ETH}"
+        rf"|/\s{_ETH}(?=\s?(?:[.,;)\n]|$)))",
         rf"\b{_ETH}\s(?:is|stands|sits|trades|trading)\s(?:now\s|currently\s)?at\s(?P<n>{_SIGNED})(?!\s?(?:{_UNIT}|%|\d))",
     )
 )
@@ -137,40 +146,89 @@ class StatedFacts:
 
 def read_facts(question: str) -> StatedFacts:
     """Read what a question states, in whatever words and number formats."""
-    text = _plain(question)
-    held: dict[str, list[float]] = {"ETH": [], "USDC": []}
+    whole = _plain(question)
+    records = read_records(_visible(question), has_owner=names_an_owner(whole))
+    text = _plain(records.rest)
+    held: dict[str, list[float]] = {"ETH": list(records.eth), "USDC": list(records.usdc)}
     claimed: list[tuple[int, int]] = [found.span() for found in _WORTH.finditer(text)]
     for span, token, amount in _holdings(text):
         claimed.append(span)
-        if amount < _MOST[token]:
-            held[token].append(amount)
+        held[token].append(amount)
     if any(_is_own_nothing(text, found) for found in _NOTHING.finditer(text)):
         held["ETH"].append(0.0)
         held["USDC"].append(0.0)
-    prices: list[float] = []
+    prices = list(records.price)
     for pattern in _PRICES:
         for found in pattern.finditer(text):
             prices += readings(found["n"].lstrip("-\u2212"))
             claimed.append(found.span("n"))
+    maybe = list(records.maybe)
+    if not (held["ETH"] or records.maybe) or not held["USDC"] or not prices:
+        claimed += _add_loose(text, held, prices, maybe)
+    _decide(maybe, held["ETH"], prices)
     return StatedFacts(
         price=max(prices, default=None),
-        eth=min(held["ETH"], default=None),
-        usdc=min(held["USDC"], default=None),
+        eth=_least_possible(held["ETH"], "ETH"),
+        usdc=_least_possible(held["USDC"], "USDC"),
         other_amounts=tuple(_other_amounts(text, claimed)),
-        names_whole=_TO_THE_END.search(text) is not None,
-        other_pair=_other_pair(text),
-        asks=_ASKS.search(text) is not None,
+        names_whole=_TO_THE_END.search(whole) is not None,
+        other_pair=_other_pair(whole),
+        asks=_ASKS.search(whole) is not None,
+    )
+
+
+def _add_loose(
+    text: str, held: dict[str, list[float]], prices: list[float], maybe: list[float]
+) -> list[tuple[int, int]]:
+    """Add to each fact that is not stated outright what is stated in passing; where its holdings stand."""
+    loose = read_loosely(text) if not names_an_owner(text) else Loose()
+    if not held["ETH"] and not maybe:
+        held["ETH"] += loose.eth
+        maybe += loose.maybe
+    elif not prices:
+        maybe += [value for value in loose.maybe if value >= LOWEST_PRICE]
+    if not held["USDC"]:
+        held["USDC"] += loose.usdc
+    if not prices:
+        prices += loose.price
+    return loose.spans
+
+
+def _decide(maybe: Sequence[float], held: list[float], prices: list[float]) -> None:
+    """Tell numbers behind the word ETH apart: "ETH 2431" is a price or a holding.
+
+    Beside a price they are holdings, unless they are about the price. Without one, the greatest is the price if a much
+    smaller amount is held; a single large number stays undecided.
+    """
+    if prices:
+        price = max(prices)
+        held += [value for value in maybe if not (value >= LOWEST_PRICE and 0.7 * price < value < 1.4 * price)]
+        return
+    small = [value for value in (*held, *maybe) if value < LOWEST_PRICE]
+    large = [value for value in maybe if value >= LOWEST_PRICE]
+    if large and not small:
+        return
+    prices += large
+    held += [value for value in maybe if value < LOWEST_PRICE]
+
+
+def _least_possible(amounts: Sequence[float], token: str) -> float | None:
+    return min((amount for amount in amounts if amount < _MOST[token]), default=None)
+
+
+def _visible(question: str) -> str:
+    """The text with ASCII digits and no hidden characters."""
+    text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
+    return "".join(
+        c if c in "\n\t" else " " if c.isspace() else c
+        for c in text
+        if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
     )
 
 
 def _plain(question: str) -> str:
     """The text with ASCII digits and single blanks or line ends, no hidden characters, no marks of Markdown or JSON."""
-    text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
-    text = "".join(
-        c if c == "\n" else " " if c.isspace() else c
-        for c in text
-        if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
-    )
+    text = _visible(question).replace("\t", " ")
     text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)
     text = re.sub(r"\b(I|we|you)'ve\b", r"\1 have", text, flags=re.IGNORECASE)
     text = re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text))

@@ -94,12 +94,18 @@ _GIVEN_AWAY = re.compile(
 )
 _EXAMPLE = re.compile(r"\b(?:example|e\.g\.)[^.;!?\n]{0,20}$", _FLAGS)
 _OF_SOMEBODY_BEHIND = re.compile(
-    rf"\s?(?:(?:by|from|for|to)\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now)\b)\w|of\s(?!(?:mine|ours|yours)\b)\w|"
+    rf"\s?(?:(?:by|from|for|to)\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now|spend|use|deploy|invest|play|work)\b)\w|of\s(?!(?:mine|ours|yours)\b)\w|"
     rf"(?:in|on|at)\s(?!(?:my|our|your|total|usdc?|eth)\b)(?:\w+\s)?{_SOMEBODY}\b|(?:next\sdoor|that\si|whose)\b|"
     r",?\s?(?:said|says|writes|wrote|claims|claimed|told)\s(?!i\b)\w|can\s?not\b|"
     r"(?:are|is|were|was|got|have\sbeen)\s(?:all\s|now\s)?(?:stolen|lost|gone|locked|sold|spent|frozen|not|no\slonger)\b)",
     _FLAGS,
 )  # fmt: skip
+_ASKS_FOR_HIM = re.compile(r"\b(?:answers?|asks?|asked|wants?|knows?|question|waiting|waits)\b", _FLAGS)
+_ADDRESS = re.compile(
+    r"\b(?:hi|hello|hey|dear|yo|gm|good|greetings|evening|morning|time|again|okay?|quick|please|look|screen|notes|protocol|"
+    r"beginner|bot|assistant|view|json|csv|table|numbers|snapshot|vol|here|see|below)\b",
+    _FLAGS,
+)
 _VERBS = ("hold", "holding", "have", "own", "owning", "got")
 _REACH = 200
 """Characters before a word that are looked at: hostile questions must not cost the square of their length."""
@@ -155,8 +161,27 @@ def is_of_somebody(text: str, place: int) -> bool:
     return _OF_SOMEBODY_BEHIND.match(text, place) is not None
 
 
+def names_a_person(sentence: str) -> bool:
+    """Whether a sentence speaks of somebody else, so that bare amounts behind it may be theirs."""
+    sentence = re.sub(r"\b(?:what|it|that|let|here|there|how)\ss\b", "", sentence, flags=_FLAGS)
+    return bool(re.search(rf"\b{_SOMEBODY}\b", sentence, _FLAGS)) and not _ASKS_FOR_HIM.search(sentence)
+
+
+def is_block_of_the_asker(before: str) -> bool:
+    """Whether a list, table or object behind a text states the asker's holdings: no heading names somebody else."""
+    line = re.split(r"[.?!]\s", before)[-1]
+    lines = [each for each in line.split("\n") if each.strip()]
+    label = re.sub(r"[^\w\s:=,]", " ", lines[-1]).strip() if lines else ""
+    if names_a_person(label):
+        return False
+    words = re.findall(r"[^\W\d_]+", label)
+    is_address = label.endswith(",") and len(words) > 1
+    return not words or is_address or bool(_OF_THE_ASKER.search(label) or _ADDRESS.search(label))
+
+
 @lru_cache(maxsize=1)
-def _names_an_owner(text: str) -> bool:
+def names_an_owner(text: str) -> bool:
+    """Whether a text names the owner of what it states, such as "Owner: Bob"."""
     return _OWNER.search(text) is not None
 
 
@@ -165,7 +190,7 @@ def _names_no_owner(text: str, before: str, behind: str) -> bool:
     labels = [found["words"] for found in (_LABEL.search(before), _HEADING.search(before)) if found]
     return (
         not _OF_SOMEBODY_BEFORE.search(before)
-        and not _names_an_owner(text)
+        and not names_an_owner(text)
         and all(_OF_THE_ASKER.search(words) or not words.strip() for words in labels)
         and not any(_OF_SOMEBODY_BEFORE.search(words.strip()) for words in labels)
         and all(_NEUTRAL_ASIDE.fullmatch(aside["words"]) for aside in _ASIDE.finditer(behind))

@@ -1,0 +1,243 @@
+"""Holdings and the price as people write them in passing: ``bag 1.7 eth + 3100 usdc``, ``px 1874``, ``no usdc``.
+
+A second reading, for what the outright statements of `stated_facts` leave open. An amount is a holding only if every
+word before it in its clause is known to be harmless: words for having something, filling words, words of the market. Any
+other word ("Bob", "sell", "wants", "lost") makes the rest of its sentence nobody's, until a clause says "I" or "my".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from apeagent_pipeline.distillation.stated_owner import is_block_of_the_asker, is_of_somebody, names_a_person
+from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE
+from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
+
+_FLAGS = re.IGNORECASE
+_ETH = r"(?:w?eth(?:er(?:eum|s)?|s)?\b)"
+_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|d[o\u00f3]ll?ar(?:e?s)?\b|bucks\b|stables?\b|stablecoins?\b)"
+_SIGNED = rf"(?<![\w.,])(?:[-+\u2212](?=[\d.]))?{NUMBER}(?![\d%\u2030]|[.,]\d)"
+_EACH = (
+    rf"(?:\s?/{_ETH}|\s/\s{_ETH}(?=\s?(?:[.,;)\n]|$))|"
+    r"\s(?:per|for\s(?:one|1|an?)|an?|each|pro|por|par|za|al)\s?(?:1\s|one\s)?"
+    rf"(?:{_ETH}|coin\b|token\b|piece\b|unit\b)|\seach\b|\sapiece\b)"
+)
+_OF_NOTHING = (
+    r"(?:(?:no|zero|any|not\s(?:a\ssingle|any|one)|without(?:\sany)?|kein(?:e|en|erlei)?|null|sin|pas\sd|aucun|sem|"
+    r"nessun|senza|brak|geen|ingen|inga|\u043d\u0435\u0442)\s)"
+)
+
+_PURE_UNIT = (
+    r"(?:%|\u2030|(?:bps?|ticks?|t|pips?|points?|pts?|pct|percent|per\scent|basis\spoints?|x|h|hrs?|hours?|min(?:utes)?|"
+    r"days?|d|am|pm|wei|gwei|prozent|percento|por\sciento)\b)"
+)
+_TOKEN = re.compile(
+    rf"(?P<none>\b{_OF_NOTHING}(?:(?P<no_eth>{_ETH})|{_USDC}))"
+    rf"|(?P<half>\bhalf\s(?:an?|of\san?|one)\s{_ETH}(?:\s?\(\s?{_SIGNED}\s?\))?)"
+    rf"|(?P<dollar>\$\s?)?(?P<n>{_SIGNED})(?:\s?(?:(?:in|of)\s)?(?P<unit>(?P<eth>{_ETH})|{_USDC}|\$(?!\s?\d))"
+    rf"(?!\s?(?:[=:]|/\s?{_USDC}))(?P<each>{_EACH})?|\s?(?P<pure>{_PURE_UNIT}))?"
+    rf"|\b(?:(?P<first>{_ETH})|{_USDC})(?:\s?[:=\u2248])?\s?(?P<dollar2>\$\s?)?(?P<m>{_SIGNED})"
+    rf"(?!\s?{_PURE_UNIT})(?P<in>\s?{_USDC}(?!\s?[:=]?\s?\$?\d))?(?P<each2>{_EACH})?"
+    r"|(?P<word>[^\W\d_][\w-]*(?:\.\w+)*|@)|(?P<odd>\w+)|(?P<end>[.!?](?=\s|$)|[\n;])"
+    r"|(?P<apart>[,|/()+&\u2013\u2014]|\s-\s)",
+    _FLAGS,
+)
+_PAIR = re.compile(rf"\b{_ETH}\s?[/-]?\s?{_USDC}(?!\s?\d[\d.,]*\s?{_ETH})|(?<!\d\s)(?<!\d)\b{_USDC}\s?(?:per|/)\s?{_ETH}", _FLAGS)
+
+_FIRST_PERSON = frozenset(
+    "i im ive my me mine we our ich mein meine meinem mi mis tengo je j mon mes ho mio miei minha meu meus tenho mam m\u00f3j "
+    "moje ik mijn jag mitt \u043c\u0435\u043d\u044f \u043c\u043e\u0439".split()
+)
+_HAVING = frozenset(
+    "m bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
+    "portfolio pf port balance balances bal account acct acc inventory inv treasury funds assets available avail free cash "
+    "habe hab halte besitze besitz guthaben bestand best\u00e4nde depot konto b\u00f6rse "
+    "poseo cartera saldo saldos billetera monedero ai d\u00e9tiens poss\u00e8de portefeuille solde possiedo portafoglio "
+    "possuo carteira portfel heb portemonnee tegoed har min pl\u00e5nbok \u0443 "
+    "\u0431\u0430\u043b\u0430\u043d\u0441 \u043a\u043e\u0448\u0435\u043b\u0435\u043a".split()
+)
+_QUOTES = re.compile(
+    r"\b(?:the\s)?(?:pool|market|screen|ticker|uniswap)\s(?:quotes|quoting|trades\sat|is\sat|prints|asks)\b", _FLAGS
+)
+_OWN = _FIRST_PERSON | _HAVING
+_FILLER = frozenset(
+    "and plus with & in on the a an is are there here this at of only just about around roughly approx exactly "
+    "currently right now still also both today moment total some another further left idle parked spare sitting lying "
+    "side dry powder hand usdc usd eth ether dollars stables so ok okay hi hey hello yo gm good morning evening bot sir "
+    "status state given am do all what too ready base uniswap hot cold main trading "
+    "und mit in im auf der die das sind ist noch nur derzeit aktuell aktuelles gerade "
+    "y con en el la de hay e ed et avec dans le les un une il o os as um uma com em na no "
+    "i oraz na w en met van de het och med \u0438 \u0435\u0441\u0442\u044c".split()
+)
+_MARKET = frozenset(
+    "price px spot quote rate mid last costs cost trades trading trade quoted priced market volume vol volatility sigma "
+    "realised realized change chg move moved delta drift trend flat tick ticks bps bp pct percent cent per basis points "
+    "it day week hour session lately since looked dropped jumped climbed gained went slid swings swing comes by over recent "
+    "up down plus minus rose fell calm high low strong weak normal steady quiet "
+    "preis kurs volatilit\u00e4t ver\u00e4nderung \u00e4nderung steht bei precio volatilidad cambio prix volatilit\u00e9 "
+    "variation prezzo volatilit\u00e0 variazione pre\u00e7o volatilidade varia\u00e7\u00e3o cena zmiana zmienno\u015b\u0107 prijs "
+    "verandering volatiliteit pris \u0446\u0435\u043d\u0430".split()
+)
+_ASKED = frozenset(
+    "what should i do buy sell hold or action trade move to which your call advice please and go swap now then so wait "
+    "for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio that's that is total held "
+    "available wallet hand cash account deploy spend play use uniswap base ready side a right at moment".split()
+)
+_PRICE_WORDS = frozenset(
+    "price px spot quote rate mid costs cost trades trading quoted priced at @ kurs preis precio prix prezzo pre\u00e7o cena "
+    "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
+)
+_SAYS_SO = frozenset("is now currently of the for about around a an just per = today".split())
+_TAKES_AWAY = frozenset(
+    "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never".split()
+)
+_ETH_WORDS = frozenset("eth ether weth ethereum".split())
+_MOVES = frozenset("up down now today rising falling".split())
+
+_JOINS = frozenset("and plus und y et e oraz en och \u0438 but".split())
+
+_MORE_THAN_A_NAME = 4
+"""So many unknown words before "bag 2 ETH" are a remark of their own, not the name of whose bag it is."""
+
+
+@dataclass
+class Loose:
+    """What is stated in passing.
+
+    Attributes:
+        eth, usdc: Amounts that are held.
+        price: Prices that a word for the price stands beside, every reading of them.
+        maybe: Numbers right behind the word ETH: a holding or the price.
+        spans: Where the holdings stand.
+    """
+
+    eth: list[float] = field(default_factory=list)
+    usdc: list[float] = field(default_factory=list)
+    price: list[float] = field(default_factory=list)
+    maybe: list[float] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+def read_loosely(text: str) -> Loose:
+    """Read a text as `stated_facts` prepares it; linear in its length."""
+    text = _QUOTES.sub(lambda found: "price".ljust(len(found[0])), text)
+    text = _PAIR.sub(lambda found: "price".ljust(len(found[0])), text)
+    reader = _Reader(text)
+    reader.begin(0)
+    for found in _TOKEN.finditer(text):
+        if found["end"]:
+            reader.begin(found.end(), is_line=found["end"] == "\n")
+        elif found["apart"]:
+            reader.part()
+        elif (word := found["word"] or found["odd"]) and word.lower() in _JOINS:
+            reader.part()
+        elif word:
+            reader.word(word.lower())
+        else:
+            reader.number(found)
+    reader.close()
+    return reader.found
+
+
+class _Reader:
+    """Whose the next amount would be, word by word."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.found = text, Loose()
+        self.group: list[tuple[str, float, tuple[int, int]]] = []
+        self.is_ours = self.is_known = True
+        self.place = self.unknown = 0
+        self.is_under_another = self.has_own = self.was_apart = False
+        self.clause: list[str] = []
+        self.since: list[str] = []
+        """Words since the last number of the clause."""
+
+    def begin(self, place: int, *, is_line: bool = False) -> None:
+        """Begin a sentence. A heading of somebody else holds for all lines below it."""
+        self.close()
+        before = self.text[max(place - 200, 0) : place].rstrip(" \n.!?;")
+        last = re.split(r"[.!?\n;]", before)[-1].strip()
+        if is_line and last and not re.search(r"\d", last):
+            end = self.text[max(place - 200, 0) : place].rstrip()[-1:]
+            self.is_under_another = end not in ".!?,;" and not is_block_of_the_asker(last)
+        self.is_ours = not names_a_person(last)
+        self.place, self.unknown = place, 0
+        self.is_known, self.clause, self.since, self.has_own = True, [], [], False
+
+    def part(self) -> None:
+        """Begin a clause."""
+        self.is_ours = self.is_ours and self.is_known
+        self.is_known, self.clause, self.since, self.was_apart = True, [], [], True
+
+    def word(self, word: str) -> None:
+        """Go on by a word; one that is not known takes the amounts before it away, unless they were said to be ours."""
+        is_known = word in _OWN or word in _FILLER or word in _MARKET or word in _ETH_WORDS
+        if self.group and not is_known and (word not in _ASKED or self.was_apart):
+            self.close(keeps=(self.has_own or self.was_apart) and word not in _TAKES_AWAY)
+        self.is_known = self.is_known and is_known
+        self.unknown += not is_known
+        self.clause.append(word)
+        self.since.append(word)
+
+    def close(self, *, keeps: bool = True) -> None:
+        """End a list of amounts."""
+        if keeps and self.group and not is_of_somebody(self.text, self.group[-1][2][1]):
+            for kind, value, span in self.group:
+                getattr(self.found, kind).append(value)
+                self.found.spans.append(span)
+        self.group = []
+
+    def number(self, found: re.Match[str]) -> None:
+        """Decide what a number is: a holding, a price or something else."""
+        digits = found["n"] or found["m"] or ""
+        values = readings(digits.lstrip("-+\u2212")) if digits else (0.0,)
+        is_own = any(word in _OWN for word in self.clause)
+        if not self.is_known:
+            self.is_ours = False
+        elif any(word in _FIRST_PERSON for word in self.clause):
+            self.is_ours = self.has_own = True
+        elif is_own and self.unknown >= _MORE_THAN_A_NAME:
+            before = self.text[max(self.place, found.start() - 200) : found.start()]
+            self.is_ours = not names_a_person(before)
+        kind = self._kind(found, is_own=is_own) if values else None
+        if kind == "price":
+            if self.is_known and not digits.startswith(("-", "+", "\u2212")):
+                self.found.price += [value for value in values if value >= LOWEST_PRICE]
+        elif kind and self.is_ours and not self.is_under_another and not set(self.since) & _MARKET:
+            value = 0.5 if found["half"] else values[0] if kind == "usdc" else min(values)
+            value = 0.0 if digits.startswith(("-", "\u2212")) else value
+            self.group.append((kind, value, found.span()))
+        elif kind and "it" in self.since:
+            self.is_ours = False  # "It is 3 ETH and 900 USDC" goes on about somebody's balance
+        self.since, self.was_apart = [], False
+
+    def _kind(self, found: re.Match[str], *, is_own: bool) -> str | None:
+        if found["none"]:
+            return "eth" if found["no_eth"] else "usdc"
+        if found["half"]:
+            return "eth"
+        if found["pure"]:
+            return None
+        if found["m"]:
+            if not found["first"]:
+                return "usdc"
+            if found["dollar2"] or found["in"] or found["each2"]:
+                return "price"
+            following = re.match(r"\s?(\w+)", self.text[found.end() : found.end() + 12])
+            return "price" if following and following[1].lower() in _MOVES else "eth" if is_own else "maybe"
+        if found["eth"]:
+            return None if found["dollar"] else "eth"
+        if found["each"] or self._is_priced(is_own=is_own):
+            return "price"
+        if found["unit"]:
+            return "usdc"
+        return "usdc" if found["dollar"] and (self.group or (is_own and self.is_known)) else None
+
+    def _is_priced(self, *, is_own: bool) -> bool:
+        """Whether the words right before a number say that it is the price."""
+        words = list(self.since)
+        while words and words[-1] in _SAYS_SO:
+            words.pop()
+        if not words or (words[-1] not in _PRICE_WORDS and (words[-1] not in _ETH_WORDS or words == self.since)):
+            return False
+        return not is_own or words[-1] not in ("at", "@")
