@@ -38,7 +38,7 @@ _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
     rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
-    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
+    rf"|(?P<number>{_SIGNED})[ ]?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
     _FLAGS,
 )
 _BETWEEN = re.compile(
@@ -61,6 +61,7 @@ _CUE = re.compile(
 )
 _NOT_YET = re.compile(r"(?:\b(?:to|should|would|will|could|must|can|if|i'd|i'll|let me)\s(?:i\s|we\s)?)$", _FLAGS)
 _PAIR_CUE = re.compile(r"\bwith\s", _FLAGS)
+_PRICED = re.compile(rf"(?:{_ETH}|\b(?:price|at|costs|is|px)|@)\s?[:=]?\s?$", _FLAGS)
 _BEHIND = re.compile(
     r"\s?(?:(?:are|is)\s)?(?:in\s(?:my|our|the)\s(?:wallet|account|portfolio|balance)|held\b|on\shand|in\shand|available\b)",
     _FLAGS,
@@ -144,6 +145,12 @@ class StatedFacts:
         return self.asks and self.price is not None and (self.eth is not None or self.usdc is not None)
 
 
+_COMMA_DECIMALS = re.compile(r"(?<![\d.,])\d{1,9},(?:\d{1,2}|\d{4,9})(?![\d,]|\.\d)")
+_POINT_DECIMALS = re.compile(r"\d\.(?:\d{1,2}|\d{4,9})(?![\d,])")
+_POINT_THOUSANDS = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})\.(\d{{3}})(?=\s?(?:{_USDC}|\$))", _FLAGS)
+"""Dollars have two decimals: beside "2,5 ETH", "4.200 USDC" are 4200."""
+
+
 def read_facts(question: str) -> StatedFacts:
     """Read what a question states, in whatever words and number formats."""
     whole = _plain(question)
@@ -178,7 +185,7 @@ def read_facts(question: str) -> StatedFacts:
 
 
 def _add_loose(
-    text: str, held: dict[str, list[float]], prices: list[float], maybe: list[float]
+    text: str, held: dict[str, list[float]], prices: list[float], maybe: list[tuple[float, float]]
 ) -> list[tuple[int, int]]:
     """Add to each fact that is not stated outright what is stated in passing; where its holdings stand."""
     loose = read_loosely(text) if not names_an_owner(text) else Loose()
@@ -186,7 +193,9 @@ def _add_loose(
         held["ETH"] += loose.eth
         maybe += loose.maybe
     elif not prices:
-        maybe += [value for value in loose.maybe if value >= LOWEST_PRICE]
+        maybe += [each for each in loose.maybe if each[1] >= LOWEST_PRICE]
+    if not prices:
+        maybe += [each for each in loose.beside if each[1] >= LOWEST_PRICE]
     if not held["USDC"]:
         held["USDC"] += loose.usdc
     if not prices:
@@ -194,22 +203,22 @@ def _add_loose(
     return loose.spans
 
 
-def _decide(maybe: Sequence[float], held: list[float], prices: list[float]) -> None:
-    """Tell numbers behind the word ETH apart: "ETH 2431" is a price or a holding.
+def _decide(maybe: Sequence[tuple[float, float]], held: list[float], prices: list[float]) -> None:
+    """Tell numbers behind the word ETH apart, given the least and greatest reading of each.
 
-    Beside a price they are holdings, unless they are about the price. Without one, the greatest is the price if a much
-    smaller amount is held; a single large number stays undecided.
+    "ETH 2431" is a price or a holding. Beside a price it is a holding, unless it is about the price. Without one, it is
+    the price if a much smaller amount is held; a single large number stays undecided.
     """
     if prices:
         price = max(prices)
-        held += [value for value in maybe if not (value >= LOWEST_PRICE and 0.7 * price < value < 1.4 * price)]
+        held += [least for least, most in maybe if not (most >= LOWEST_PRICE and 0.7 * price < most < 1.4 * price)]
         return
-    small = [value for value in (*held, *maybe) if value < LOWEST_PRICE]
-    large = [value for value in maybe if value >= LOWEST_PRICE]
-    if large and not small:
+    large = [most for _, most in maybe if most >= LOWEST_PRICE]
+    small = [least for least, most in maybe if most < LOWEST_PRICE]
+    if large and not small and min(held, default=LOWEST_PRICE) >= LOWEST_PRICE:
         return
     prices += large
-    held += [value for value in maybe if value < LOWEST_PRICE]
+    held += small
 
 
 def _least_possible(amounts: Sequence[float], token: str) -> float | None:
@@ -219,6 +228,8 @@ def _least_possible(amounts: Sequence[float], token: str) -> float | None:
 def _visible(question: str) -> str:
     """The text with ASCII digits and no hidden characters."""
     text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
+    if _COMMA_DECIMALS.search(text) and not _POINT_DECIMALS.search(text):
+        text = _POINT_THOUSANDS.sub(r"\1\2", text)
     return "".join(
         c if c in "\n\t" else " " if c.isspace() else c
         for c in text
@@ -228,7 +239,8 @@ def _visible(question: str) -> str:
 
 def _plain(question: str) -> str:
     """The text with ASCII digits and single blanks or line ends, no hidden characters, no marks of Markdown or JSON."""
-    text = _visible(question).replace("\t", " ")
+    text = re.sub(r"(?<=[\w%.]) ?\| ?(?=[\w$+-])", "; ", _visible(question).replace("\t", " "))
+    text = re.sub(r"(?<=\w) ?\.{2,} ?(?=[$+-]?\d)", ": ", text)
     text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)
     text = re.sub(r"\b(I|we|you)'ve\b", r"\1 have", text, flags=re.IGNORECASE)
     text = re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text))
@@ -256,6 +268,9 @@ def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
             yield from amounts
     place = 0
     while first := _AMOUNT.search(text, place):
+        if first["dollars"] and _PRICED.search(text[max(first.start() - 20, 0) : first.start()]):
+            place = first.end()
+            continue
         amounts = list(_amounts(text, first.start()))
         place = amounts[-1][0][1] if amounts else first.end()
         if amounts and (behind := _BEHIND.match(text, place)) and not is_of_somebody(text, behind.end()):

@@ -24,21 +24,24 @@ _EACH = (
 )
 _OF_NOTHING = (
     r"(?:(?:no|zero|any|not\s(?:a\ssingle|any|one)|without(?:\sany)?|kein(?:e|en|erlei)?|null|sin|pas\sd|aucun|sem|"
-    r"nessun|senza|brak|geen|ingen|inga|\u043d\u0435\u0442)\s)"
+    r"nessun|nenhum|ning\u00fan|senza|brak|geen|ingen|inga|\u043d\u0435\u0442)\s)"
 )
 
 _PURE_UNIT = (
-    r"(?:%|\u2030|(?:bps?|ticks?|t|pips?|points?|pts?|pct|percent|per\scent|basis\spoints?|x|h|hrs?|hours?|min(?:utes)?|"
+    r"(?:(?:bps?|ticks?|t|pips?|points?|pts?|pct|percent|per\scent|basis\spoints?|x|h|hrs?|hours?|min(?:utes)?|"
     r"days?|d|am|pm|wei|gwei|prozent|percento|por\sciento)\b)"
 )
+_QUOTED = r"(?=\snow\b|\s?[/,;|]\s?[-+]\d[\d.,]{0,12}\s?(?:ticks?|t|bps?)\b)"
+"""Behind a number without a name: "3,982.50 / +112 ticks", "2765 now"."""
 _TOKEN = re.compile(
-    rf"(?P<none>\b{_OF_NOTHING}(?:(?P<no_eth>{_ETH})|{_USDC}))"
+    rf"(?P<percent>(?<![\w.,])[-+\u2212]?\.?\d[\d.,]{{0,20}}\s?[%\u2030])"
+    rf"|(?P<none>\b{_OF_NOTHING}(?:(?P<no_eth>{_ETH})|{_USDC}))"
     rf"|(?P<half>\bhalf\s(?:an?|of\san?|one)\s{_ETH}(?:\s?\(\s?{_SIGNED}\s?\))?)"
     rf"|(?P<dollar>\$\s?)?(?P<n>{_SIGNED})(?:\s?(?:(?:in|of)\s)?(?P<unit>(?P<eth>{_ETH})|{_USDC}|\$(?!\s?\d))"
-    rf"(?!\s?(?:[=:]|/\s?{_USDC}))(?P<each>{_EACH})?|\s?(?P<pure>{_PURE_UNIT}))?"
+    rf"(?!\s?(?:[=:]|/\s?{_USDC}))(?P<each>{_EACH})?|(?P<each3>{_EACH}|\s(?:px|spot)\b(?!\s?[:=\d$]))|(?P<quoted>{_QUOTED})|\s?(?P<pure>{_PURE_UNIT}))?"
     rf"|\b(?:(?P<first>{_ETH})|{_USDC})(?:\s?[:=\u2248])?\s?(?P<dollar2>\$\s?)?(?P<m>{_SIGNED})"
     rf"(?!\s?{_PURE_UNIT})(?P<in>\s?{_USDC}(?!\s?[:=]?\s?\$?\d))?(?P<each2>{_EACH})?"
-    r"|(?P<word>[^\W\d_][\w-]*(?:\.\w+)*|@)|(?P<odd>\w+)|(?P<end>[.!?](?=\s|$)|[\n;])"
+    r"|(?P<word>[^\W\d_][\w-]*(?:\.\w+)*|@)|(?P<odd>\w+)|(?P<colon>:(?=\s))|(?P<end>[.!?](?=\s|$)|[\n;])"
     r"|(?P<apart>[,|/()+&\u2013\u2014]|\s-\s)",
     _FLAGS,
 )
@@ -49,7 +52,7 @@ _FIRST_PERSON = frozenset(
     "moje ik mijn jag mitt \u043c\u0435\u043d\u044f \u043c\u043e\u0439".split()
 )
 _HAVING = frozenset(
-    "m bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
+    "m book hodling having bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
     "portfolio pf port balance balances bal account acct acc inventory inv treasury funds assets available avail free cash "
     "habe hab halte besitze besitz guthaben bestand best\u00e4nde depot konto b\u00f6rse "
     "poseo cartera saldo saldos billetera monedero ai d\u00e9tiens poss\u00e8de portefeuille solde possiedo portafoglio "
@@ -62,17 +65,17 @@ _QUOTES = re.compile(
 _OWN = _FIRST_PERSON | _HAVING
 _FILLER = frozenset(
     "and plus with & in on the a an is are there here this at of only just about around roughly approx exactly "
-    "currently right now still also both today moment total some another further left idle parked spare sitting lying "
+    "currently right now still also both today long dry anyway well has holds contains contain comprise comprises shows include includes consists carry carrying hodl sitting moment total some further left idle parked spare sitting lying "
     "side dry powder hand usdc usd eth ether dollars stables so ok okay hi hey hello yo gm good morning evening bot sir "
     "status state given am do all what too ready base uniswap hot cold main trading "
     "und mit in im auf der die das sind ist noch nur derzeit aktuell aktuelles gerade "
-    "y con en el la de hay e ed et avec dans le les un une il o os as um uma com em na no "
+    "y con en el la de hay e ed et avec dans le les un une il o os as um uma com em na no estou com sono a \u00e0 est\u00e1 "
     "i oraz na w en met van de het och med \u0438 \u0435\u0441\u0442\u044c".split()
 )
 _MARKET = frozenset(
-    "price px spot quote rate mid last costs cost trades trading trade quoted priced market volume vol volatility sigma "
+    "price px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches current s priced market volume vol volatility sigma "
     "realised realized change chg move moved delta drift trend flat tick ticks bps bp pct percent cent per basis points "
-    "it day week hour session lately since looked dropped jumped climbed gained went slid swings swing comes by over recent "
+    "to shown dn \u03c3 \u0394 \u03b4 it day week hour session lately since looked dropped jumped climbed gained went slid slipped fallen falling risen tanked swings swing comes over recent vola stdev rvol rv w n/a movement reading reads stands "
     "up down plus minus rose fell calm high low strong weak normal steady quiet "
     "preis kurs volatilit\u00e4t ver\u00e4nderung \u00e4nderung steht bei precio volatilidad cambio prix volatilit\u00e9 "
     "variation prezzo volatilit\u00e0 variazione pre\u00e7o volatilidade varia\u00e7\u00e3o cena zmiana zmienno\u015b\u0107 prijs "
@@ -84,17 +87,24 @@ _ASKED = frozenset(
     "available wallet hand cash account deploy spend play use uniswap base ready side a right at moment".split()
 )
 _PRICE_WORDS = frozenset(
-    "price px spot quote rate mid costs cost trades trading quoted priced at @ kurs preis precio prix prezzo pre\u00e7o cena "
+    "price px spot quote rate mid costs cost trades trading quoted priced goes fetches at @ kurs preis precio prix prezzo pre\u00e7o cena "
     "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
 )
-_SAYS_SO = frozenset("is now currently of the for about around a an just per = today".split())
+_SAYS_SO = frozenset("is s shown now currently of the for about around a an just per = today to stands "
+    "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split())
 _TAKES_AWAY = frozenset(
     "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never".split()
 )
 _ETH_WORDS = frozenset("eth ether weth ethereum".split())
+_NOT_THE_PRICE = frozenset(
+    "bought buy sell sold paid entry entered avg average target stop limit order was were had ago yesterday high low if "
+    "when once until support resistance from cost basis would could predicted forecast tomorrow btc bitcoin sol worth "
+    "fee fees gas volume liquidity reserve tvl kaufte gekauft compr\u00e9 achet\u00e9 comprato comprei kupi\u0142em".split()
+)
+_HAS = frozenset("has have had holds held hold owns own got with of".split()) | _NOT_THE_PRICE
 _MOVES = frozenset("up down now today rising falling".split())
 
-_JOINS = frozenset("and plus und y et e oraz en och \u0438 but".split())
+_JOINS = frozenset("and plus und y et e oraz en och \u0438 but vs versus alongside w n an".split())
 
 _MORE_THAN_A_NAME = 4
 """So many unknown words before "bag 2 ETH" are a remark of their own, not the name of whose bag it is."""
@@ -107,25 +117,30 @@ class Loose:
     Attributes:
         eth, usdc: Amounts that are held.
         price: Prices that a word for the price stands beside, every reading of them.
-        maybe: Numbers right behind the word ETH: a holding or the price.
+        maybe: Least and greatest reading of each number right behind the word ETH: a holding or the price.
+        beside: The same where the number is not the asker's to hold, so that it can only be the price.
         spans: Where the holdings stand.
     """
 
     eth: list[float] = field(default_factory=list)
     usdc: list[float] = field(default_factory=list)
     price: list[float] = field(default_factory=list)
-    maybe: list[float] = field(default_factory=list)
+    maybe: list[tuple[float, float]] = field(default_factory=list)
+    beside: list[tuple[float, float]] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 def read_loosely(text: str) -> Loose:
     """Read a text as `stated_facts` prepares it; linear in its length."""
     text = _QUOTES.sub(lambda found: "price".ljust(len(found[0])), text)
+    text = re.sub(r"\bby (?=\d)", "up ", text)
     text = _PAIR.sub(lambda found: "price".ljust(len(found[0])), text)
     reader = _Reader(text)
     reader.begin(0)
     for found in _TOKEN.finditer(text):
-        if found["end"]:
+        if found["colon"] or (found["end"] == ";" and not reader.has_number):
+            reader.label(found.start())
+        elif found["end"]:
             reader.begin(found.end(), is_line=found["end"] == "\n")
         elif found["apart"]:
             reader.part()
@@ -144,9 +159,10 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text, self.found = text, Loose()
-        self.group: list[tuple[str, float, tuple[int, int]]] = []
+        self.group: list[tuple[str, float | tuple[float, float], tuple[int, int]]] = []
         self.is_ours = self.is_known = True
         self.place = self.unknown = 0
+        self.has_number = self.was_move = self.was_colon = False
         self.is_under_another = self.has_own = self.was_apart = False
         self.clause: list[str] = []
         self.since: list[str] = []
@@ -161,13 +177,21 @@ class _Reader:
             end = self.text[max(place - 200, 0) : place].rstrip()[-1:]
             self.is_under_another = end not in ".!?,;" and not is_block_of_the_asker(last)
         self.is_ours = not names_a_person(last)
-        self.place, self.unknown = place, 0
+        self.place, self.unknown, self.has_number, self.was_move = place, 0, False, False
         self.is_known, self.clause, self.since, self.has_own = True, [], [], False
 
     def part(self) -> None:
         """Begin a clause."""
         self.is_ours = self.is_ours and self.is_known
         self.is_known, self.clause, self.since, self.was_apart = True, [], [], True
+
+    def label(self, place: int) -> None:
+        """A colon: words in front of it that name nobody ("For the record:") leave the sentence the asker's."""
+        self.was_colon = True
+        if not self.is_known and not self.has_number and not _HAVING & set(self.clause):
+            self.is_known = self.is_ours and is_block_of_the_asker(self.text[max(self.place, place - 200) : place])
+            self.unknown += 0 if self.is_known else 1
+            self.clause, self.since = (self.clause, self.since) if not self.is_known else ([], [])
 
     def word(self, word: str) -> None:
         """Go on by a word; one that is not known takes the amounts before it away, unless they were said to be ours."""
@@ -176,6 +200,7 @@ class _Reader:
             self.close(keeps=(self.has_own or self.was_apart) and word not in _TAKES_AWAY)
         self.is_known = self.is_known and is_known
         self.unknown += not is_known
+        self.was_colon = False
         self.clause.append(word)
         self.since.append(word)
 
@@ -201,43 +226,67 @@ class _Reader:
             self.is_ours = not names_a_person(before)
         kind = self._kind(found, is_own=is_own) if values else None
         if kind == "price":
-            if self.is_known and not digits.startswith(("-", "+", "\u2212")):
-                self.found.price += [value for value in values if value >= LOWEST_PRICE]
+            is_told = self.is_known or not _NOT_THE_PRICE & set(self.clause)
+            if is_told and not digits.startswith(("-", "+", "\u2212")):
+                self.found.price += [value for value in _price_readings(digits, values) if value >= LOWEST_PRICE]
         elif kind and self.is_ours and not self.is_under_another and not set(self.since) & _MARKET:
-            value = 0.5 if found["half"] else values[0] if kind == "usdc" else min(values)
-            value = 0.0 if digits.startswith(("-", "\u2212")) else value
-            self.group.append((kind, value, found.span()))
+            self.group.append((kind, _value(kind, digits, values, is_half=found["half"] is not None), found.span()))
+        elif kind == "maybe" and (self.is_known or (self.was_colon and not _HAS & set(self.clause))):
+            self.found.beside.append((min(values), max(values)))
         elif kind and "it" in self.since:
             self.is_ours = False  # "It is 3 ETH and 900 USDC" goes on about somebody's balance
-        self.since, self.was_apart = [], False
+        self.was_colon = False
+        self.since, self.was_apart, self.has_number = [], False, True
+        self.was_move = found["pure"] is not None
 
     def _kind(self, found: re.Match[str], *, is_own: bool) -> str | None:
         if found["none"]:
             return "eth" if found["no_eth"] else "usdc"
         if found["half"]:
             return "eth"
-        if found["pure"]:
+        if found["pure"] or found["percent"]:
             return None
         if found["m"]:
             if not found["first"]:
                 return "usdc"
-            if found["dollar2"] or found["in"] or found["each2"]:
+            if self._is_priced(is_own=is_own) or found["dollar2"] or found["in"] or found["each2"]:
                 return "price"
             following = re.match(r"\s?(\w+)", self.text[found.end() : found.end() + 12])
             return "price" if following and following[1].lower() in _MOVES else "eth" if is_own else "maybe"
         if found["eth"]:
             return None if found["dollar"] else "eth"
-        if found["each"] or self._is_priced(is_own=is_own):
+        if found["each"] or found["each3"] or self._is_priced(is_own=is_own):
             return "price"
         if found["unit"]:
             return "usdc"
+        if found["quoted"] is not None and not is_own and not self.group and not self.since:
+            return "price"
         return "usdc" if found["dollar"] and (self.group or (is_own and self.is_known)) else None
 
     def _is_priced(self, *, is_own: bool) -> bool:
         """Whether the words right before a number say that it is the price."""
+        if self.was_move and self.since == ["to"]:
+            return True  # "dropped 98 ticks to 3,333"
         words = list(self.since)
         while words and words[-1] in _SAYS_SO:
             words.pop()
         if not words or (words[-1] not in _PRICE_WORDS and (words[-1] not in _ETH_WORDS or words == self.since)):
             return False
         return not is_own or words[-1] not in ("at", "@")
+
+
+def _value(
+    kind: str, digits: str, values: tuple[float, ...], *, is_half: bool
+) -> float | tuple[float, float]:
+    if digits.startswith(("-", "\u2212")):
+        return (0.0, 0.0) if kind == "maybe" else 0.0
+    if kind == "maybe":
+        return min(values), max(values)
+    return 0.5 if is_half else values[0] if kind == "usdc" else min(values)
+
+
+def _price_readings(digits: str, values: tuple[float, ...]) -> tuple[float, ...]:
+    """The readings of a price, with that of "5.410" as 5410: no ETH costs 5.41 USDC."""
+    if max(values) < LOWEST_PRICE and re.fullmatch(r"\d{1,3}\.\d{3}", digits):
+        return (float(digits.replace(".", "")),)
+    return values

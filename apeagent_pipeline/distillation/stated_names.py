@@ -25,7 +25,7 @@ MARKET_NAMES = frozenset(
 _OF_MARKET_NAMES = frozenset("realised realized recent traded fraction percent pct per cent bp in of last 24h".split())
 _NEUTRAL = frozenset(
     "the a an of in on at is are now current currently market live today per to for one value values fact facts data "
-    "state status info input inputs context and snapshot item field key trading uniswap v4 base onchain".split()
+    "state status info input inputs context and snapshot item field key trading export set let env uniswap v4 base onchain".split()
 )
 _MARKET = frozenset("market prices ticker".split())
 _WHOLE = frozenset("portfolio account wallet holdings position positions assets funds".split())

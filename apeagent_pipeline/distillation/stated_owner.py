@@ -62,6 +62,12 @@ _SOMEBODY = (
 _OF_SOMEBODY_BEFORE = re.compile(
     rf"\b{_SOMEBODY}(?:\s(?:status|state|data|info|wallet|of\s\w+))*\s?[:=]?\s?{_KINDS}$", _FLAGS
 )
+_PERSON = re.compile(
+    rf"\b(?:{_SOMEBODY}|guys?|m[ae]n|wom[ae]n|persons?|people|traders?|dude|mates?|colleagues?|team|company|fund|dad|mum|"
+    r"mom|kids?|sons?|daughters?|bank|club|charity|everyone|everybody|who|whose|bruder|schwester|freund(?:in)?|hermano|"
+    r"amigo|fr\u00e8re|ami|fratello|amico|irm\u00e3o|brat)\b",
+    _FLAGS,
+)
 _ME = r"(?:me|i|myself|us|we|you|apeagent|agent)\b"
 _OWNER = re.compile(
     rf"\b(?:(?:owner|holder|investor|account\sname|belongs\sto)\b\s?(?:[:=]|is)?\s?(?!{_ME})\w|"
@@ -94,7 +100,7 @@ _GIVEN_AWAY = re.compile(
 )
 _EXAMPLE = re.compile(r"\b(?:example|e\.g\.)[^.;!?\n]{0,20}$", _FLAGS)
 _OF_SOMEBODY_BEHIND = re.compile(
-    rf"\s?(?:(?:by|from|for|to)\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now|spend|use|deploy|invest|play|work)\b)\w|of\s(?!(?:mine|ours|yours)\b)\w|"
+    rf"\s?(?:(?:by|from|for|to(?!\s(?:my|our)\b))\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now|spend|use|deploy|invest|play|work)\b)\w|of\s(?!(?:mine|ours|yours|my|our)\b)\w|"
     rf"(?:in|on|at)\s(?!(?:my|our|your|total|usdc?|eth)\b)(?:\w+\s)?{_SOMEBODY}\b|(?:next\sdoor|that\si|whose)\b|"
     r",?\s?(?:said|says|writes|wrote|claims|claimed|told)\s(?!i\b)\w|can\s?not\b|"
     r"(?:are|is|were|was|got|have\sbeen)\s(?:all\s|now\s)?(?:stolen|lost|gone|locked|sold|spent|frozen|not|no\slonger)\b)",
@@ -103,7 +109,7 @@ _OF_SOMEBODY_BEHIND = re.compile(
 _ASKS_FOR_HIM = re.compile(r"\b(?:answers?|asks?|asked|wants?|knows?|question|waiting|waits)\b", _FLAGS)
 _ADDRESS = re.compile(
     r"\b(?:hi|hello|hey|dear|yo|gm|good|greetings|evening|morning|time|again|okay?|quick|please|look|screen|notes|protocol|"
-    r"beginner|bot|assistant|view|json|csv|table|numbers|snapshot|vol|here|see|below)\b",
+    r"beginner|bot|assistant|view|json|csv|table|numbers|figures|stats|details|snapshot|vol|ethusdc?|ethusd|here|see|below)\b",
     _FLAGS,
 )
 _VERBS = ("hold", "holding", "have", "own", "owning", "got")
@@ -163,8 +169,8 @@ def is_of_somebody(text: str, place: int) -> bool:
 
 def names_a_person(sentence: str) -> bool:
     """Whether a sentence speaks of somebody else, so that bare amounts behind it may be theirs."""
-    sentence = re.sub(r"\b(?:what|it|that|let|here|there|how)\ss\b", "", sentence, flags=_FLAGS)
-    return bool(re.search(rf"\b{_SOMEBODY}\b", sentence, _FLAGS)) and not _ASKS_FOR_HIM.search(sentence)
+    sentence = re.sub(r"\b(?:what|it|that|let|here|there|how|today|now|price|vol|change|eth|market|everything)\ss\b|\bpool\s(?:quotes|is\sat|trades|shows|volatility|rate|price)\b", "", sentence, flags=_FLAGS)
+    return bool(_PERSON.search(sentence)) and not _ASKS_FOR_HIM.search(sentence)
 
 
 def is_block_of_the_asker(before: str) -> bool:
@@ -176,7 +182,8 @@ def is_block_of_the_asker(before: str) -> bool:
         return False
     words = re.findall(r"[^\W\d_]+", label)
     is_address = label.endswith(",") and len(words) > 1
-    return not words or is_address or bool(_OF_THE_ASKER.search(label) or _ADDRESS.search(label))
+    is_remark = len(words) > 3 and not re.search(rf"\b(?:{_NOUN}|has|have|holds?)\b", label, _FLAGS)
+    return not words or is_address or is_remark or bool(_OF_THE_ASKER.search(label) or _ADDRESS.search(label))
 
 
 @lru_cache(maxsize=1)

@@ -47,14 +47,14 @@ class Records:
     Attributes:
         rest: The question without them; what stands in them beside names and values follows as lines.
         price, eth, usdc: Every value that is stated, in all its readings for the price and the least for holdings.
-        maybe: Values of a bare ``eth``, which is a holding or the price.
+        maybe: Least and greatest reading of each bare ``eth``, which is a holding or the price.
     """
 
     rest: str
     price: list[float] = field(default_factory=list)
     eth: list[float] = field(default_factory=list)
     usdc: list[float] = field(default_factory=list)
-    maybe: list[float] = field(default_factory=list)
+    maybe: list[tuple[float, float]] = field(default_factory=list)
 
 
 def read_records(question: str, *, has_owner: bool = False) -> Records:
@@ -72,6 +72,8 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
             if not told and find is _lists:
                 continue
             if has_owner or not is_block_of_the_asker(text[max(begin - 300, 0) : begin]):
+                if find is _lists:
+                    continue
                 told = [(kind, value) for kind, value in told if kind == "price"]
             for kind, value in told:
                 getattr(records, kind).append(value)
@@ -83,10 +85,13 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
     return records
 
 
-def _stated(names: Sequence[str], value: str) -> Iterator[tuple[str, float]]:
+_Told = tuple[str, float | tuple[float, float]]
+
+
+def _stated(names: Sequence[str], value: str) -> Iterator[_Told]:
     """What a name and its value state: the field of `Records` and the value."""
     kind = kind_of(names)
-    if kind == "holdings":
+    if kind == "holdings" or (kind in ("eth", "usdc") and len(_AMOUNT.findall(value)) > 1):
         yield from _amounts(value)
     elif kind and _NOTHING.fullmatch(value) and kind != "price":
         yield kind, 0.0
@@ -94,7 +99,7 @@ def _stated(names: Sequence[str], value: str) -> Iterator[tuple[str, float]]:
         yield from _one(kind, names, found)
 
 
-def _one(kind: Kind, names: Sequence[str], found: re.Match[str]) -> Iterator[tuple[str, float]]:
+def _one(kind: Kind, names: Sequence[str], found: re.Match[str]) -> Iterator[_Told]:
     is_negative = found["n"][0] in "-\u2212"
     values = readings(found["n"].lstrip("-+\u2212"))
     is_dollars = found["dollar"] is not None or found["usdc"] is not None
@@ -107,7 +112,10 @@ def _one(kind: Kind, names: Sequence[str], found: re.Match[str]) -> Iterator[tup
             yield from (("price", value) for value in values if value >= LOWEST_PRICE)
     elif kind == "eth":
         is_bare = {part for name in names for part in parts_of(name)} <= ETH_NAMES and not found["eth"]
-        yield "maybe" if is_bare else "eth", 0.0 if is_negative else min(values)
+        if is_bare and not is_negative:
+            yield "maybe", (min(values), max(values))
+        else:
+            yield "eth", 0.0 if is_negative else min(values)
     elif not found["eth"] and not found["per"]:
         yield "usdc", 0.0 if is_negative else values[0]
 
@@ -262,7 +270,7 @@ def _are_rows(rows: list[list[str]]) -> bool:
     else:
         names.append(head[0])
     numbers = [cell for row in below for cell in row[1:]]
-    are_names = all(len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names)
+    are_names = all(name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names)
     return are_names and all(not cell or _IS_NUMBER.fullmatch(cell) for cell in numbers)
 
 
@@ -293,15 +301,15 @@ _OF_A_COLUMN = frozenset("value values amount number reading now current level f
 
 # Lists of names and values
 
-_NAME = r"(?:--?)?[A-Za-z][\w./]{0,30}"
+_NAME = r"(?:--?)?[A-Za-z]\w{0,30}(?:[./]\w{1,30}){0,3}"
 _UNITS = (
     r"(?:[ ]?(?:%|(?i:bps?|ticks?|t|pct|percent|per[ ]cent|basis[ ]points|x|usdc?/w?eth|usdc?[ ]per[ ]w?eth|w?eth|ether|usdc?|"
-    r"dollars?)\b(?![ ]?[=:/])))?"
+    r"dollars?)\b(?![ ]?(?:held|balance|free|available)?[ ]?[=:/])))?"
 )
 _ITEM = re.compile(
     rf"(?<![\w.])(?:(?P<key>{_NAME}(?:[ ]{_NAME}){{0,2}}(?:\s\([A-Za-z]+\))?)[ ]?(?:[=:]|->|\.{{2,}})"
-    rf"|(?P<word>{_NAME}(?:[ ](?i:held|balance|price|bal|free|available))?)(?=[ ]))[ ]{{0,3}}"
-    rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero)\b|[\d.]+\s?%)",
+    rf"|(?P<word>{_NAME}(?:[ ](?i:held|balance|price|bal|free|available|qty|amount|rate|px|spot))?)(?=[ ]))[ ]{{0,12}}"
+    rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero|no)\b(?![ ]\d)|[\d.]+\s?%)",
 )
 _BETWEEN = re.compile(r"[\s,;|/&\u2022*>-]*")
 _FEWEST = 3
