@@ -18,7 +18,7 @@ from apeagent_pipeline.distillation.stated_owner import (
     is_own_pair,
     names_an_owner,
 )
-from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, read_records
+from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, TAG, read_records
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -36,7 +36,7 @@ _SAID_OF = (
 # One amount of a token, in each order that people write it.
 _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
-    rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
+    rf"|(?P<first>{_UNIT})(?:\sbalance)?(?:\s?[:=]\s?|[ ])?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
     rf"|(?P<number>{_SIGNED})[ ]?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
     _FLAGS,
@@ -70,7 +70,7 @@ _MOST = {"ETH": 1e9, "USDC": 1e12}
 """More than there is of a token; such a holding is read as not stated."""
 _HELD = r"(?:balance|available|holdings?|held|amount|position|free|owned|in wallet|for trading)"
 _LABEL = re.compile(
-    rf"(?:\b(?P<a>{_UNIT})\s(?:{_HELD}\s?)+|\b{_HELD}\s\(?(?P<b>{_UNIT})\)?\s?)(?:[:=]|is|of)\s?\$?\s?(?P<n>{_SIGNED})"
+    rf"(?:\b(?P<a>{_UNIT})\s(?:{_HELD}\s?)+|\b{_HELD}\s\(?(?P<b>{_UNIT})\)?\s?)(?:[:=]|is|of|stands\sat)\s?\$?\s?(?P<n>{_SIGNED})"
     rf"(?:\s?{_UNIT})?",
     _FLAGS,
 )
@@ -170,7 +170,7 @@ def read_facts(question: str) -> StatedFacts:
             prices += readings(found["n"].lstrip("-\u2212"))
             claimed.append(found.span("n"))
     maybe = list(records.maybe)
-    if not (held["ETH"] or records.maybe) or not held["USDC"] or not prices:
+    if not held["ETH"] or not held["USDC"] or not prices:
         claimed += _add_loose(text, held, prices, maybe)
     _decide(maybe, held["ETH"], prices)
     return StatedFacts(
@@ -189,7 +189,7 @@ def _add_loose(
 ) -> list[tuple[int, int]]:
     """Add to each fact that is not stated outright what is stated in passing; where its holdings stand."""
     loose = read_loosely(text) if not names_an_owner(text) else Loose()
-    if not held["ETH"] and not maybe:
+    if not held["ETH"] and all(most >= LOWEST_PRICE for _, most in maybe):
         held["ETH"] += loose.eth
         maybe += loose.maybe
     elif not prices:
@@ -239,6 +239,7 @@ def _visible(question: str) -> str:
 
 def _plain(question: str) -> str:
     """The text with ASCII digits and single blanks or line ends, no hidden characters, no marks of Markdown or JSON."""
+    question = TAG.sub("\n", question)
     text = re.sub(r"(?<=[\w%.]) ?\| ?(?=[\w$+-])", "; ", _visible(question).replace("\t", " "))
     text = re.sub(r"(?<=\w) ?\.{2,} ?(?=[$+-]?\d)", ": ", text)
     text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)

@@ -15,7 +15,7 @@ from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE
 _ETH = r"(?:w?eth(?:er(?:eum|s)?|s)?\b)"
-_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|d[o\u00f3]ll?ar(?:e?s)?\b|bucks\b|stables?\b|stablecoins?\b)"
+_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|d[o\u00f3]ll?ar(?:e?s)?\b|bucks\b|cash\b|stables?\b|stablecoins?\b)"
 _SIGNED = rf"(?<![\w.,])(?:[-+\u2212](?=[\d.]))?{NUMBER}(?![\d%\u2030]|[.,]\d)"
 _EACH = (
     rf"(?:\s?/{_ETH}|\s/\s{_ETH}(?=\s?(?:[.,;)\n]|$))|"
@@ -37,9 +37,9 @@ _TOKEN = re.compile(
     rf"(?P<percent>(?<![\w.,])[-+\u2212]?\.?\d[\d.,]{{0,20}}\s?[%\u2030])"
     rf"|(?P<none>\b{_OF_NOTHING}(?:(?P<no_eth>{_ETH})|{_USDC}))"
     rf"|(?P<half>\bhalf\s(?:an?|of\san?|one)\s{_ETH}(?:\s?\(\s?{_SIGNED}\s?\))?)"
-    rf"|(?P<dollar>\$\s?)?(?P<n>{_SIGNED})(?:\s?(?:(?:in|of)\s)?(?P<unit>(?P<eth>{_ETH})|{_USDC}|\$(?!\s?\d))"
+    rf"|(?P<dollar>\$\s?)?(?P<n>{_SIGNED})(?:[ ]?(?:(?:in|of)[ ])?(?P<unit>(?P<eth>{_ETH})|{_USDC}|\$(?!\s?\d))"
     rf"(?!\s?(?:[=:]|/\s?{_USDC}))(?P<each>{_EACH})?|(?P<each3>{_EACH}|\s(?:px|spot)\b(?!\s?[:=\d$]))|(?P<quoted>{_QUOTED})|\s?(?P<pure>{_PURE_UNIT}))?"
-    rf"|\b(?:(?P<first>{_ETH})|{_USDC})(?:\s?[:=\u2248])?\s?(?P<dollar2>\$\s?)?(?P<m>{_SIGNED})"
+    rf"|\b(?:(?P<first>{_ETH})|{_USDC})(?:[ ]?[:=\u2248]\s?|[ ])(?P<dollar2>\$\s?)?(?P<m>{_SIGNED})"
     rf"(?!\s?{_PURE_UNIT})(?P<in>\s?{_USDC}(?!\s?[:=]?\s?\$?\d))?(?P<each2>{_EACH})?"
     r"|(?P<word>[^\W\d_][\w-]*(?:\.\w+)*|@)|(?P<odd>\w+)|(?P<colon>:(?=\s))|(?P<end>[.!?](?=\s|$)|[\n;])"
     r"|(?P<apart>[,|/()+&\u2013\u2014]|\s-\s)",
@@ -69,11 +69,11 @@ _FILLER = frozenset(
     "side dry powder hand usdc usd eth ether dollars stables so ok okay hi hey hello yo gm good morning evening bot sir "
     "status state given am do all what too ready base uniswap hot cold main trading "
     "und mit in im auf der die das sind ist noch nur derzeit aktuell aktuelles gerade "
-    "y con en el la de hay e ed et avec dans le les un une il o os as um uma com em na no estou com sono a \u00e0 est\u00e1 "
+    "y con en el la de hay e ed et avec dans le les un une o os as um uma com em na no estou com sono a \u00e0 est\u00e1 "
     "i oraz na w en met van de het och med \u0438 \u0435\u0441\u0442\u044c".split()
 )
 _MARKET = frozenset(
-    "price px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches current s priced market volume vol volatility sigma "
+    "price px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches prints cotiza eth-preis eth-kurs ist current s priced market volume vol volatility sigma "
     "realised realized change chg move moved delta drift trend flat tick ticks bps bp pct percent cent per basis points "
     "to shown dn \u03c3 \u0394 \u03b4 it day week hour session lately since looked dropped jumped climbed gained went slid slipped fallen falling risen tanked swings swing comes over recent vola stdev rvol rv w n/a movement reading reads stands "
     "up down plus minus rose fell calm high low strong weak normal steady quiet "
@@ -83,14 +83,14 @@ _MARKET = frozenset(
 )
 _ASKED = frozenset(
     "what should i do buy sell hold or action trade move to which your call advice please and go swap now then so wait "
-    "for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio that's that is total held "
+    "for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio reserve that's that is total held "
     "available wallet hand cash account deploy spend play use uniswap base ready side a right at moment".split()
 )
 _PRICE_WORDS = frozenset(
     "price px spot quote rate mid costs cost trades trading quoted priced goes fetches at @ kurs preis precio prix prezzo pre\u00e7o cena "
     "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
 )
-_SAYS_SO = frozenset("is s shown now currently of the for about around a an just per = today to stands "
+_SAYS_SO = frozenset("is ist s shown now currently of the for about around a an just per = today to stands "
     "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split())
 _TAKES_AWAY = frozenset(
     "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never".split()
@@ -133,13 +133,16 @@ class Loose:
 def read_loosely(text: str) -> Loose:
     """Read a text as `stated_facts` prepares it; linear in its length."""
     text = _QUOTES.sub(lambda found: "price".ljust(len(found[0])), text)
+    text = re.sub(r"\b(?:il|la|i|o|a) (?=mi[oea]|meu|minha)", lambda found: "my".ljust(len(found[0])), text, flags=_FLAGS)
     text = re.sub(r"\bby (?=\d)", "up ", text)
     text = _PAIR.sub(lambda found: "price".ljust(len(found[0])), text)
     reader = _Reader(text)
     reader.begin(0)
     for found in _TOKEN.finditer(text):
-        if found["colon"] or (found["end"] == ";" and not reader.has_number):
+        if found["colon"]:
             reader.label(found.start())
+        elif found["end"] == ";" and not reader.ends_a_fact():
+            reader.part()
         elif found["end"]:
             reader.begin(found.end(), is_line=found["end"] == "\n")
         elif found["apart"]:
@@ -162,7 +165,7 @@ class _Reader:
         self.group: list[tuple[str, float | tuple[float, float], tuple[int, int]]] = []
         self.is_ours = self.is_known = True
         self.place = self.unknown = 0
-        self.has_number = self.was_move = self.was_colon = False
+        self.has_number = self.was_move = self.was_colon = self.was_market = False
         self.is_under_another = self.has_own = self.was_apart = False
         self.clause: list[str] = []
         self.since: list[str] = []
@@ -178,6 +181,7 @@ class _Reader:
             self.is_under_another = end not in ".!?,;" and not is_block_of_the_asker(last)
         self.is_ours = not names_a_person(last)
         self.place, self.unknown, self.has_number, self.was_move = place, 0, False, False
+        self.was_market = False
         self.is_known, self.clause, self.since, self.has_own = True, [], [], False
 
     def part(self) -> None:
@@ -185,10 +189,15 @@ class _Reader:
         self.is_ours = self.is_ours and self.is_known
         self.is_known, self.clause, self.since, self.was_apart = True, [], [], True
 
+    def ends_a_fact(self) -> bool:
+        """Whether a cell is about the market and no name stands before it, so that the next is no more about that."""
+        return self.was_market and self.unknown != 1
+
     def label(self, place: int) -> None:
         """A colon: words in front of it that name nobody ("For the record:") leave the sentence the asker's."""
         self.was_colon = True
-        if not self.is_known and not self.has_number and not _HAVING & set(self.clause):
+        told = set(self.clause)
+        if not self.is_known and not self.has_number and not told & (_HAVING | _TAKES_AWAY | _NOT_THE_PRICE | {"me"}):
             self.is_known = self.is_ours and is_block_of_the_asker(self.text[max(self.place, place - 200) : place])
             self.unknown += 0 if self.is_known else 1
             self.clause, self.since = (self.clause, self.since) if not self.is_known else ([], [])
@@ -206,11 +215,16 @@ class _Reader:
 
     def close(self, *, keeps: bool = True) -> None:
         """End a list of amounts."""
-        if keeps and self.group and not is_of_somebody(self.text, self.group[-1][2][1]):
+        if keeps and self.group and not self._is_of_another(self.group[-1][2][1]):
             for kind, value, span in self.group:
                 getattr(self.found, kind).append(value)
                 self.found.spans.append(span)
         self.group = []
+
+    def _is_of_another(self, end: int) -> bool:
+        """Whether the clause behind a list of amounts, or the next one, says whose they are."""
+        behind = re.split(r"[.!?\n;]", self.text[end : end + 60])[0]
+        return is_of_somebody(self.text, end) or names_a_person(behind)
 
     def number(self, found: re.Match[str]) -> None:
         """Decide what a number is: a holding, a price or something else."""
@@ -233,11 +247,12 @@ class _Reader:
             self.group.append((kind, _value(kind, digits, values, is_half=found["half"] is not None), found.span()))
         elif kind == "maybe" and (self.is_known or (self.was_colon and not _HAS & set(self.clause))):
             self.found.beside.append((min(values), max(values)))
-        elif kind and "it" in self.since:
-            self.is_ours = False  # "It is 3 ETH and 900 USDC" goes on about somebody's balance
+        elif kind and set(self.since) & _MARKET:
+            self.is_ours = False  # "It is 3 ETH and 900 USDC", "Volume: 3 ETH, 900 USDC" go on about the same
         self.was_colon = False
         self.since, self.was_apart, self.has_number = [], False, True
         self.was_move = found["pure"] is not None
+        self.was_market = kind in (None, "price")
 
     def _kind(self, found: re.Match[str], *, is_own: bool) -> str | None:
         if found["none"]:

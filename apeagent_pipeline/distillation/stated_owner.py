@@ -94,8 +94,14 @@ _SAID = re.compile(
     _FLAGS,
 )
 _NOT_NOW = re.compile(r"\b(?:once|when|whenever|until|till|soon|tomorrow|unless|wish)\s$", _FLAGS)
+_SOME_DAY = re.compile(
+    r"(?:^|[.;!?\n]\s?)(?:when|once|if|until|unless|imagine|in\s(?:a|my)\sdreams?)\b[^.;!?\n,]*$", _FLAGS
+)
+_FORMERLY = re.compile(
+    rf"\b(?:yesterday|last\s(?:night|week|month|year)|formerly|previously)[\s,:]+(?:my|our|the)?\s?{_KINDS}$", _FLAGS
+)
 _GIVEN_AWAY = re.compile(
-    r"\b(?:took|takes|sold|spent|gave|lost|lent|stole|burn(?:ed|t)|sent|owe[sd]?|paid|donated|locked)\b[^.;!?\n]{0,40}$",
+    r"\b(?:took|takes|sold|spent|gave|lost|lent|stolen?|gone|missing|hacked|burn(?:ed|t)|sent|owe[sd]?|paid|donated|locked)\b[^.;!?\n]{0,40}$",
     _FLAGS,
 )
 _EXAMPLE = re.compile(r"\b(?:example|e\.g\.)[^.;!?\n]{0,20}$", _FLAGS)
@@ -107,9 +113,11 @@ _OF_SOMEBODY_BEHIND = re.compile(
     _FLAGS,
 )  # fmt: skip
 _ASKS_FOR_HIM = re.compile(r"\b(?:answers?|asks?|asked|wants?|knows?|question|waiting|waits)\b", _FLAGS)
+_HE_HAS = re.compile(r"\b(?:has|holds|owns|average|typical)\b", _FLAGS)
+_I_OR_MY = re.compile(r"\b(?:i|my|we|our|your|the\swallet)\b", _FLAGS)
 _ADDRESS = re.compile(
     r"\b(?:hi|hello|hey|dear|yo|gm|good|greetings|evening|morning|time|again|okay?|quick|please|look|screen|notes|protocol|"
-    r"beginner|bot|assistant|view|json|csv|table|numbers|figures|stats|details|snapshot|vol|ethusdc?|ethusd|here|see|below)\b",
+    r"beginner|bot|assistant|view|json|csv|table|numbers|figures|stats|details|snapshot|vol|ethusdc?|ethusd|here|see|below|post|put|get|request|decide|api|input)\b",
     _FLAGS,
 )
 _VERBS = ("hold", "holding", "have", "own", "owning", "got")
@@ -128,19 +136,24 @@ def is_own(text: str, place: int, word: str, behind: str = "") -> bool:
     """
     before, word = text[max(place - _REACH, 0) : place], word.lower()
     if word in ("my", "our"):
-        return not _SAID.search(before) and not _GIVEN_AWAY.search(before)
+        return not _SAID.search(before) and not _FORMERLY.search(before) and not _GIVEN_AWAY.search(before)
     if word in ("has", "holds", "owns"):
         return _MY_WALLET.search(before) is not None
     if word in _VERBS:
         return _is_own_verb(text, before, word, behind)
-    if _MY.search(before):
-        return True
+    if _FORMERLY.search(before):
+        return False
+    if found := _MY.search(before):
+        sentence = re.split(r"[.!?;\n]", before[: found.start()])[-1]
+        return found[0].lower().startswith(("my", "our", "your")) or not names_a_person(sentence)
     return bool(_NO_OWNER.search(before) or _A_PORTFOLIO.search(before)) and _names_no_owner(text, before, behind)
 
 
 def _is_own_verb(text: str, before: str, word: str, behind: str) -> bool:
     if subject := _I_DO.search(before):
         earlier = before[: subject.start()]
+        if _SOME_DAY.search(earlier):
+            return False
         return not _SAID.search(earlier) and not _NOT_NOW.search(earlier)
     if _BARE_VERB.search(before) or _BEHIND_THE_MARKET.search(before):
         return _names_no_owner(text, before, behind)
@@ -178,7 +191,7 @@ def is_block_of_the_asker(before: str) -> bool:
     line = re.split(r"[.?!]\s", before)[-1]
     lines = [each for each in line.split("\n") if each.strip()]
     label = re.sub(r"[^\w\s:=,]", " ", lines[-1]).strip() if lines else ""
-    if names_a_person(label):
+    if names_a_person(label) or (_HE_HAS.search(label) and not _I_OR_MY.search(label)):
         return False
     words = re.findall(r"[^\W\d_]+", label)
     is_address = label.endswith(",") and len(words) > 1

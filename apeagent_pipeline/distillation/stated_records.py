@@ -33,6 +33,7 @@ _AMOUNT = re.compile(
     re.IGNORECASE,
 )
 _NOTHING = re.compile(r"\s*(?:none|zero|nothing|no)\s*", re.IGNORECASE)
+TAG = re.compile(r"</?[a-z]{1,10}\d?(?:\s[^<>]{0,100})?/?>", re.IGNORECASE)
 LOWEST_PRICE = 50.0
 """A number below it is not taken for the price of ETH unless a sentence says so outright: USDC is younger than that."""
 
@@ -66,6 +67,8 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
     """
     records, words = Records(question), []
     for find in (_json_blocks, _html_blocks, _grids, _lists):
+        if find is _grids:
+            records.rest = TAG.sub("\n", records.rest)
         text, kept, place = records.rest, [], 0
         for begin, end, pairs, others in find(text):
             told = [(kind, value) for names, value in pairs for kind, value in _stated(names, value)]
@@ -285,6 +288,8 @@ def _pairs_of_grid(rows: list[list[str]]) -> Iterator[_Pair]:
         return
     is_number = [[_IS_NUMBER.fullmatch(cell) is not None for cell in row] for row in rows]
     has_header = not any(is_number[0])
+    if has_header and any(set(parts_of(cell)) & _OF_A_HISTORY for cell in rows[0]):
+        return
     has_names = not any(row[0] for row in is_number[1 if has_header else 0 :])
     for row in rows[1 if has_header else 0 :]:
         for column, cell in enumerate(row):
@@ -299,15 +304,20 @@ def _pairs_of_grid(rows: list[list[str]]) -> Iterator[_Pair]:
 
 _OF_A_COLUMN = frozenset("value values amount number reading now current level figure data".split())
 
+_OF_A_HISTORY = frozenset(
+    "trade trades date time order orders user owner trader name id side block hash client customer account_id".split()
+)
+"""In a header: every row is an event or a person."""
+
 # Lists of names and values
 
 _NAME = r"(?:--?)?[A-Za-z]\w{0,30}(?:[./]\w{1,30}){0,3}"
 _UNITS = (
-    r"(?:[ ]?(?:%|(?i:bps?|ticks?|t|pct|percent|per[ ]cent|basis[ ]points|x|usdc?/w?eth|usdc?[ ]per[ ]w?eth|w?eth|ether|usdc?|"
-    r"dollars?)\b(?![ ]?(?:held|balance|free|available)?[ ]?[=:/])))?"
+    r"(?:[ ]?(?:%|(?i:bps?|ticks?|t|pct|percent|per[ ]cent|basis[ ]points|x|usdc?/w?eth|usdc?[ ]per[ ]w?eth|(?:w?eth|ether|usdc?|dollars?)(?![ ]\$?\d))\b"
+    r"(?![ ]?(?:held|balance|free|available)?[ ]?[=:/])))?"
 )
 _ITEM = re.compile(
-    rf"(?<![\w.])(?:(?P<key>{_NAME}(?:[ ]{_NAME}){{0,2}}(?:\s\([A-Za-z]+\))?)[ ]?(?:[=:]|->|\.{{2,}})"
+    rf"(?<![\w.])(?:(?P<key>{_NAME}(?:[ ]{_NAME}){{0,2}}(?:\s\([A-Za-z]+\))?)[ ]?(?:[=:]|->|\.{{2,}}|-(?=[ ]))"
     rf"|(?P<word>{_NAME}(?:[ ](?i:held|balance|price|bal|free|available|qty|amount|rate|px|spot))?)(?=[ ]))[ ]{{0,12}}"
     rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero|no)\b(?![ ]\d)|[\d.]+\s?%)",
 )
@@ -319,10 +329,16 @@ _FEWEST = 3
 def _lists(text: str) -> Iterator[_Block]:
     """Lists such as ``px=2431 eth=2 usdc=900`` and ``spot 2431, eth 2, usdc 900``."""
     run: list[re.Match[str]] = []
+    tainted = -1
     for found in _ITEM.finditer(text):
         name = found["key"] or found["word"]
         if kind_of((name,)) == "holdings" or ((found["word"] or " " in name) and not is_key(name)):
-            continue  # "hold 2 ETH" is the beginning of a list of amounts, "and 900 USDC" is its end
+            # "hold 2 ETH" is the beginning of a list of amounts, "and 900 USDC" is its end, "Carol eth=4" is Carol's
+            tainted = found.end() if found["key"] and " " in name else tainted
+            continue
+        if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
+            tainted = found.end()
+            continue
         if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
             yield from _list(run)
             run = []
