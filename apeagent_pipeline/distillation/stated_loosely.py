@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from apeagent_pipeline.distillation.stated_names import misspelt
 from apeagent_pipeline.distillation.stated_owner import is_block_of_the_asker, is_of_somebody, names_a_person
 from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
@@ -62,18 +63,19 @@ _HAVING = frozenset(
 _QUOTES = re.compile(
     r"\b(?:the\s)?(?:pool|market|screen|ticker|uniswap)\s(?:quotes|quoting|trades\sat|is\sat|prints|asks)\b", _FLAGS
 )
+_HAVING |= misspelt(_HAVING)
 _OWN = _FIRST_PERSON | _HAVING
 _FILLER = frozenset(
     "and plus with & in on the a an is are there here this at of only just about around roughly approx exactly "
     "currently right now still also both today long dry anyway well has holds contains contain comprise comprises shows include includes consists carry carrying hodl sitting moment total some further left idle parked spare sitting lying "
     "side dry powder hand usdc usd eth ether dollars stables so ok okay hi hey hello yo gm good morning evening bot sir "
-    "status state given am do all what too ready base uniswap hot cold main trading "
+    "status state given am do all what too ready base uniswap hot cold main check trading "
     "und mit in im auf der die das sind ist noch nur derzeit aktuell aktuelles gerade "
     "y con en el la de hay e ed et avec dans le les un une o os as um uma com em na no estou com sono a \u00e0 est\u00e1 "
     "i oraz na w en met van de het och med \u0438 \u0435\u0441\u0442\u044c".split()
 )
 _MARKET = frozenset(
-    "price px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches prints cotiza eth-preis eth-kurs ist current s priced market volume vol volatility sigma "
+    "price prc px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches prints cotiza eth-preis eth-kurs ist current s priced market volume vol volatility sigma "
     "realised realized change chg move moved delta drift trend flat tick ticks bps bp pct percent cent per basis points "
     "to shown dn \u03c3 \u0394 \u03b4 it day week hour session lately since looked dropped jumped climbed gained went slid slipped fallen falling risen tanked swings swing comes over recent vola stdev rvol rv w n/a movement reading reads stands "
     "up down plus minus rose fell calm high low strong weak normal steady quiet "
@@ -81,15 +83,17 @@ _MARKET = frozenset(
     "variation prezzo volatilit\u00e0 variazione pre\u00e7o volatilidade varia\u00e7\u00e3o cena zmiana zmienno\u015b\u0107 prijs "
     "verandering volatiliteit pris \u0446\u0435\u043d\u0430".split()
 )
+_MARKET |= misspelt(_MARKET)
 _ASKED = frozenset(
     "what should i do buy sell hold or action trade move to which your call advice please and go swap now then so wait "
     "for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio reserve that's that is total held "
     "available wallet hand cash account deploy spend play use uniswap base ready side a right at moment".split()
 )
 _PRICE_WORDS = frozenset(
-    "price px spot quote rate mid costs cost trades trading quoted priced goes fetches at @ kurs preis precio prix prezzo pre\u00e7o cena "
+    "price prc px spot quote rate mid costs cost trades trading quoted priced goes fetches at @ kurs preis precio prix prezzo pre\u00e7o cena "
     "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
 )
+_PRICE_WORDS |= misspelt(_PRICE_WORDS)
 _SAYS_SO = frozenset("is ist s shown now currently of the for about around a an just per = today to stands "
     "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split())
 _TAKES_AWAY = frozenset(
@@ -104,7 +108,7 @@ _NOT_THE_PRICE = frozenset(
 _HAS = frozenset("has have had holds held hold owns own got with of".split()) | _NOT_THE_PRICE
 _MOVES = frozenset("up down now today rising falling".split())
 
-_JOINS = frozenset("and plus und y et e oraz en och \u0438 but vs versus alongside w n an".split())
+_JOINS = frozenset("and plus und y et e oraz en och \u0438 but aber pero mais ma mas vs versus alongside w n an".split())
 
 _MORE_THAN_A_NAME = 4
 """So many unknown words before "bag 2 ETH" are a remark of their own, not the name of whose bag it is."""
@@ -167,7 +171,7 @@ class _Reader:
         self.place = self.unknown = 0
         self.has_number = self.was_move = self.was_colon = self.was_market = False
         self.is_under_another = self.has_own = self.was_apart = False
-        self.clause: list[str] = []
+        self.clause: set[str] = set()
         self.since: list[str] = []
         """Words since the last number of the clause."""
 
@@ -182,12 +186,12 @@ class _Reader:
         self.is_ours = not names_a_person(last)
         self.place, self.unknown, self.has_number, self.was_move = place, 0, False, False
         self.was_market = False
-        self.is_known, self.clause, self.since, self.has_own = True, [], [], False
+        self.is_known, self.clause, self.since, self.has_own = True, set(), [], False
 
     def part(self) -> None:
         """Begin a clause."""
         self.is_ours = self.is_ours and self.is_known
-        self.is_known, self.clause, self.since, self.was_apart = True, [], [], True
+        self.is_known, self.clause, self.since, self.was_apart = True, set(), [], True
 
     def ends_a_fact(self) -> bool:
         """Whether a cell is about the market and no name stands before it, so that the next is no more about that."""
@@ -196,11 +200,11 @@ class _Reader:
     def label(self, place: int) -> None:
         """A colon: words in front of it that name nobody ("For the record:") leave the sentence the asker's."""
         self.was_colon = True
-        told = set(self.clause)
+        told = self.clause
         if not self.is_known and not self.has_number and not told & (_HAVING | _TAKES_AWAY | _NOT_THE_PRICE | {"me"}):
             self.is_known = self.is_ours and is_block_of_the_asker(self.text[max(self.place, place - 200) : place])
             self.unknown += 0 if self.is_known else 1
-            self.clause, self.since = (self.clause, self.since) if not self.is_known else ([], [])
+            self.clause, self.since = (self.clause, self.since) if not self.is_known else (set(), [])
 
     def word(self, word: str) -> None:
         """Go on by a word; one that is not known takes the amounts before it away, unless they were said to be ours."""
@@ -210,13 +214,14 @@ class _Reader:
         self.is_known = self.is_known and is_known
         self.unknown += not is_known
         self.was_colon = False
-        self.clause.append(word)
+        self.clause.add(word)
         self.since.append(word)
 
     def close(self, *, keeps: bool = True) -> None:
         """End a list of amounts."""
-        if keeps and self.group and not self._is_of_another(self.group[-1][2][1]):
-            for kind, value, span in self.group:
+        if self.group:
+            keeps = keeps and not self._is_of_another(self.group[-1][2][1])
+            for kind, value, span in (each for each in self.group if keeps or each[1] == 0):
                 getattr(self.found, kind).append(value)
                 self.found.spans.append(span)
         self.group = []
@@ -230,22 +235,22 @@ class _Reader:
         """Decide what a number is: a holding, a price or something else."""
         digits = found["n"] or found["m"] or ""
         values = readings(digits.lstrip("-+\u2212")) if digits else (0.0,)
-        is_own = any(word in _OWN for word in self.clause)
+        is_own = bool(_OWN & self.clause)
         if not self.is_known:
             self.is_ours = False
-        elif any(word in _FIRST_PERSON for word in self.clause):
+        elif _FIRST_PERSON & self.clause:
             self.is_ours = self.has_own = True
         elif is_own and self.unknown >= _MORE_THAN_A_NAME:
             before = self.text[max(self.place, found.start() - 200) : found.start()]
             self.is_ours = not names_a_person(before)
         kind = self._kind(found, is_own=is_own) if values else None
         if kind == "price":
-            is_told = self.is_known or not _NOT_THE_PRICE & set(self.clause)
+            is_told = self.is_known or not _NOT_THE_PRICE & self.clause
             if is_told and not digits.startswith(("-", "+", "\u2212")):
                 self.found.price += [value for value in _price_readings(digits, values) if value >= LOWEST_PRICE]
         elif kind and self.is_ours and not self.is_under_another and not set(self.since) & _MARKET:
             self.group.append((kind, _value(kind, digits, values, is_half=found["half"] is not None), found.span()))
-        elif kind == "maybe" and (self.is_known or (self.was_colon and not _HAS & set(self.clause))):
+        elif kind == "maybe" and (self.is_known or (self.was_colon and not _HAS & self.clause)):
             self.found.beside.append((min(values), max(values)))
         elif kind and set(self.since) & _MARKET:
             self.is_ours = False  # "It is 3 ETH and 900 USDC", "Volume: 3 ETH, 900 USDC" go on about the same

@@ -10,9 +10,26 @@ from typing import Literal
 
 Kind = Literal["eth", "usdc", "price", "holdings"]
 
+
+def misspelt(words: Iterable[str]) -> frozenset[str]:
+    """The words with two neighbouring letters swapped or one dropped, not the first or last; of long words alone.
+
+    "Owing", which "owning" is one letter from, is another word.
+    """
+    found = set()
+    for word in words:
+        if len(word) > 4 and word.isascii() and word.isalpha():
+            for at in range(1, len(word) - 1):
+                found.add(word[:at] + word[at + 1 :])
+                found.add(word[:at] + word[at + 1] + word[at] + word[at + 2 :])
+    return frozenset(found - {"owing"})
+
+
 ETH_NAMES = frozenset("eth weth ether ethers ethereum".split())
 USDC_NAMES = frozenset("usdc usd dollars dollar cash stables stable stablecoins".split())
-PRICE_NAMES = frozenset("price prices px spot rate quote quoted mid mark last p ethusdc ethusd wethusdc".split())
+PRICE_NAMES = frozenset(
+    "price prices px spot rate quote quoted mid mark last p prc ethusdc ethusd wethusdc".split()
+) | misspelt(["price"])
 HOLDING_NAMES = frozenset(
     "hold holds holding holdings held have own owned owns balance balances bal wallet wallets portfolio position "
     "positions pos account acct available avail free amount amounts amt qty quantity units inventory inv funds assets "
@@ -23,6 +40,7 @@ MARKET_NAMES = frozenset(
     "imbalance span window ticks tick bps".split()
 )
 _OF_MARKET_NAMES = frozenset("realised realized recent traded fraction percent pct per cent bp in of last 24h".split())
+
 _NEUTRAL = frozenset(
     "the a an of in on at is are now current currently market live today per to for one value values fact facts data "
     "state status info input inputs context and snapshot item field key trading export set let env uniswap v4 base onchain".split()

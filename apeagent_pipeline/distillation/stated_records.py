@@ -39,6 +39,9 @@ LOWEST_PRICE = 50.0
 
 _MOST_OBJECTS = 20
 _MOST_COLUMNS = 40
+_MOST_ROWS = 40
+_MOST_HTML = 20_000
+"""A hostile question must not cost the square of its length."""
 
 
 @dataclass
@@ -202,7 +205,7 @@ class _Rows(HTMLParser):
 
 def _html_blocks(text: str) -> Iterator[_Block]:
     begin, end = text.lower().find("<t"), text.lower().rfind("</t")
-    if begin < 0 or end < begin:
+    if begin < 0 or not begin < end < begin + _MOST_HTML:
         return
     end = text.find(">", end) + 1 or len(text)
     parser = _Rows()
@@ -211,7 +214,6 @@ def _html_blocks(text: str) -> Iterator[_Block]:
         yield begin, end, pairs, []
 
 
-_RULE = re.compile(r"[\s|:+=-]*-[\s|:+=-]*")
 _SEPARATORS = ("|", "\t", ";", ",")
 _BEFORE_HEADER = re.compile(r".*[.?!:]\s+(?=\S)")
 _IS_NUMBER = re.compile(rf"\s*[~\u2248]?\s?\$?\s?{_SIGNED}(?:\s?[^\W\d_/]+|\s?%)?(?:\s\(.*\))?\s*", re.IGNORECASE)
@@ -239,11 +241,11 @@ def _grid_from(lines: list[str], first: int, separator: str) -> tuple[list[list[
     """The rows of a table that begins in a line, its last line, and how much of the first line stands before it."""
     last = first
     count = lines[first + 1].strip(" \r|").count(separator) if first + 1 < len(lines) else 0
-    while last + 1 < len(lines) and count and lines[last + 1].strip(" \r|").count(separator) == count:
+    while last + 1 < min(len(lines), first + _MOST_ROWS) and count and lines[last + 1].strip(" \r|").count(separator) == count:
         last += 1
     if last == first:
         return None
-    below = [_cells(line, separator) for line in lines[first + 1 : last + 1] if not _RULE.fullmatch(line)]
+    below = [_cells(line, separator) for line in lines[first + 1 : last + 1] if not _is_rule(line)]
     if not below or len({len(row) for row in below}) > 1:
         return None
     columns = len(below[0])
@@ -275,6 +277,10 @@ def _are_rows(rows: list[list[str]]) -> bool:
     numbers = [cell for row in below for cell in row[1:]]
     are_names = all(name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names)
     return are_names and all(not cell or _IS_NUMBER.fullmatch(cell) for cell in numbers)
+
+
+def _is_rule(line: str) -> bool:
+    return "-" in line and not set(line) - set(" \t\r|:+=-")
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -321,6 +327,7 @@ _ITEM = re.compile(
     rf"|(?P<word>{_NAME}(?:[ ](?i:held|balance|price|bal|free|available|qty|amount|rate|px|spot))?)(?=[ ]))[ ]{{0,12}}"
     rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero|no)\b(?![ ]\d)|[\d.]+\s?%)",
 )
+_NUMBER_BEFORE = re.compile(r"[\dkM][ ]?$")
 _BETWEEN = re.compile(r"[\s,;|/&\u2022*>-]*")
 _FEWEST = 3
 """So many names and values in a row are a list; fewer may be a sentence."""
@@ -339,6 +346,9 @@ def _lists(text: str) -> Iterator[_Block]:
         if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
             tainted = found.end()
             continue
+        if found["word"] and kind_of((name,)) and _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()]):
+            if not run or run[-1].end() < found.start() - 1:
+                continue  # "2 eth 500 usdc" does not state an eth of 500
         if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
             yield from _list(run)
             run = []
