@@ -104,6 +104,8 @@ _PRICES = tuple(
         rf"\b{_ETH}\s(?:is|stands|sits|trades|trading)\s(?:now\s|currently\s)?at\s(?P<n>{_SIGNED})(?!\s?(?:{_UNIT}|%|\d))",
     )
 )
+_OF_A_MOVE = re.compile(r"\s?(?:bps?|ticks?|t|pips?|points?|basis\spoints?|pct|per\s?cent)\b", _FLAGS)
+"""Behind a number that is no price: "the price is 40 bps higher"."""
 _OWN_TOKENS = {"ETH", "WETH", "USDC", "USD", "ETHER", "ETHEREUM"}
 _OTHER_PAIR = re.compile(
     r"\b(?P<x>[A-Z][A-Z0-9]{1,6})\s?[/-]\s?(?P<y>[A-Z][A-Z0-9]{1,6})\b"
@@ -167,6 +169,8 @@ def read_facts(question: str) -> StatedFacts:
     prices = list(records.price)
     for pattern in _PRICES:
         for found in pattern.finditer(text):
+            if _OF_A_MOVE.match(text, found.end("n")):
+                continue
             prices += readings(found["n"].lstrip("-\u2212"))
             claimed.append(found.span("n"))
     maybe = list(records.maybe)

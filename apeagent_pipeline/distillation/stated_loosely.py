@@ -46,14 +46,16 @@ _TOKEN = re.compile(
     r"|(?P<apart>[,|/()+&\u2013\u2014]|\s-\s)",
     _FLAGS,
 )
-_PAIR = re.compile(rf"\b{_ETH}\s?[/-]?\s?{_USDC}(?!\s?\d[\d.,]*\s?{_ETH})|(?<!\d\s)(?<!\d)\b{_USDC}\s?(?:per|/)\s?{_ETH}", _FLAGS)
+_PAIR = re.compile(
+    rf"\b{_ETH}\s?[/-]?\s?{_USDC}(?!\s?\d[\d.,]*\s?{_ETH})|(?<!\d\s)(?<!\d)\b{_USDC}\s?(?:per|/)\s?{_ETH}", _FLAGS
+)
 
 _FIRST_PERSON = frozenset(
     "i im ive my me mine we our ich mein meine meinem mi mis tengo je j mon mes ho mio miei minha meu meus tenho mam m\u00f3j "
     "moje ik mijn jag mitt \u043c\u0435\u043d\u044f \u043c\u043e\u0439".split()
 )
 _HAVING = frozenset(
-    "m book hodling having bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
+    "m book hodling hldgs hv hav having keep bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
     "portfolio pf port balance balances bal account acct acc inventory inv treasury funds assets available avail free cash "
     "habe hab halte besitze besitz guthaben bestand best\u00e4nde depot konto b\u00f6rse "
     "poseo cartera saldo saldos billetera monedero ai d\u00e9tiens poss\u00e8de portefeuille solde possiedo portafoglio "
@@ -94,8 +96,10 @@ _PRICE_WORDS = frozenset(
     "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
 )
 _PRICE_WORDS |= misspelt(_PRICE_WORDS)
-_SAYS_SO = frozenset("is ist s shown now currently of the for about around a an just per = today to stands "
-    "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split())
+_SAYS_SO = frozenset(
+    "is ist s shown now currently of the for about around a an just per = today to stands "
+    "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split()
+)
 _TAKES_AWAY = frozenset(
     "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never".split()
 )
@@ -108,7 +112,9 @@ _NOT_THE_PRICE = frozenset(
 _HAS = frozenset("has have had holds held hold owns own got with of".split()) | _NOT_THE_PRICE
 _MOVES = frozenset("up down now today rising falling".split())
 
-_JOINS = frozenset("and plus und y et e oraz en och \u0438 but aber pero mais ma mas vs versus alongside w n an".split())
+_JOINS = frozenset(
+    "and plus und y et e oraz en och \u0438 but aber pero mais ma mas vs versus alongside w n an".split()
+)
 
 _MORE_THAN_A_NAME = 4
 """So many unknown words before "bag 2 ETH" are a remark of their own, not the name of whose bag it is."""
@@ -137,7 +143,9 @@ class Loose:
 def read_loosely(text: str) -> Loose:
     """Read a text as `stated_facts` prepares it; linear in its length."""
     text = _QUOTES.sub(lambda found: "price".ljust(len(found[0])), text)
-    text = re.sub(r"\b(?:il|la|i|o|a) (?=mi[oea]|meu|minha)", lambda found: "my".ljust(len(found[0])), text, flags=_FLAGS)
+    text = re.sub(
+        r"\b(?:il|la|i|o|a) (?=mi[oea]|meu|minha)", lambda found: "my".ljust(len(found[0])), text, flags=_FLAGS
+    )
     text = re.sub(r"\bby (?=\d)", "up ", text)
     text = _PAIR.sub(lambda found: "price".ljust(len(found[0])), text)
     reader = _Reader(text)
@@ -272,7 +280,13 @@ class _Reader:
             if self._is_priced(is_own=is_own) or found["dollar2"] or found["in"] or found["each2"]:
                 return "price"
             following = re.match(r"\s?(\w+)", self.text[found.end() : found.end() + 12])
-            return "price" if following and following[1].lower() in _MOVES else "eth" if is_own else "maybe"
+            return (
+                "price"
+                if following and following[1].lower() in _MOVES
+                else "eth"
+                if is_own and self.is_known
+                else "maybe"
+            )
         if found["eth"]:
             return None if found["dollar"] else "eth"
         if found["each"] or found["each3"] or self._is_priced(is_own=is_own):
@@ -295,9 +309,7 @@ class _Reader:
         return not is_own or words[-1] not in ("at", "@")
 
 
-def _value(
-    kind: str, digits: str, values: tuple[float, ...], *, is_half: bool
-) -> float | tuple[float, float]:
+def _value(kind: str, digits: str, values: tuple[float, ...], *, is_half: bool) -> float | tuple[float, float]:
     if digits.startswith(("-", "\u2212")):
         return (0.0, 0.0) if kind == "maybe" else 0.0
     if kind == "maybe":

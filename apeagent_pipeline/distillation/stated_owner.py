@@ -182,7 +182,12 @@ def is_of_somebody(text: str, place: int) -> bool:
 
 def names_a_person(sentence: str) -> bool:
     """Whether a sentence speaks of somebody else, so that bare amounts behind it may be theirs."""
-    sentence = re.sub(r"\b(?:what|it|that|let|here|there|how|today|now|price|vol|change|eth|market|everything)\ss\b|\bpool\s(?:quotes|is\sat|trades|shows|volatility|rate|price)\b", "", sentence, flags=_FLAGS)
+    sentence = re.sub(
+        r"\b(?:what|it|that|let|here|there|how|today|now|price|vol|change|eth|market|everything)\ss\b|\bpool\s(?:quotes|is\sat|trades|shows|volatility|rate|price)\b",
+        "",
+        sentence,
+        flags=_FLAGS,
+    )
     return bool(_PERSON.search(sentence)) and not _ASKS_FOR_HIM.search(sentence)
 
 

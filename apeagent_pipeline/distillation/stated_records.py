@@ -241,7 +241,11 @@ def _grid_from(lines: list[str], first: int, separator: str) -> tuple[list[list[
     """The rows of a table that begins in a line, its last line, and how much of the first line stands before it."""
     last = first
     count = lines[first + 1].strip(" \r|").count(separator) if first + 1 < len(lines) else 0
-    while last + 1 < min(len(lines), first + _MOST_ROWS) and count and lines[last + 1].strip(" \r|").count(separator) == count:
+    while (
+        last + 1 < min(len(lines), first + _MOST_ROWS)
+        and count
+        and lines[last + 1].strip(" \r|").count(separator) == count
+    ):
         last += 1
     if last == first:
         return None
@@ -275,7 +279,9 @@ def _are_rows(rows: list[list[str]]) -> bool:
     else:
         names.append(head[0])
     numbers = [cell for row in below for cell in row[1:]]
-    are_names = all(name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names)
+    are_names = all(
+        name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names
+    )
     return are_names and all(not cell or _IS_NUMBER.fullmatch(cell) for cell in numbers)
 
 
@@ -346,7 +352,11 @@ def _lists(text: str) -> Iterator[_Block]:
         if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
             tainted = found.end()
             continue
-        if found["word"] and kind_of((name,)) and _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()]):
+        if (
+            found["word"]
+            and kind_of((name,))
+            and _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()])
+        ):
             if not run or run[-1].end() < found.start() - 1:
                 continue  # "2 eth 500 usdc" does not state an eth of 500
         if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
