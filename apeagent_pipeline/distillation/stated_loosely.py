@@ -6,7 +6,6 @@ other word ("Bob", "sell", "wants", "lost") makes the rest of its sentence nobod
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from apeagent_pipeline.distillation.stated_names import misspelt
@@ -51,16 +50,10 @@ _PAIR = re.compile(
 )
 
 _FIRST_PERSON = frozenset(
-    "i im ive my me mine we our ich mein meine meinem mi mis tengo je j mon mes ho mio miei minha meu meus tenho mam m\u00f3j "
-    "moje ik mijn jag mitt \u043c\u0435\u043d\u044f \u043c\u043e\u0439".split()
+    ["i", "im", "ive", "my", "me", "mine", "we", "our", "ich", "mein", "meine", "meinem", "mi", "mis", "tengo", "je", "j", "mon", "mes", "ho", "mio", "miei", "minha", "meu", "meus", "tenho", "mam", "mój", "moje", "ik", "mijn", "jag", "mitt", "меня", "мой"]
 )
 _HAVING = frozenset(
-    "m book hodling hldgs hv hav having keep bag bags stack stash wallet wallets purse hold holding holdings have got own owning position positions pos "
-    "portfolio pf port balance balances bal account acct acc inventory inv treasury funds assets available avail free cash "
-    "habe hab halte besitze besitz guthaben bestand best\u00e4nde depot konto b\u00f6rse "
-    "poseo cartera saldo saldos billetera monedero ai d\u00e9tiens poss\u00e8de portefeuille solde possiedo portafoglio "
-    "possuo carteira portfel heb portemonnee tegoed har min pl\u00e5nbok \u0443 "
-    "\u0431\u0430\u043b\u0430\u043d\u0441 \u043a\u043e\u0448\u0435\u043b\u0435\u043a".split()
+    ["m", "book", "hodling", "hldgs", "hv", "hav", "having", "keep", "bag", "bags", "stack", "stash", "wallet", "wallets", "purse", "hold", "holding", "holdings", "have", "got", "own", "owning", "position", "positions", "pos", "portfolio", "pf", "port", "balance", "balances", "bal", "account", "acct", "acc", "inventory", "inv", "treasury", "funds", "assets", "available", "avail", "free", "cash", "habe", "hab", "halte", "besitze", "besitz", "guthaben", "bestand", "bestände", "depot", "konto", "börse", "poseo", "cartera", "saldo", "saldos", "billetera", "monedero", "ai", "détiens", "possède", "portefeuille", "solde", "possiedo", "portafoglio", "possuo", "carteira", "portfel", "heb", "portemonnee", "tegoed", "har", "min", "plånbok", "у", "баланс", "кошелек"]
 )
 _QUOTES = re.compile(
     r"\b(?:the\s)?(?:pool|market|screen|ticker|uniswap)\s(?:quotes|quoting|trades\sat|is\sat|prints|asks)\b", _FLAGS
@@ -68,52 +61,34 @@ _QUOTES = re.compile(
 _HAVING |= misspelt(_HAVING)
 _OWN = _FIRST_PERSON | _HAVING
 _FILLER = frozenset(
-    "and plus with & in on the a an is are there here this at of only just about around roughly approx exactly "
-    "currently right now still also both today long dry anyway well has holds contains contain comprise comprises shows include includes consists carry carrying hodl sitting moment total some further left idle parked spare sitting lying "
-    "side dry powder hand usdc usd eth ether dollars stables so ok okay hi hey hello yo gm good morning evening bot sir "
-    "status state given am do all what too ready base uniswap hot cold main check trading "
-    "und mit in im auf der die das sind ist noch nur derzeit aktuell aktuelles gerade "
-    "y con en el la de hay e ed et avec dans le les un une o os as um uma com em na no estou com sono a \u00e0 est\u00e1 "
-    "i oraz na w en met van de het och med \u0438 \u0435\u0441\u0442\u044c".split()
+    ["and", "plus", "with", "&", "in", "on", "the", "a", "an", "is", "are", "there", "here", "this", "at", "of", "only", "just", "about", "around", "roughly", "approx", "exactly", "currently", "right", "now", "still", "also", "both", "today", "long", "dry", "anyway", "well", "has", "holds", "contains", "contain", "comprise", "comprises", "shows", "include", "includes", "consists", "carry", "carrying", "hodl", "sitting", "moment", "total", "some", "further", "left", "idle", "parked", "spare", "sitting", "lying", "side", "dry", "powder", "hand", "usdc", "usd", "eth", "ether", "dollars", "stables", "so", "ok", "okay", "hi", "hey", "hello", "yo", "gm", "good", "morning", "evening", "bot", "sir", "status", "state", "given", "am", "do", "all", "what", "too", "ready", "base", "uniswap", "hot", "cold", "main", "check", "trading", "und", "mit", "in", "im", "auf", "der", "die", "das", "sind", "ist", "noch", "nur", "derzeit", "aktuell", "aktuelles", "gerade", "y", "con", "en", "el", "la", "de", "hay", "e", "ed", "et", "avec", "dans", "le", "les", "un", "une", "o", "os", "as", "um", "uma", "com", "em", "na", "no", "estou", "com", "sono", "a", "à", "está", "i", "oraz", "na", "w", "en", "met", "van", "de", "het", "och", "med", "и", "есть"]
 )
 _MARKET = frozenset(
-    "price prc px spot quote rate mid last costs cost trades trading traded trade quoted coin goes fetches prints cotiza eth-preis eth-kurs ist current s priced market volume vol volatility sigma "
-    "realised realized change chg move moved delta drift trend flat tick ticks bps bp pct percent cent per basis points "
-    "to shown dn \u03c3 \u0394 \u03b4 it day week hour session lately since looked dropped jumped climbed gained went slid slipped fallen falling risen tanked swings swing comes over recent vola stdev rvol rv w n/a movement reading reads stands "
-    "up down plus minus rose fell calm high low strong weak normal steady quiet "
-    "preis kurs volatilit\u00e4t ver\u00e4nderung \u00e4nderung steht bei precio volatilidad cambio prix volatilit\u00e9 "
-    "variation prezzo volatilit\u00e0 variazione pre\u00e7o volatilidade varia\u00e7\u00e3o cena zmiana zmienno\u015b\u0107 prijs "
-    "verandering volatiliteit pris \u0446\u0435\u043d\u0430".split()
+    ["price", "prc", "px", "spot", "quote", "rate", "mid", "last", "costs", "cost", "trades", "trading", "traded", "trade", "quoted", "coin", "goes", "fetches", "prints", "cotiza", "eth-preis", "eth-kurs", "ist", "current", "s", "priced", "market", "volume", "vol", "volatility", "sigma", "realised", "realized", "change", "chg", "move", "moved", "delta", "drift", "trend", "flat", "tick", "ticks", "bps", "bp", "pct", "percent", "cent", "per", "basis", "points", "was", "one", "to", "shown", "dn", "σ", "Δ", "δ", "it", "day", "week", "hour", "session", "lately", "since", "looked", "dropped", "jumped", "climbed", "gained", "went", "slid", "slipped", "fallen", "falling", "risen", "tanked", "swings", "swing", "comes", "over", "recent", "vola", "stdev", "rvol", "rv", "w", "n/a", "movement", "reading", "reads", "stands", "up", "down", "plus", "minus", "rose", "fell", "calm", "high", "low", "strong", "weak", "normal", "steady", "quiet", "preis", "kurs", "volatilität", "veränderung", "änderung", "steht", "bei", "precio", "volatilidad", "cambio", "prix", "volatilité", "variation", "prezzo", "volatilità", "variazione", "preço", "volatilidade", "variação", "cena", "zmiana", "zmienność", "prijs", "verandering", "volatiliteit", "pris", "цена"]
 )
 _MARKET |= misspelt(_MARKET)
 _ASKED = frozenset(
-    "what should i do buy sell hold or action trade move to which your call advice please and go swap now then so wait "
-    "for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio reserve that's that is total held "
-    "available wallet hand cash account deploy spend play use uniswap base ready side a right at moment".split()
+    ["what", "should", "i", "do", "buy", "sell", "hold", "or", "action", "trade", "move", "to", "which", "your", "call", "advice", "please", "and", "go", "swap", "now", "then", "so", "wait", "for", "in", "my", "the", "on", "it", "thanks", "was", "tun", "soll", "ich", "que", "hago", "faire", "dois", "je", "cosa", "faccio", "reserve", "that's", "that", "is", "total", "held", "available", "wallet", "hand", "cash", "account", "deploy", "spend", "play", "use", "uniswap", "base", "ready", "side", "a", "right", "at", "moment"]
 )
 _PRICE_WORDS = frozenset(
-    "price prc px spot quote rate mid costs cost trades trading quoted priced goes fetches at @ kurs preis precio prix prezzo pre\u00e7o cena "
-    "prijs pris \u0446\u0435\u043d\u0430 kostet cuesta co\u00fbte costa kosztuje kost kostar bei".split()
+    ["price", "prc", "px", "spot", "quote", "rate", "mid", "costs", "cost", "trades", "trading", "quoted", "priced", "goes", "fetches", "at", "@", "kurs", "preis", "precio", "prix", "prezzo", "preço", "cena", "prijs", "pris", "цена", "kostet", "cuesta", "coûte", "costa", "kosztuje", "kost", "kostar", "bei"]
 )
 _PRICE_WORDS |= misspelt(_PRICE_WORDS)
 _SAYS_SO = frozenset(
-    "is ist s shown now currently of the for about around a an just per = today to stands "
-    "est\u00e1 vale a vaut est \u00e0 liegt bei steht em \u00e8 wynosi".split()
+    ["is", "ist", "s", "shown", "now", "currently", "of", "the", "for", "about", "around", "a", "an", "just", "per", "=", "today", "to", "stands", "está", "vale", "a", "vaut", "est", "à", "liegt", "bei", "steht", "em", "è", "wynosi"]
 )
 _TAKES_AWAY = frozenset(
-    "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never".split()
+    ["not", "said", "says", "say", "wrote", "told", "lost", "stolen", "gone", "locked", "sold", "spent", "owed", "cannot", "belong", "belongs", "isn", "aren", "wasn", "never"]
 )
-_ETH_WORDS = frozenset("eth ether weth ethereum".split())
+_ETH_WORDS = frozenset(["eth", "ether", "weth", "ethereum"])
 _NOT_THE_PRICE = frozenset(
-    "bought buy sell sold paid entry entered avg average target stop limit order was were had ago yesterday high low if "
-    "when once until support resistance from cost basis would could predicted forecast tomorrow btc bitcoin sol worth "
-    "fee fees gas volume liquidity reserve tvl kaufte gekauft compr\u00e9 achet\u00e9 comprato comprei kupi\u0142em".split()
+    ["bought", "buy", "sell", "sold", "paid", "entry", "entered", "avg", "average", "target", "stop", "limit", "order", "was", "were", "had", "ago", "yesterday", "high", "low", "if", "when", "once", "until", "support", "resistance", "from", "cost", "basis", "would", "could", "predicted", "forecast", "tomorrow", "btc", "bitcoin", "sol", "worth", "fee", "fees", "gas", "volume", "liquidity", "reserve", "tvl", "kaufte", "gekauft", "compré", "acheté", "comprato", "comprei", "kupiłem"]
 )
-_HAS = frozenset("has have had holds held hold owns own got with of".split()) | _NOT_THE_PRICE
-_MOVES = frozenset("up down now today rising falling".split())
+_HAS = frozenset(["has", "have", "had", "holds", "held", "hold", "owns", "own", "got", "with", "of"]) | _NOT_THE_PRICE
+_MOVES = frozenset(["up", "down", "now", "today", "rising", "falling"])
 
 _JOINS = frozenset(
-    "and plus und y et e oraz en och \u0438 but aber pero mais ma mas vs versus alongside w n an".split()
+    ["and", "plus", "und", "y", "et", "e", "oraz", "en", "och", "и", "but", "aber", "pero", "mais", "ma", "mas", "vs", "versus", "alongside", "w", "n", "an"]
 )
 
 _MORE_THAN_A_NAME = 4
@@ -146,6 +121,10 @@ def read_loosely(text: str) -> Loose:
     text = re.sub(
         r"\b(?:il|la|i|o|a) (?=mi[oea]|meu|minha)", lambda found: "my".ljust(len(found[0])), text, flags=_FLAGS
     )
+    text = re.sub(
+        r"\b(?:hi|hello|hey|dear) \w{1,20}(?=[,.!])", lambda found: "hi".ljust(len(found[0])), text, flags=_FLAGS
+    )
+    text = re.sub(r"\bnot sure\b", "unsure  ", text, flags=_FLAGS)
     text = re.sub(r"\bby (?=\d)", "up ", text)
     text = _PAIR.sub(lambda found: "price".ljust(len(found[0])), text)
     reader = _Reader(text)
@@ -157,9 +136,7 @@ def read_loosely(text: str) -> Loose:
             reader.part()
         elif found["end"]:
             reader.begin(found.end(), is_line=found["end"] == "\n")
-        elif found["apart"]:
-            reader.part()
-        elif (word := found["word"] or found["odd"]) and word.lower() in _JOINS:
+        elif found["apart"] or ((word := found["word"] or found["odd"]) and word.lower() in _JOINS):
             reader.part()
         elif word:
             reader.word(word.lower())
@@ -253,7 +230,7 @@ class _Reader:
             self.is_ours = not names_a_person(before)
         kind = self._kind(found, is_own=is_own) if values else None
         if kind == "price":
-            is_told = self.is_known or not _NOT_THE_PRICE & self.clause
+            is_told = not _NOT_THE_PRICE & self.clause
             if is_told and not digits.startswith(("-", "+", "\u2212")):
                 self.found.price += [value for value in _price_readings(digits, values) if value >= LOWEST_PRICE]
         elif kind and self.is_ours and not self.is_under_another and not set(self.since) & _MARKET:

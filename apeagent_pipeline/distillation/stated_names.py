@@ -25,28 +25,25 @@ def misspelt(words: Iterable[str]) -> frozenset[str]:
     return frozenset(found - {"owing"})
 
 
-ETH_NAMES = frozenset("eth weth ether ethers ethereum".split())
-USDC_NAMES = frozenset("usdc usd dollars dollar cash stables stable stablecoins".split())
+ETH_NAMES = frozenset(["eth", "weth", "ether", "ethers", "ethereum"])
+USDC_NAMES = frozenset(["usdc", "usd", "dollars", "dollar", "cash", "stables", "stable", "stablecoins"])
 PRICE_NAMES = frozenset(
-    "price prices px spot rate quote quoted mid mark last p prc ethusdc ethusd wethusdc".split()
+    ["price", "prices", "px", "spot", "rate", "quote", "quoted", "mid", "mark", "last", "p", "prc", "ethusdc", "ethusd", "wethusdc"]
 ) | misspelt(["price"])
 HOLDING_NAMES = frozenset(
-    "hold holds holding holdings held have own owned owns balance balances bal wallet wallets portfolio position "
-    "positions pos account acct available avail free amount amounts amt qty quantity units inventory inv funds assets "
-    "asset my mine me bag bags stack stash purse i our we your you agent bot spendable tokens token treasury pf".split()
+    ["hold", "holds", "holding", "holdings", "held", "have", "own", "owned", "owns", "balance", "balances", "bal", "wallet", "wallets", "portfolio", "position", "positions", "pos", "account", "acct", "available", "avail", "free", "amount", "amounts", "amt", "qty", "quantity", "units", "inventory", "inv", "funds", "assets", "asset", "my", "mine", "me", "bag", "bags", "stack", "stash", "purse", "i", "our", "we", "your", "you", "agent", "bot", "spendable", "tokens", "token", "treasury", "pf"]
 )
 MARKET_NAMES = frozenset(
-    "vol vola volatility sigma change chg delta move drift trend volume volatilities returns return liquidity usage "
-    "imbalance span window ticks tick bps".split()
+    ["vol", "vola", "volatility", "sigma", "change", "chg", "delta", "move", "drift", "trend", "volume", "volatilities", "returns", "return", "liquidity", "usage", "imbalance", "span", "window", "ticks", "tick", "bps"]
 )
-_OF_MARKET_NAMES = frozenset("realised realized recent traded fraction percent pct per cent bp in of last 24h".split())
+MARKET_NAMES |= misspelt(MARKET_NAMES)
+_OF_MARKET_NAMES = frozenset(["realised", "realized", "recent", "traded", "fraction", "percent", "pct", "per", "cent", "bp", "in", "of", "last", "24h"])
 
 _NEUTRAL = frozenset(
-    "the a an of in on at is are now current currently market live today per to for one value values fact facts data "
-    "state status info input inputs context and snapshot item field key trading export set let env uniswap v4 base onchain".split()
+    ["the", "a", "an", "of", "in", "on", "at", "is", "are", "now", "current", "currently", "market", "live", "today", "per", "to", "for", "one", "value", "values", "fact", "facts", "data", "state", "status", "info", "input", "inputs", "context", "and", "snapshot", "item", "field", "key", "trading", "export", "set", "let", "env", "uniswap", "v4", "base", "onchain"]
 )
-_MARKET = frozenset("market prices ticker".split())
-_WHOLE = frozenset("portfolio account wallet holdings position positions assets funds".split())
+_MARKET = frozenset(["market", "prices", "ticker"])
+_WHOLE = frozenset(["portfolio", "account", "wallet", "holdings", "position", "positions", "assets", "funds"])
 _PART = re.compile(r"[^\W\d_]+\d?(?![^\W\d_])|\d+|[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

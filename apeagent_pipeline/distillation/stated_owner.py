@@ -64,7 +64,7 @@ _OF_SOMEBODY_BEFORE = re.compile(
 )
 _PERSON = re.compile(
     rf"\b(?:{_SOMEBODY}|guys?|m[ae]n|wom[ae]n|persons?|people|traders?|dude|mates?|colleagues?|team|company|fund|dad|mum|"
-    r"mom|kids?|sons?|daughters?|bank|club|charity|everyone|everybody|who|whose|bruder|schwester|freund(?:in)?|hermano|"
+    r"mom|sons?|daughters?|bank|club|charity|everyone|everybody|who|whose|bruder|schwester|freund(?:in)?|hermano|"
     r"amigo|fr\u00e8re|ami|fratello|amico|irm\u00e3o|brat)\b",
     _FLAGS,
 )
@@ -193,7 +193,8 @@ def names_a_person(sentence: str) -> bool:
 
 def is_block_of_the_asker(before: str) -> bool:
     """Whether a list, table or object behind a text states the asker's holdings: no heading names somebody else."""
-    line = re.split(r"[.?!]\s", before)[-1]
+    line = re.split(r"[.?!][)\"']?\s", before)[-1]
+    line = re.sub(r"\b(?:hi|hello|hey|dear)\s\w{1,20}[,.!]", "hi,", line, flags=_FLAGS)
     lines = [each for each in line.split("\n") if each.strip()]
     label = re.sub(r"[^\w\s:=,]", " ", lines[-1]).strip() if lines else ""
     if names_a_person(label) or (_HE_HAS.search(label) and not _I_OR_MY.search(label)):

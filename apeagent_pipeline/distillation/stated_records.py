@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import pairwise
 
-from apeagent_pipeline.distillation.stated_names import ETH_NAMES, USDC_NAMES, Kind, is_key, kind_of, parts_of
+from apeagent_pipeline.distillation.stated_names import ETH_NAMES, USDC_NAMES, Kind, is_key, kind_of, misspelt, parts_of
 from apeagent_pipeline.distillation.stated_owner import is_block_of_the_asker
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
@@ -215,7 +215,9 @@ def _html_blocks(text: str) -> Iterator[_Block]:
 
 
 _SEPARATORS = ("|", "\t", ";", ",")
-_BEFORE_HEADER = re.compile(r".*[.?!:]\s+(?=\S)")
+_TAIL = re.compile(rf"({_SIGNED})\s(?=[A-Za-z(])")
+"""Words behind the last value of the last row."""
+_BEFORE_HEADER = re.compile(r".*[.?!:][)\"']?\s+(?=\S)")
 _IS_NUMBER = re.compile(rf"\s*[~\u2248]?\s?\$?\s?{_SIGNED}(?:\s?[^\W\d_/]+|\s?%)?(?:\s\(.*\))?\s*", re.IGNORECASE)
 
 
@@ -231,7 +233,13 @@ def _grids(text: str) -> Iterator[_Block]:
             if lines[first].count(separator) and (block := _grid_from(lines, first, separator)):
                 rows, last, skipped = block
                 if pairs := list(_pairs_of_grid(rows)):
-                    yield begins[first] + skipped, begins[last] + len(lines[last]), pairs, []
+                    last_cell = _TAIL.match(lines[last][lines[last].rfind(separator) + 1 :].strip())
+                    rest = (
+                        [lines[last][lines[last].rfind(separator) + 1 :].strip()[last_cell.end() :]]
+                        if last_cell
+                        else []
+                    )
+                    yield begins[first] + skipped, begins[last] + len(lines[last]), pairs, rest
                     first = last
                     break
         first += 1
@@ -253,6 +261,8 @@ def _grid_from(lines: list[str], first: int, separator: str) -> tuple[list[list[
     if not below or len({len(row) for row in below}) > 1:
         return None
     columns = len(below[0])
+    if tail := _TAIL.match(below[-1][-1]) if separator != "|" else None:
+        below[-1][-1] = tail[1]
     if not 2 <= columns <= _MOST_COLUMNS:
         return None
     line = lines[first]
@@ -274,15 +284,17 @@ def _are_rows(rows: list[list[str]]) -> bool:
     """Whether lines with separators are rows of names and numbers, not sentences."""
     head, *below = rows
     names = [row[0] for row in below if not _IS_NUMBER.fullmatch(row[0])]
-    if not any(_IS_NUMBER.fullmatch(cell) for cell in head):
-        names += head
-    else:
-        names.append(head[0])
     numbers = [cell for row in below for cell in row[1:]]
+    if any(_IS_NUMBER.fullmatch(cell) for cell in head):
+        names.append(head[0])
+        numbers += head[1:]
+    else:
+        names += head
     are_names = all(
-        name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|:", name) for name in names
+        name and len(name) <= 30 and len(name.split()) <= 3 and not re.search(r"\d\s|\s\d|:|^[\d.]+$", name)
+        for name in names
     )
-    return are_names and all(not cell or _IS_NUMBER.fullmatch(cell) for cell in numbers)
+    return are_names and any(numbers) and all(not cell or _IS_NUMBER.fullmatch(cell) for cell in numbers)
 
 
 def _is_rule(line: str) -> bool:
@@ -314,10 +326,12 @@ def _pairs_of_grid(rows: list[list[str]]) -> Iterator[_Pair]:
             yield tuple(name for name in (row[0] if has_names else "", head) if name), cell
 
 
-_OF_A_COLUMN = frozenset("value values amount number reading now current level figure data".split())
+_OF_A_COLUMN = frozenset(["value", "values", "amount", "number", "reading", "now", "current", "level", "figure", "data"]) | misspelt(
+    ["value"]
+)
 
 _OF_A_HISTORY = frozenset(
-    "trade trades date time order orders user owner trader name id side block hash client customer account_id".split()
+    ["trade", "trades", "date", "time", "order", "orders", "user", "owner", "trader", "name", "id", "side", "block", "hash", "client", "customer", "account_id"]
 )
 """In a header: every row is an event or a person."""
 
