@@ -61,7 +61,7 @@ _CUE = re.compile(
 )
 _NOT_YET = re.compile(r"(?:\b(?:to|should|would|will|could|must|can|if|i'd|i'll|let me)\s(?:i\s|we\s)?)$", _FLAGS)
 _PAIR_CUE = re.compile(r"\bwith\s", _FLAGS)
-_PRICED = re.compile(rf"(?:{_ETH}|\b(?:price|at|costs|is|px)|@)\s?[:=]?\s?$", _FLAGS)
+_PRICED = re.compile(rf"(?:{_ETH}|\b(?:price|at|costs|is|px|quotes)|@)\s?[:=]?\s?$", _FLAGS)
 _BEHIND = re.compile(
     r"\s?(?:(?:are|is)\s)?(?:in\s(?:my|our|the)\s(?:wallet|account|portfolio|balance)|held\b|on\shand|in\shand|available\b)",
     _FLAGS,
@@ -273,7 +273,11 @@ def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
             yield from amounts
     place = 0
     while first := _AMOUNT.search(text, place):
-        if first["dollars"] and _PRICED.search(text[max(first.start() - 20, 0) : first.start()]):
+        if (
+            (first["dollars"] or first["number"])
+            and _token(first["unit"] or "usdc") == "USDC"
+            and _PRICED.search(text[max(first.start() - 20, 0) : first.start()])
+        ):
             place = first.end()
             continue
         amounts = list(_amounts(text, first.start()))

@@ -326,12 +326,30 @@ def _pairs_of_grid(rows: list[list[str]]) -> Iterator[_Pair]:
             yield tuple(name for name in (row[0] if has_names else "", head) if name), cell
 
 
-_OF_A_COLUMN = frozenset(["value", "values", "amount", "number", "reading", "now", "current", "level", "figure", "data"]) | misspelt(
-    ["value"]
-)
+_OF_A_COLUMN = frozenset(
+    ["value", "values", "amount", "number", "reading", "now", "current", "level", "figure", "data"]
+) | misspelt(["value"])
 
 _OF_A_HISTORY = frozenset(
-    ["trade", "trades", "date", "time", "order", "orders", "user", "owner", "trader", "name", "id", "side", "block", "hash", "client", "customer", "account_id"]
+    [
+        "trade",
+        "trades",
+        "date",
+        "time",
+        "order",
+        "orders",
+        "user",
+        "owner",
+        "trader",
+        "name",
+        "id",
+        "side",
+        "block",
+        "hash",
+        "client",
+        "customer",
+        "account_id",
+    ]
 )
 """In a header: every row is an event or a person."""
 
