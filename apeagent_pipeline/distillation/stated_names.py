@@ -11,13 +11,18 @@ from typing import Literal
 Kind = Literal["eth", "usdc", "price", "holdings"]
 
 
-def misspelt(words: Iterable[str]) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+def misspelt(right: Iterable[str]) -> frozenset[str]:
     """The words with two neighbouring letters swapped or one dropped, not the first or last; of long words alone.
 
     "Owing", which "owning" is one letter from, is another word.
     """
     found = set()
-    for word in words:
+    for word in right:
         if len(word) > 4 and word.isascii() and word.isalpha():
             for at in range(1, len(word) - 1):
                 found.add(word[:at] + word[at + 1 :])
@@ -25,181 +30,31 @@ def misspelt(words: Iterable[str]) -> frozenset[str]:
     return frozenset(found - {"owing"})
 
 
-ETH_NAMES = frozenset(["eth", "weth", "ether", "ethers", "ethereum"])
-USDC_NAMES = frozenset(["usdc", "usd", "dollars", "dollar", "cash", "stables", "stable", "stablecoins"])
-PRICE_NAMES = frozenset(
-    [
-        "price",
-        "prices",
-        "px",
-        "spot",
-        "rate",
-        "quote",
-        "quoted",
-        "mid",
-        "mark",
-        "last",
-        "p",
-        "prc",
-        "ethusdc",
-        "ethusd",
-        "wethusdc",
-    ]
-) | misspelt(["price"])
-HOLDING_NAMES = frozenset(
-    [
-        "hold",
-        "holds",
-        "holding",
-        "holdings",
-        "held",
-        "have",
-        "own",
-        "owned",
-        "owns",
-        "balance",
-        "balances",
-        "bal",
-        "wallet",
-        "wallets",
-        "portfolio",
-        "position",
-        "positions",
-        "pos",
-        "account",
-        "acct",
-        "available",
-        "avail",
-        "free",
-        "amount",
-        "amounts",
-        "amt",
-        "qty",
-        "quantity",
-        "units",
-        "inventory",
-        "inv",
-        "funds",
-        "assets",
-        "asset",
-        "my",
-        "mine",
-        "me",
-        "bag",
-        "bags",
-        "stack",
-        "stash",
-        "purse",
-        "i",
-        "our",
-        "we",
-        "your",
-        "you",
-        "agent",
-        "bot",
-        "spendable",
-        "tokens",
-        "token",
-        "treasury",
-        "pf",
-    ]
+ETH_NAMES = words("eth weth ether ethers ethereum")
+USDC_NAMES = words("usdc usd dollars dollar cash stables stable stablecoins")
+PRICE_NAMES = words("price prices px spot rate quote quoted mid mark last p prc ethusdc ethusd wethusdc") | misspelt(
+    ["price"]
 )
-MARKET_NAMES = frozenset(
-    [
-        "vol",
-        "vola",
-        "volatility",
-        "sigma",
-        "change",
-        "chg",
-        "delta",
-        "move",
-        "drift",
-        "trend",
-        "volume",
-        "volatilities",
-        "returns",
-        "return",
-        "liquidity",
-        "usage",
-        "imbalance",
-        "span",
-        "window",
-        "ticks",
-        "tick",
-        "bps",
-    ]
+HOLDING_NAMES = words(
+    "hold holds holding holdings held have own owned owns balance balances bal wallet wallets portfolio position "
+    "positions pos account acct available avail free amount amounts amt qty quantity units inventory inv funds "
+    "assets asset my mine me bag bags stack stash purse i our we your you agent bot spendable tokens token treasury "
+    "pf"
+)
+MARKET_NAMES = words(
+    "vol vola volatility sigma change chg delta move drift trend volume volatilities returns return liquidity usage "
+    "imbalance span window ticks tick bps"
 )
 MARKET_NAMES |= misspelt(MARKET_NAMES)
-_OF_MARKET_NAMES = frozenset(
-    [
-        "realised",
-        "realized",
-        "recent",
-        "traded",
-        "fraction",
-        "percent",
-        "pct",
-        "per",
-        "cent",
-        "bp",
-        "in",
-        "of",
-        "last",
-        "24h",
-    ]
-)
+_OF_MARKET_NAMES = words("realised realized recent traded fraction percent pct per cent bp in of last 24h")
 
-_NEUTRAL = frozenset(
-    [
-        "the",
-        "a",
-        "an",
-        "of",
-        "in",
-        "on",
-        "at",
-        "is",
-        "are",
-        "now",
-        "current",
-        "currently",
-        "market",
-        "live",
-        "today",
-        "per",
-        "to",
-        "for",
-        "one",
-        "value",
-        "values",
-        "fact",
-        "facts",
-        "data",
-        "state",
-        "status",
-        "info",
-        "input",
-        "inputs",
-        "context",
-        "and",
-        "snapshot",
-        "item",
-        "field",
-        "key",
-        "trading",
-        "export",
-        "set",
-        "let",
-        "env",
-        "uniswap",
-        "v4",
-        "base",
-        "onchain",
-    ]
+_NEUTRAL = words(
+    "the a an of in on at is are now current currently market live today per to for one value values fact facts "
+    "data state status info input inputs context and snapshot item field key trading export set let env uniswap v4 "
+    "base onchain"
 )
-_MARKET = frozenset(["market", "prices", "ticker"])
-_WHOLE = frozenset(["portfolio", "account", "wallet", "holdings", "position", "positions", "assets", "funds"])
+_MARKET = words("market prices ticker")
+_WHOLE = words("portfolio account wallet holdings position positions assets funds")
 _PART = re.compile(r"[^\W\d_]+\d?(?![^\W\d_])|\d+|[^\W\d_]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -222,17 +77,14 @@ def kind_of(names: Iterable[str]) -> Kind | None:
     rest = told - ETH_NAMES - USDC_NAMES
     if not parts or rest - PRICE_NAMES - HOLDING_NAMES - _NEUTRAL:
         return None
-    if told & PRICE_NAMES or (has_eth and told & _MARKET):
-        return None if rest & (HOLDING_NAMES - {"spot"}) else "price"
-    if has_eth and has_usdc:
-        return None if rest & HOLDING_NAMES else "price"
+    is_held = bool(rest & (HOLDING_NAMES - {"spot"}))
+    if told & PRICE_NAMES or (has_eth and (has_usdc or told & _MARKET)):
+        return None if is_held else "price"
     if "usd" in last and last & _WHOLE:
         return None  # "portfolio_usd" may be the worth of everything
-    if has_eth:
-        return "eth"
-    if has_usdc:
-        return "usdc"
-    return "holdings" if rest & HOLDING_NAMES else None
+    if has_eth or has_usdc:
+        return "eth" if has_eth else "usdc"
+    return "holdings" if is_held else None
 
 
 def is_key(name: str) -> bool:

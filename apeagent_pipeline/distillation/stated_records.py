@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import pairwise
 
-from apeagent_pipeline.distillation.stated_names import ETH_NAMES, USDC_NAMES, Kind, is_key, kind_of, misspelt, parts_of
+from apeagent_pipeline.distillation.stated_names import (
+    ETH_NAMES,
+    USDC_NAMES,
+    Kind,
+    is_key,
+    kind_of,
+    misspelt,
+    parts_of,
+    words,
+)
 from apeagent_pipeline.distillation.stated_owner import is_block_of_the_asker
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
@@ -68,7 +77,7 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
         question: The question, with its quotation marks and bars.
         has_owner: Whether somebody is named as the owner of what it states; then no block states a holding.
     """
-    records, words = Records(question), []
+    records, told_beside = Records(question), []
     for find in (_json_blocks, _html_blocks, _grids, _lists):
         if find is _grids:
             records.rest = TAG.sub("\n", records.rest)
@@ -85,9 +94,9 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
                 getattr(records, kind).append(value)
             kept += [text[place:begin], "\n"]
             place = end
-            words += others
+            told_beside += others
         records.rest = "".join([*kept, text[place:]])
-    records.rest = "\n".join([records.rest, *words])
+    records.rest = "\n".join([records.rest, *told_beside])
     return records
 
 
@@ -326,30 +335,10 @@ def _pairs_of_grid(rows: list[list[str]]) -> Iterator[_Pair]:
             yield tuple(name for name in (row[0] if has_names else "", head) if name), cell
 
 
-_OF_A_COLUMN = frozenset(
-    ["value", "values", "amount", "number", "reading", "now", "current", "level", "figure", "data"]
-) | misspelt(["value"])
+_OF_A_COLUMN = words("value values amount number reading now current level figure data") | misspelt(["value"])
 
-_OF_A_HISTORY = frozenset(
-    [
-        "trade",
-        "trades",
-        "date",
-        "time",
-        "order",
-        "orders",
-        "user",
-        "owner",
-        "trader",
-        "name",
-        "id",
-        "side",
-        "block",
-        "hash",
-        "client",
-        "customer",
-        "account_id",
-    ]
+_OF_A_HISTORY = words(
+    "trade trades date time order orders user owner trader name id side block hash client customer account_id"
 )
 """In a header: every row is an event or a person."""
 
@@ -357,7 +346,8 @@ _OF_A_HISTORY = frozenset(
 
 _NAME = r"(?:--?)?[A-Za-z]\w{0,30}(?:[./]\w{1,30}){0,3}"
 _UNITS = (
-    r"(?:[ ]?(?:%|(?i:bps?|ticks?|t|pct|percent|per[ ]cent|basis[ ]points|x|usdc?/w?eth|usdc?[ ]per[ ]w?eth|(?:w?eth|ether|usdc?|dollars?)(?![ ]\$?\d))\b"
+    r"(?:[ ]?(?:%|(?i:bps?|ticks?|t|pct|percent|per[ ]cent|basis[ ]points|x|usdc?/w?eth|usdc?[ ]per[ ]w?eth|"
+    r"(?:w?eth|ether|usdc?|dollars?)(?![ ]\$?\d))\b"
     r"(?![ ]?(?:held|balance|free|available)?[ ]?[=:/])))?"
 )
 _ITEM = re.compile(
