@@ -36,7 +36,8 @@ _SAID_OF = (
 # One amount of a token, in each order that people write it.
 _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
-    rf"|(?P<first>{_UNIT})(?:\sbalance)?(?:\s?[:=]\s?|[ ])?\$?[ ]?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
+    rf"|(?P<first>{_UNIT})(?:\sbalance)?(?:\s?[:=]\s?|[ ])?\$?[ ]?(?P<then>{_SIGNED})"
+    rf"(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
     rf"|(?P<number>{_SIGNED})[ ]?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
     _FLAGS,

@@ -1,8 +1,8 @@
 """Holdings and the price as people write them in passing: ``bag 1.7 eth + 3100 usdc``, ``px 1874``, ``no usdc``.
 
 A second reading, for what the outright statements of `stated_facts` leave open. An amount is a holding only if every
-word before it in its clause is known to be harmless: words for having something, filling words, words of the market. Any
-other word ("Bob", "sell", "wants", "lost") makes the rest of its sentence nobody's, until a clause says "I" or "my".
+word before it in its clause is known to be harmless: words for having something, filling words, words of the market.
+Any other word ("Bob", "sell", "wants", "lost") makes the rest of its sentence nobody's, until a clause says "I" or "my".
 """
 
 import re

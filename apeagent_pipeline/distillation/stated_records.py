@@ -374,13 +374,10 @@ def _lists(text: str) -> Iterator[_Block]:
         if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
             tainted = found.end()
             continue
-        if (
-            found["word"]
-            and kind_of((name,))
-            and _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()])
-        ):
-            if not run or run[-1].end() < found.start() - 1:
-                continue  # "2 eth 500 usdc" does not state an eth of 500
+        behind_number = _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()]) is not None
+        is_first = not run or run[-1].end() < found.start() - 1
+        if found["word"] and behind_number and is_first and kind_of((name,)):
+            continue  # "2 eth 500 usdc" does not state an eth of 500
         if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
             yield from _list(run)
             run = []

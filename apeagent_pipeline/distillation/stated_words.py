@@ -1,7 +1,7 @@
 """The words by which `stated_loosely` tells whose an amount is and whether a number is the price.
 
-A word that stands in none of these sets makes an amount nobody's, so a set may only hold words that cannot name an owner,
-an order or another day. Words of more than four letters count with one typing error too.
+A word that stands in none of these sets makes an amount nobody's, so a set may only hold words that cannot name an
+owner, an order or another day. Words of more than four letters count with one typing error too.
 """
 
 from apeagent_pipeline.distillation.stated_names import misspelt, words

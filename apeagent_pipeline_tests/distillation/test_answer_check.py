@@ -243,8 +243,9 @@ def test_a_hostile_question_is_read_in_time():
 @pytest.mark.parametrize(
     "piece",
     [
-        "ETH 1 ", "eth=1 ", "x=1, ", "a,b\n", "a|b\n", "|a|b|\n", "a\t1\n", "1;2\n", "{", '{"a":', "[", "<t", "<td>1", "</t<t", "-", "a: ",
-        "; ", "no eth ", "half an ", "eth/usdc ", "me 2 eth\n", ".... ", "Bob 4 ETH, ", "1.234 USDC ", "<a ", "price: 1\n",
+        "ETH 1 ", "eth=1 ", "x=1, ", "a,b\n", "a|b\n", "|a|b|\n", "a\t1\n", "1;2\n", "{", '{"a":', "[", "<t", "<td>1",
+        "</t<t", "-", "a: ", "; ", "no eth ", "half an ", "eth/usdc ", "me 2 eth\n", ".... ", "Bob 4 ETH, ",
+        "1.234 USDC ", "<a ", "price: 1\n",
     ],
 )  # fmt: skip
 def test_the_time_of_reading_grows_with_the_length_alone(piece):
