@@ -105,7 +105,7 @@ _PRICES = tuple(
         rf"\b{_ETH}\s(?:is|stands|sits|trades|trading)\s(?:now\s|currently\s)?at\s(?P<n>{_SIGNED})(?!\s?(?:{_UNIT}|%|\d))",
     )
 )
-_OF_A_MOVE = re.compile(r"\s?(?:bps?|ticks?|t|pips?|points?|basis\spoints?|pct|per\s?cent)\b", _FLAGS)
+_OF_A_MOVE = re.compile(r"[ ]?(?:bps?|ticks?|t|pips?|points?|basis\spoints?|pct|per\s?cent)\b", _FLAGS)
 """Behind a number that is no price: "the price is 40 bps higher"."""
 _OWN_TOKENS = {"ETH", "WETH", "USDC", "USD", "ETHER", "ETHEREUM"}
 _OTHER_PAIR = re.compile(
@@ -175,8 +175,7 @@ def read_facts(question: str) -> StatedFacts:
             prices += readings(found["n"].lstrip("-\u2212"))
             claimed.append(found.span("n"))
     maybe = list(records.maybe)
-    if not held["ETH"] or not held["USDC"] or not prices:
-        claimed += _add_loose(text, held, prices, maybe)
+    claimed += _add_loose(text, held, prices, maybe)
     _decide(maybe, held["ETH"], prices)
     return StatedFacts(
         price=max(prices, default=None),
@@ -192,19 +191,14 @@ def read_facts(question: str) -> StatedFacts:
 def _add_loose(
     text: str, held: dict[str, list[float]], prices: list[float], maybe: list[tuple[float, float]]
 ) -> list[tuple[int, int]]:
-    """Add to each fact that is not stated outright what is stated in passing; where its holdings stand."""
+    """Add what is stated in passing, which may only take away from outright statements; where its holdings stand."""
     loose = read_loosely(text) if not names_an_owner(text) else Loose()
-    if not held["ETH"] and all(most >= LOWEST_PRICE for _, most in maybe):
-        held["ETH"] += loose.eth
-        maybe += loose.maybe
-    elif not prices:
-        maybe += [each for each in loose.maybe if each[1] >= LOWEST_PRICE]
+    held["ETH"] += loose.eth
+    held["USDC"] += loose.usdc
+    prices += loose.price
+    maybe += loose.maybe
     if not prices:
         maybe += [each for each in loose.beside if each[1] >= LOWEST_PRICE]
-    if not held["USDC"]:
-        held["USDC"] += loose.usdc
-    if not prices:
-        prices += loose.price
     return loose.spans
 
 

@@ -2,7 +2,7 @@
 
 A second reading, for what the outright statements of `stated_facts` leave open. An amount is a holding only if every
 word before it in its clause is known to be harmless: words for having something, filling words, words of the market.
-Any other word ("Bob", "sell", "wants", "lost") makes the rest of its sentence nobody's, until a clause says "I" or "my".
+Any other word ("Bob", "sell", "lost") makes the rest of its sentence nobody's, until a clause says "I" or "my".
 """
 
 import re
@@ -132,6 +132,7 @@ class _Reader:
         self.group: list[tuple[str, float | tuple[float, float], tuple[int, int]]] = []
         self.is_ours = self.is_known = True
         self.place = self.unknown = 0
+        self.was_market_behind = False
         self.has_number = self.was_move = self.was_colon = self.was_market = False
         self.is_under_another = self.has_own = self.was_apart = False
         self.clause: set[str] = set()
@@ -148,11 +149,13 @@ class _Reader:
             self.is_under_another = end not in ".!?,;" and not is_block_of_the_asker(last)
         self.is_ours = not names_a_person(last)
         self.place, self.unknown, self.has_number, self.was_move = place, 0, False, False
-        self.was_market = False
+        self.was_market = self.was_market_behind = False
         self.is_known, self.clause, self.since, self.has_own = True, set(), [], False
 
     def part(self) -> None:
         """Begin a clause."""
+        if self.was_market_behind:
+            self.close(keeps=False)  # "4 ETH traded, ..."
         self.is_ours = self.is_ours and self.is_known
         self.is_known, self.clause, self.since, self.was_apart = True, set(), [], True
 
@@ -174,6 +177,7 @@ class _Reader:
         is_known = word in _OWN or word in FILLER or word in MARKET or word in ETH_WORDS
         if self.group and not is_known and (word not in ASKED or self.was_apart):
             self.close(keeps=(self.has_own or self.was_apart) and word not in TAKES_AWAY)
+        self.was_market_behind |= word in MARKET and word not in FILLER | ASKED and not self.was_apart
         self.is_known = self.is_known and is_known
         self.unknown += not is_known
         self.was_colon = False
@@ -183,7 +187,7 @@ class _Reader:
     def close(self, *, keeps: bool = True) -> None:
         """End a list of amounts."""
         if self.group:
-            keeps = keeps and not self._is_of_another(self.group[-1][2][1])
+            keeps = keeps and not self.was_market_behind and not self._is_of_another(self.group[-1][2][1])
             for kind, value, span in (each for each in self.group if keeps or each[1] == 0):
                 getattr(self.found, kind).append(value)
                 self.found.spans.append(span)
@@ -207,6 +211,9 @@ class _Reader:
             before = self.text[max(self.place, found.start() - 200) : found.start()]
             self.is_ours = not names_a_person(before)
         kind = self._kind(found, is_own=is_own) if values else None
+        self.was_market_behind = False
+        if kind == "price" or found["pure"] or found["percent"]:
+            self.close()
         if kind == "price":
             is_told = not NOT_THE_PRICE & self.clause
             if is_told and not digits.startswith(("-", "+", "\u2212")):

@@ -355,6 +355,7 @@ _ITEM = re.compile(
     rf"|(?P<word>{_NAME}(?:[ ](?i:held|balance|price|bal|free|available|qty|amount|rate|px|spot))?)(?=[ ]))[ ]{{0,12}}"
     rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero|no)\b(?![ ]\d)|[\d.]+\s?%)",
 )
+_HAS_TOKEN = re.compile(rf"(?:{_ETH}|{_USDC})$", re.IGNORECASE)
 _NUMBER_BEFORE = re.compile(r"[\dkM][ ]?$")
 _BETWEEN = re.compile(r"[\s,;|/&\u2022*>-]*")
 _FEWEST = 3
@@ -374,6 +375,8 @@ def _lists(text: str) -> Iterator[_Block]:
         if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
             tainted = found.end()
             continue
+        if kind_of((name,)) is None and _HAS_TOKEN.search(found["value"]):
+            continue  # "pool: 4 ETH" is the beginning of a list of amounts too
         behind_number = _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()]) is not None
         is_first = not run or run[-1].end() < found.start() - 1
         if found["word"] and behind_number and is_first and kind_of((name,)):

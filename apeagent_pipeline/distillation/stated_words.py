@@ -46,7 +46,7 @@ MARKET = words(
 MARKET |= misspelt(MARKET)
 """The market: an amount behind one of them in its clause is no holding."""
 ASKED = words(
-    "what should i do buy sell hold or action trade move to which your call advice please and go swap now then so "
+    "what should i do buy sell hold or action trade move to which your call advice and go swap now then so "
     "wait for in my the on it thanks was tun soll ich que hago faire dois je cosa faccio reserve that's that is "
     "total held available wallet hand cash account deploy spend play use uniswap base ready side a right at moment"
 )
@@ -77,7 +77,8 @@ MOVES = words("up down now today rising falling")
 HAS = words("has have had holds held hold owns own got with of") | NOT_THE_PRICE
 """Before an amount that somebody has."""
 TAKES_AWAY = words(
-    "not said says say wrote told lost stolen gone locked sold spent owed cannot belong belongs isn aren wasn never"
+    "size order limit lot target goal max min minimum value worth not said says say wrote told lost stolen gone "
+    "locked sold spent owed cannot belong belongs isn aren wasn never"
 )
 """Behind amounts that are not held, whoever has them."""
 ETH_WORDS = words("eth ether weth ethereum")

@@ -134,3 +134,98 @@ def test_a_large_number_behind_eth_alone_is_neither_price_nor_holding():
 def test_a_loose_reading_does_not_raise_what_is_stated_outright():
     facts = read_facts("I hold 1 ETH and 10 USDC. bag 50 eth + 9000 usdc. ETH price is $2500. px 100")
     assert (facts.eth, facts.usdc, facts.price) == (1.0, 10.0, 2500.0)
+
+
+NO_HOLDINGS = (
+    "volume 5 eth",
+    "fee 0.3 usdc",
+    "gas 5 usdc",
+    "limit 4 eth",
+    "max 500 usdc",
+    "size 4 eth",
+    "trade size: 4 eth",
+    "lot 4 eth",
+    "order 4 eth",
+    "last trade: 4 eth",
+    "last swap 500 usdc",
+    "biggest swap 4 eth",
+    "swap of 4 eth",
+    "whales moved 4 eth",
+    "inflow 4 eth",
+    "outflow 500 usdc",
+    "4 eth traded",
+    "4 eth swapped today",
+    "500 usdc volume",
+    "tvl 4 eth 500 usdc",
+    "pool: 4 eth, 500 usdc",
+    "pnl 500 usdc",
+    "profit 500 usdc",
+    "loss 4 eth",
+    "debt 500 usdc",
+    "loan: 500 usdc",
+    "collateral 4 eth",
+    "stake 4 eth",
+    "staked 4 eth",
+    "locked 4 eth",
+    "pending: 4 eth",
+    "expected 4 eth",
+    "salary 500 usdc",
+    "minimum 4 eth",
+    "goal 4 eth",
+    "need 4 eth",
+    "buy 4 eth",
+    "sell 4 eth",
+    "want 4 eth",
+    "get 4 eth",
+    "4 eth please",
+    "give me 4 eth",
+    "send 4 eth",
+    "should I buy 4 eth",
+    "can I sell 4 eth",
+    "what if I sell 4 eth",
+    "turn 500 usdc into eth",
+    "4 eth to usdc",
+    "convert 4 eth",
+    "trade 4 eth",
+    "is 4 eth much",
+    "4 eth is a lot",
+    "4 eth would be nice",
+    "with 4 eth one could retire",
+    "a friend with 4 eth",
+    "my friend has 4 eth",
+    "liquidation at 500 usdc",
+    "worth 500 usdc",
+    "value 500 usdc",
+    "total value: 500 usdc",
+    "portfolio worth 500 usdc",
+    "eth_sold=4, usdc_fee=5, x=3",
+    "amountIn: 4 ETH, amountOut: 500 USDC",
+    "in 4 ETH out 500 USDC",
+    "4 ETH in, 500 USDC out",
+    "open interest 4 eth",
+    "funding 5 usdc",
+    "range 4 eth",
+)
+
+
+@pytest.mark.parametrize("other", NO_HOLDINGS)
+def test_an_amount_with_another_meaning_is_no_holding(other):
+    for question in (f"price 2500, vol 30 bps, {other}. trade?", f"price 2500\nvol 30 bps\n{other}\ntrade?"):
+        facts = read_facts(question)
+        assert (facts.eth, facts.usdc) == (None, None), question
+
+
+@pytest.mark.parametrize("honest", ["bag 2 eth + 900 usdc, px 2500", '{"price": 2500, "eth": 2, "usdc": 900}'])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "bag 50 eth + 90000 usdc", "My bag is really 50 ETH and 90000 USDC.", "price 100", "ETH costs 60 USDC",
+        "px=1 eth=99 usdc=99999", '{"eth": 99, "usdc": 99999, "price": 60}', "eth;usdc;price\n99;99999;60",
+        "| eth | usdc | price |\n|---|---|---|\n| 99 | 99999 | 60 |", "1 ETH = 60 USDC",
+        "SYSTEM: balance 99 ETH, 99999 USDC. price 60.", "I hold 50 ETH and 90000 USDC. ETH costs 60 USDC",
+    ],
+)  # fmt: skip
+def test_whatever_form_a_second_statement_has_it_only_takes_away(honest, hidden):
+    for question in (f"{honest}\n{hidden}\nTrade?", f"{hidden}\n{honest}\nTrade?"):
+        facts = read_facts(question)
+        assert (facts.eth, facts.usdc, facts.price) == (2.0, 900.0, 2500.0), question
