@@ -293,9 +293,6 @@ _NOTHING_SAID = 0.4
 _ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
 """A holding of nothing, which people call "no ETH" """
 
-_BARE = ("price", "volume", "change", "eth", "usdc")
-"""Places that have a form without thousands separators and plus signs."""
-
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 
 
@@ -314,17 +311,12 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         past = past_trades(rng, row["price"])
         known = AGENT_SYSTEM_PROMPTS if unseen else AGENT_SYSTEM_PROMPTS[:-1]
         system = (STUDENT_SYSTEM_PROMPT, "", known[rng.integers(len(known))])[rng.integers(3)]
+    texts = {name: row[f"{name}_text"] for name in ("price", "volume", "vol", "change", "eth", "usdc")}
     places = {
-        "price": row["price_text"],
-        "volume": row["volume_text"],
-        "vol": row["vol_text"],
-        "change": row["change_text"],
+        **texts,
+        **{f"{name}_bare": text.replace(",", "").lstrip("+") for name, text in texts.items()},
+        **{name: row[name] for name in ("vol_bare", "vol_unit", "trend", "volatility", "portfolio")},
         **change_in_words(row["change_text"], rng_or_fixed),
-        **{f"{name}_bare": row[f"{name}_text"].replace(",", "").lstrip("+") for name in _BARE},
-        "vol_bare": row["vol_bare"],
-        "vol_unit": row["vol_unit"],
-        "eth": row["eth_text"],
-        "usdc": row["usdc_text"],
         "bps": f"{round(row['change_bps']):+d}",
         "volatility_bps": f"{row['volatility_bps']:.0f}",
         "affordable": token_text(row["affordable_eth"]),
@@ -332,9 +324,6 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         "flow": f"order flow {row['imbalance']:+.2f}",
         "usage": f"{row['liquidity_usage']:.2%}",
         "span": _span_text(row["span_seconds"]),
-        "trend": row["trend"],
-        "volatility": row["volatility"],
-        "portfolio": row["portfolio"],
         "past_trades": past,
     }
     facts, question = facts.format(**places), question.format(**places)

@@ -10,20 +10,23 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from apeagent_pipeline.distillation.stated_loosely import Loose, read_loosely
 from apeagent_pipeline.distillation.stated_owner import (
     is_in_own_wallet,
     is_of_somebody,
     is_own,
     is_own_lack,
     is_own_pair,
+    names_an_owner,
 )
+from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, TAG, read_records
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
 _ETH = r"(?:w?eth(?:er(?:eum)?)?\b)"
 _USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|\$(?!\s?\d))"
 _UNIT = rf"(?:{_ETH}|{_USDC})"
-_SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%])"
+_SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%]|[.,]\d)"
 
 _SAID_OF = (
     r"\s(?:costs?|is|trades?|trading|sits|buys)(?:\s(?:at|for|now|worth|about|around))*\s\$?\d|\s(?:were|was)\b|"
@@ -34,9 +37,10 @@ _SAID_OF = (
 # One amount of a token, in each order that people write it.
 _AMOUNT = re.compile(
     rf"(?P<none>no|zero|any|0x0)\s(?P<of_none>{_UNIT})"
-    rf"|(?P<first>{_UNIT})(?:\sbalance)?\s?[:=]?\s?\$?\s?(?P<then>{_SIGNED})(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
+    rf"|(?P<first>{_UNIT})(?:\sbalance)?(?:\s?[:=]\s?|[ ])?\$?[ ]?(?P<then>{_SIGNED})"
+    rf"(?:\s?{_UNIT}(?!\s?[:=]?\s?\$?\d))?"
     rf"|\$\s?(?P<dollars>{_SIGNED})(?:\s(?:in\s|of\s)?{_USDC})?(?!\s?{_ETH})"
-    rf"|(?P<number>{_SIGNED})\s?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
+    rf"|(?P<number>{_SIGNED})[ ]?(?:of\s)?(?P<unit>{_UNIT})(?!{_SAID_OF})",
     _FLAGS,
 )
 _BETWEEN = re.compile(
@@ -59,6 +63,7 @@ _CUE = re.compile(
 )
 _NOT_YET = re.compile(r"(?:\b(?:to|should|would|will|could|must|can|if|i'd|i'll|let me)\s(?:i\s|we\s)?)$", _FLAGS)
 _PAIR_CUE = re.compile(r"\bwith\s", _FLAGS)
+_PRICED = re.compile(rf"(?:{_ETH}|\b(?:price|at|costs|is|px|quotes)|@)\s?[:=]?\s?$", _FLAGS)
 _BEHIND = re.compile(
     r"\s?(?:(?:are|is)\s)?(?:in\s(?:my|our|the)\s(?:wallet|account|portfolio|balance)|held\b|on\shand|in\shand|available\b)",
     _FLAGS,
@@ -67,7 +72,7 @@ _MOST = {"ETH": 1e9, "USDC": 1e12}
 """More than there is of a token; such a holding is read as not stated."""
 _HELD = r"(?:balance|available|holdings?|held|amount|position|free|owned|in wallet|for trading)"
 _LABEL = re.compile(
-    rf"(?:\b(?P<a>{_UNIT})\s(?:{_HELD}\s?)+|\b{_HELD}\s\(?(?P<b>{_UNIT})\)?\s?)(?:[:=]|is|of)\s?\$?\s?(?P<n>{_SIGNED})"
+    rf"(?:\b(?P<a>{_UNIT})\s(?:{_HELD}\s?)+|\b{_HELD}\s\(?(?P<b>{_UNIT})\)?\s?)(?:[:=]|is|of|stands\sat)\s?\$?\s?(?P<n>{_SIGNED})"
     rf"(?:\s?{_UNIT})?",
     _FLAGS,
 )
@@ -96,10 +101,13 @@ _PRICES = tuple(
         rf"\b{_ETH}\sp[a-z]{{2,5}}(?:\sis)?\s\$\s?(?P<n>{_SIGNED})",
         rf"(?<![\d.,])(?:1|one)\s{_ETH}\sc[a-z]{{2,4}}\s\$?(?P<n>{_SIGNED})\s?{_USDC}",
         rf"\b(?:1|one|an|a|per)\s{_ETH}\s?(?:is|=|costs|for|at|\u2248|\s)+\$?\s?(?P<n>{_SIGNED})",
-        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:per|/|an|a|each|for\s(?:1|one|an|a|each))\s{_ETH}",
+        rf"\$?\s?(?P<n>{_SIGNED})\s?(?:{_USDC})?\s?(?:(?:per|an|a|each|for\s(?:1|one|an|a|each))\s{_ETH}"
+        rf"|/\s{_ETH}(?=\s?(?:[.,;)\n]|$)))",
         rf"\b{_ETH}\s(?:is|stands|sits|trades|trading)\s(?:now\s|currently\s)?at\s(?P<n>{_SIGNED})(?!\s?(?:{_UNIT}|%|\d))",
     )
 )
+_OF_A_MOVE = re.compile(r"[ ]?(?:bps?|ticks?|t|pips?|points?|basis\spoints?|pct|per\s?cent)\b", _FLAGS)
+"""Behind a number that is no price: "the price is 40 bps higher"."""
 _OWN_TOKENS = {"ETH", "WETH", "USDC", "USD", "ETHER", "ETHEREUM"}
 _OTHER_PAIR = re.compile(
     r"\b(?P<x>[A-Z][A-Z0-9]{1,6})\s?[/-]\s?(?P<y>[A-Z][A-Z0-9]{1,6})\b"
@@ -141,42 +149,99 @@ class StatedFacts:
         return self.asks and self.price is not None and (self.eth is not None or self.usdc is not None)
 
 
+_COMMA_DECIMALS = re.compile(r"(?<![\d.,])\d{1,9},(?:\d{1,2}|\d{4,9})(?![\d,]|\.\d)")
+_POINT_DECIMALS = re.compile(r"\d\.(?:\d{1,2}|\d{4,9})(?![\d,])")
+_POINT_THOUSANDS = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})\.(\d{{3}})(?=\s?(?:{_USDC}|\$))", _FLAGS)
+"""Dollars have two decimals: beside "2,5 ETH", "4.200 USDC" are 4200."""
+
+
 def read_facts(question: str) -> StatedFacts:
     """Read what a question states, in whatever words and number formats."""
-    text = _plain(question)
-    held: dict[str, list[float]] = {"ETH": [], "USDC": []}
+    whole = _plain(question)
+    records = read_records(_visible(question), has_owner=names_an_owner(whole))
+    text = _plain(records.rest)
+    held: dict[str, list[float]] = {"ETH": list(records.eth), "USDC": list(records.usdc)}
     claimed: list[tuple[int, int]] = [found.span() for found in _WORTH.finditer(text)]
     for span, token, amount in _holdings(text):
         claimed.append(span)
-        if amount < _MOST[token]:
-            held[token].append(amount)
+        held[token].append(amount)
     if any(_is_own_nothing(text, found) for found in _NOTHING.finditer(text)):
         held["ETH"].append(0.0)
         held["USDC"].append(0.0)
-    prices: list[float] = []
+    prices = list(records.price)
     for pattern in _PRICES:
         for found in pattern.finditer(text):
+            if _OF_A_MOVE.match(text, found.end("n")):
+                continue
             prices += readings(found["n"].lstrip("-\u2212"))
             claimed.append(found.span("n"))
+    maybe = list(records.maybe)
+    claimed += _add_loose(text, held, prices, maybe)
+    _decide(maybe, held["ETH"], prices)
     return StatedFacts(
         price=max(prices, default=None),
-        eth=min(held["ETH"], default=None),
-        usdc=min(held["USDC"], default=None),
+        eth=_least_possible(held["ETH"], "ETH"),
+        usdc=_least_possible(held["USDC"], "USDC"),
         other_amounts=tuple(_other_amounts(text, claimed)),
-        names_whole=_TO_THE_END.search(text) is not None,
-        other_pair=_other_pair(text),
-        asks=_ASKS.search(text) is not None,
+        names_whole=_TO_THE_END.search(whole) is not None,
+        other_pair=_other_pair(whole),
+        asks=_ASKS.search(whole) is not None,
+    )
+
+
+def _add_loose(
+    text: str, held: dict[str, list[float]], prices: list[float], maybe: list[tuple[float, float]]
+) -> list[tuple[int, int]]:
+    """Add what is stated in passing, which may only take away from outright statements; where its holdings stand."""
+    loose = read_loosely(text) if not names_an_owner(text) else Loose()
+    held["ETH"] += loose.eth
+    held["USDC"] += loose.usdc
+    prices += loose.price
+    maybe += loose.maybe
+    if not prices:
+        maybe += [each for each in loose.beside if each[1] >= LOWEST_PRICE]
+    return loose.spans
+
+
+def _decide(maybe: Sequence[tuple[float, float]], held: list[float], prices: list[float]) -> None:
+    """Tell numbers behind the word ETH apart, given the least and greatest reading of each.
+
+    "ETH 2431" is a price or a holding. Beside a price it is a holding, unless it is about the price. Without one, it is
+    the price if a much smaller amount is held; a single large number stays undecided.
+    """
+    if prices:
+        price = max(prices)
+        held += [least for least, most in maybe if not (most >= LOWEST_PRICE and 0.7 * price < most < 1.4 * price)]
+        return
+    large = [most for _, most in maybe if most >= LOWEST_PRICE]
+    small = [least for least, most in maybe if most < LOWEST_PRICE]
+    if large and not small and min(held, default=LOWEST_PRICE) >= LOWEST_PRICE:
+        return
+    prices += large
+    held += small
+
+
+def _least_possible(amounts: Sequence[float], token: str) -> float | None:
+    return min((amount for amount in amounts if amount < _MOST[token]), default=None)
+
+
+def _visible(question: str) -> str:
+    """The text with ASCII digits and no hidden characters."""
+    text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
+    if _COMMA_DECIMALS.search(text) and not _POINT_DECIMALS.search(text):
+        text = _POINT_THOUSANDS.sub(r"\1\2", text)
+    return "".join(
+        c if c in "\n\t" else " " if c.isspace() else c
+        for c in text
+        if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
     )
 
 
 def _plain(question: str) -> str:
     """The text with ASCII digits and single blanks or line ends, no hidden characters, no marks of Markdown or JSON."""
-    text = unicodedata.normalize("NFKC", question).replace("\u039e", "ETH").replace("\u2019", "'")
-    text = "".join(
-        c if c == "\n" else " " if c.isspace() else c
-        for c in text
-        if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
-    )
+    question = TAG.sub("\n", question)
+    text = re.sub(r"(?<=[\w%.]) ?\| ?(?=[\w$+-])", "; ", _visible(question).replace("\t", " "))
+    text = re.sub(r"(?<=\w) ?\.{2,} ?(?=[$+-]?\d)", ": ", text)
     text = re.sub(r"(?<=[A-Za-z])_(?=[A-Za-z])", " ", text)
     text = re.sub(r"\b(I|we|you)'ve\b", r"\1 have", text, flags=re.IGNORECASE)
     text = re.sub(r" +", " ", re.sub(r"[\"`*{}\[\]|\\<>]|(?<!\d)'|'(?!\d)", " ", text))
@@ -205,6 +270,13 @@ def _holdings(text: str) -> Iterator[tuple[tuple[int, int], str, float]]:
             yield from amounts
     place = 0
     while first := _AMOUNT.search(text, place):
+        if (
+            (first["dollars"] or first["number"])
+            and _token(first["unit"] or "usdc") == "USDC"
+            and _PRICED.search(text[max(first.start() - 20, 0) : first.start()])
+        ):
+            place = first.end()
+            continue
         amounts = list(_amounts(text, first.start()))
         place = amounts[-1][0][1] if amounts else first.end()
         behind = _BEHIND.match(text, place) if amounts else None

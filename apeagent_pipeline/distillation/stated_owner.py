@@ -46,6 +46,7 @@ _BEHIND_THE_MARKET = re.compile(
     rf"(?:^|\n|[.;:!?]\s){_MARKET}(?:[^.;:!?]|[.](?=\d))*,\s?(?:(?:and|currently|now)\s)*$", _FLAGS
 )
 _MY = re.compile(rf"\b(?:my|our|your)\s{_KINDS}$", _FLAGS)
+_THE = re.compile(rf"\b(?:the|this)\s{_KINDS}$", _FLAGS)
 _MY_WALLET = re.compile(
     rf"\b(?:my|our|your)\s{_KINDS}(?:{_NOUN}|agent|bot)\s(?:0x[0-9a-f.]+\s)?(?:{_PLACE}\s)*$", _FLAGS
 )
@@ -67,6 +68,12 @@ _SOMEBODY = (
 )
 _OF_SOMEBODY_BEFORE = re.compile(
     rf"\b{_SOMEBODY}(?:\s(?:status|state|data|info|wallet|of\s\w+))*\s?[:=]?\s?{_KINDS}$", _FLAGS
+)
+_PERSON = re.compile(
+    rf"\b(?:{_SOMEBODY}|guys?|m[ae]n|wom[ae]n|persons?|people|traders?|dude|mates?|colleagues?|team|company|fund|dad|mum|"
+    r"mom|sons?|daughters?|bank|club|charity|everyone|everybody|who|whose|bruder|schwester|freund(?:in)?|hermano|"
+    r"amigo|fr\u00e8re|ami|fratello|amico|irm\u00e3o|brat)\b",
+    _FLAGS,
 )
 _ME = r"(?:me|i|myself|us|we|you|apeagent|agent)\b"
 _OWNER = re.compile(
@@ -91,19 +98,33 @@ _SAID = re.compile(
     _FLAGS,
 )
 _NOT_NOW = re.compile(r"\b(?:once|when|whenever|until|till|soon|tomorrow|unless|wish)\s$", _FLAGS)
+_SOME_DAY = re.compile(
+    r"(?:^|[.;!?\n]\s?)(?:when|once|if|until|unless|imagine|in\s(?:a|my)\sdreams?)\b[^.;!?\n,]*$", _FLAGS
+)
+_FORMERLY = re.compile(
+    rf"\b(?:yesterday|last\s(?:night|week|month|year)|formerly|previously)[\s,:]+(?:my|our|the)?\s?{_KINDS}$", _FLAGS
+)
 _GIVEN_AWAY = re.compile(
-    r"\b(?:took|takes|sold|spent|gave|lost|lent|stole|burn(?:ed|t)|sent|owe[sd]?|paid|donated|locked)\b[^.;!?\n]{0,40}$",
+    r"\b(?:took|takes|sold|spent|gave|lost|lent|stolen?|gone|missing|hacked|burn(?:ed|t)|sent|owe[sd]?|paid|donated|locked)\b[^.;!?\n]{0,40}$",
     _FLAGS,
 )
 _EXAMPLE = re.compile(r"\b(?:example|e\.g\.)[^.;!?\n]{0,20}$", _FLAGS)
 _OF_SOMEBODY_BEHIND = re.compile(
-    rf"\s?(?:(?:by|from|for|to)\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now)\b)\w|of\s(?!(?:mine|ours|yours)\b)\w|"
+    rf"\s?(?:(?:by|from|for|to(?!\s(?:my|our)\b))\s(?!(?:me|us|you|trading|trades?|a\strade|sale|now|spend|use|deploy|invest|play|work)\b)\w|of\s(?!(?:mine|ours|yours|my|our)\b)\w|"
     rf"(?:in|on|at)\s(?!(?:my|our|your|total|usdc?|eth)\b)(?:\w+\s)?{_SOMEBODY}\b|(?:next\sdoor|that\si|whose)\b|"
     r",?\s?(?:said|says|writes|wrote|claims|claimed|told)\s(?!i\b)\w|can\s?not\b|"
     r"(?:,?\s?(?:but|and)\s(?:it|they)\s)?(?:are|is)\s(?:(?:\w+\s){1,2}s|his|hers|theirs)\b|"
     r"(?:are|is|were|was|got|have\sbeen)\s(?:all\s|now\s)?(?:stolen|lost|gone|locked|sold|spent|frozen|not|no\slonger)\b)",
     _FLAGS,
 )  # fmt: skip
+_ASKS_FOR_HIM = re.compile(r"\b(?:answers?|asks?|asked|wants?|knows?|question|waiting|waits)\b", _FLAGS)
+_HE_HAS = re.compile(r"\b(?:has|holds|owns|average|typical)\b", _FLAGS)
+_I_OR_MY = re.compile(r"\b(?:i|my|we|our|your|the\swallet)\b", _FLAGS)
+_ADDRESS = re.compile(
+    r"\b(?:hi|hello|hey|dear|yo|gm|good|greetings|evening|morning|time|again|okay?|quick|please|look|screen|notes|protocol|"
+    r"beginner|bot|assistant|view|json|csv|table|numbers|figures|stats|details|snapshot|vol|ethusdc?|ethusd|here|see|below|post|put|get|request|decide|api|input)\b",
+    _FLAGS,
+)
 _VERBS = ("hold", "holding", "have", "own", "owning", "got")
 _REACH = 200
 """Characters before a word that are looked at: hostile questions must not cost the square of their length."""
@@ -120,19 +141,27 @@ def is_own(text: str, place: int, word: str, behind: str = "") -> bool:
     """
     before, word = text[max(place - _REACH, 0) : place], word.lower()
     if word in ("my", "our"):
-        return not _SAID.search(before) and not _GIVEN_AWAY.search(before)
+        return not _SAID.search(before) and not _FORMERLY.search(before) and not _GIVEN_AWAY.search(before)
     if word in ("has", "holds", "owns"):
         return _is_wallet(text, before, behind)
     if word in _VERBS:
         return _is_own_verb(text, before, word, behind)
-    if _MY.search(before):
-        return True
+    if _MY.search(before) or _FORMERLY.search(before):
+        return not _FORMERLY.search(before)
+    return _is_own_noun(text, before, behind)
+
+
+def _is_own_noun(text: str, before: str, behind: str) -> bool:
+    if (found := _THE.search(before)) and names_a_person(re.split(r"[.!?;\n]", before[: found.start()])[-1]):
+        return False
     return bool(_NO_OWNER.search(before) or _A_PORTFOLIO.search(before)) and _names_no_owner(text, before, behind)
 
 
 def _is_own_verb(text: str, before: str, word: str, behind: str) -> bool:
     if subject := _I_DO.search(before):
         earlier = before[: subject.start()]
+        if _SOME_DAY.search(earlier):
+            return False
         return not _SAID.search(earlier) and not _NOT_NOW.search(earlier)
     if _BARE_VERB.search(before) or _BEHIND_THE_MARKET.search(before):
         return _names_no_owner(text, before, behind)
@@ -159,8 +188,34 @@ def is_of_somebody(text: str, place: int) -> bool:
     return _OF_SOMEBODY_BEHIND.match(text, place) is not None
 
 
+def names_a_person(sentence: str) -> bool:
+    """Whether a sentence speaks of somebody else, so that bare amounts behind it may be theirs."""
+    sentence = re.sub(
+        r"\b(?:what|it|that|let|here|there|how|today|now|price|vol|change|eth|market|everything)\ss\b|\bpool\s(?:quotes|is\sat|trades|shows|volatility|rate|price)\b",
+        "",
+        sentence,
+        flags=_FLAGS,
+    )
+    return bool(_PERSON.search(sentence)) and not _ASKS_FOR_HIM.search(sentence)
+
+
+def is_block_of_the_asker(before: str) -> bool:
+    """Whether a list, table or object behind a text states the asker's holdings: no heading names somebody else."""
+    line = re.split(r"[.?!][)\"']?\s", before)[-1]
+    line = re.sub(r"\b(?:hi|hello|hey|dear)\s\w{1,20}[,.!]", "hi,", line, flags=_FLAGS)
+    lines = [each for each in line.split("\n") if each.strip()]
+    label = re.sub(r"[^\w\s:=,]", " ", lines[-1]).strip() if lines else ""
+    if names_a_person(label) or (_HE_HAS.search(label) and not _I_OR_MY.search(label)):
+        return False
+    words = re.findall(r"[^\W\d_]+", label)
+    is_address = label.endswith(",") and len(words) > 1
+    is_remark = len(words) > 3 and not re.search(rf"\b(?:{_NOUN}|has|have|holds?)\b", label, _FLAGS)
+    return not words or is_address or is_remark or bool(_OF_THE_ASKER.search(label) or _ADDRESS.search(label))
+
+
 @lru_cache(maxsize=1)
-def _names_an_owner(text: str) -> bool:
+def names_an_owner(text: str) -> bool:
+    """Whether a text names the owner of what it states, such as "Owner: Bob"."""
     return _OWNER.search(text) is not None
 
 
@@ -182,7 +237,7 @@ def _names_no_owner(text: str, before: str, behind: str) -> bool:
     labels = [found["words"] for found in (_LABEL.search(before), _HEADING.search(before)) if found]
     return (
         not _OF_SOMEBODY_BEFORE.search(before)
-        and not _names_an_owner(text)
+        and not names_an_owner(text)
         and all(_OF_THE_ASKER.search(words) or not words.strip() for words in labels)
         and not any(_OF_SOMEBODY_BEFORE.search(words.strip()) for words in labels)
         and all(_NEUTRAL_ASIDE.fullmatch(aside["words"]) for aside in _ASIDE.finditer(behind))

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -202,9 +203,61 @@ def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
     assert len(refused) <= 1, refused
 
 
+def test_composed_prompts_are_read_and_never_more_than_they_state():
+    """Every form, layout, number format and dressing of `wordings`; typing errors may leave a fact unread."""
+    import numpy as np
+    import polars as pl
+
+    from apeagent_pipeline.distillation.market_states import StateWords
+    from apeagent_pipeline.distillation.prompts import render_prompts
+
+    rng = np.random.default_rng(11)
+    states = pl.DataFrame(
+        {
+            "price": round(float(np.exp(rng.uniform(7, 8.7))), 2), "change_bps": change, "change_ticks": change,
+            "volatility_bps": 50.0, "volume_usdc": 999.4, "volume_ratio": 1.2, "imbalance": 0.3,
+            "liquidity_usage": 0.01, "span_seconds": 600, "trend": "up strong", "volatility": "normal",
+            "eth": float(f"{rng.choice([0, rng.uniform(0.001, 30)]):.4g}"),
+            "usdc": round(float(rng.choice([0, rng.uniform(1, 50_000)])), 2), "template": "facts",
+        }
+        for change in rng.normal(0, 80, 600)
+    )  # fmt: skip
+    prompts = misread = 0
+    for row in render_prompts(states, StateWords(), rng).to_dicts():
+        facts = read_facts(row["prompt"])
+        assert facts.eth is None or facts.eth <= row["eth"], row["prompt"]
+        assert facts.usdc is None or facts.usdc <= row["usdc"], row["prompt"]
+        assert facts.price is None or facts.price >= row["price"], row["prompt"]
+        if row["dressing"] != "typing errors":
+            prompts += 1
+            misread += (facts.eth, facts.usdc, facts.price) != (row["eth"], row["usdc"], row["price"])
+    assert prompts > 500
+    assert misread <= 0.01 * prompts
+
+
 def test_a_hostile_question_is_read_in_time():
     for piece in ("hold ", "1,", "ETH ", "( ", "I hold 1 ETH, ", "1 000 ", "at $", "ETH price is "):
         read_facts(piece * 4_000)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "ETH 1 ", "eth=1 ", "x=1, ", "a,b\n", "a|b\n", "|a|b|\n", "a\t1\n", "1;2\n", "{", '{"a":', "[", "<t", "<td>1",
+        "</t<t", "-", "a: ", "; ", "no eth ", "half an ", "eth/usdc ", "me 2 eth\n", ".... ", "Bob 4 ETH, ",
+        "1.234 USDC ", "<a ", "price: 1\n",
+    ],
+)  # fmt: skip
+def test_the_time_of_reading_grows_with_the_length_alone(piece):
+    """Eight times the text takes far less than sixty-four times the time, however it is made."""
+
+    def seconds(times: int) -> float:
+        begin = process_time()
+        read_facts(piece * times + "x")
+        return process_time() - begin
+
+    short = min(seconds(1_000) for _ in range(3))
+    assert seconds(8_000) < 24 * max(short, 0.01)
 
 
 SAID = (
