@@ -290,8 +290,8 @@ def render_prompts(
 
 
 _NOTHING_SAID = 0.4
-_ZERO = re.compile(r"(?<![\d.,])0 (ETH|USDC)\b")
-"""A holding of nothing, which people call "no ETH" """
+_ZERO = re.compile(r"(?<![\d.,:=])(?<![:=] )0 (ETH|USDC)\b")
+"""A holding of nothing in a sentence, which people call "no ETH" """
 
 _ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
 

@@ -143,7 +143,7 @@ def test_what_a_prompt_of_numbers_alone_is_judged_by_can_be_read_from_it(prompts
         assert any(abs(row["volatility_bps"] - number * scale) < 1e-5 for number in shown for scale in scales), row
         for name in ("price", "eth", "usdc"):
             is_said_to_be_none = row[name] == 0 and f"no {name.upper()}" in row["facts"]
-            assert is_said_to_be_none or any(abs(row[name] - number) < 1e-9 for number in shown), (name, row)
+            assert is_said_to_be_none or any(abs(row[name] - number) < 1e-9 for number in shown), (name, row["facts"])
 
 
 def test_volatility_is_written_as_people_write_it(prompts: pl.DataFrame) -> None:
