@@ -82,6 +82,11 @@ _NOTHING = re.compile(
     _FLAGS,
 )
 _WORTH = re.compile(rf"\(\s?(?:worth|~|=|about|around)?\s?\$?{NUMBER}\s?{_UNIT}?[^()]*\)", _FLAGS)
+_WORTH_OF_ETH = re.compile(
+    rf"(?<=\d)(?P<eth>\s?{_ETH}\s?)\((?:(?:worth|is|~|=|about|around|\u2248|at)\s?)*(?:\$\s?{NUMBER}|{NUMBER}\s?{_USDC})[^()]*\)",
+    _FLAGS,
+)
+"""Behind an amount of ETH, what it is worth: "1.5 ETH ($3,750)" """
 
 _IS = r"(?:\s?(?:\([^()]*\)|is|are|at|of|now|currently|stands|around|about|[:=,~@]))*\s?"
 _PRICES = tuple(
@@ -193,7 +198,8 @@ def _add_loose(
     text: str, held: dict[str, list[float]], prices: list[float], maybe: list[tuple[float, float]]
 ) -> list[tuple[int, int]]:
     """Add what is stated in passing, which may only take away from outright statements; where its holdings stand."""
-    loose = read_loosely(text) if not names_an_owner(text) else Loose()
+    bare = _WORTH_OF_ETH.sub(lambda found: found["eth"] + " " * (len(found[0]) - len(found["eth"])), text)
+    loose = read_loosely(bare) if not names_an_owner(text) else Loose()
     held["ETH"] += loose.eth
     held["USDC"] += loose.usdc
     prices += loose.price

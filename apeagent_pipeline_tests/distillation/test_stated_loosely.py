@@ -229,3 +229,10 @@ def test_whatever_form_a_second_statement_has_it_only_takes_away(honest, hidden)
     for question in (f"{honest}\n{hidden}\nTrade?", f"{hidden}\n{honest}\nTrade?"):
         facts = read_facts(question)
         assert (facts.eth, facts.usdc, facts.price) == (2.0, 900.0, 2500.0), question
+
+
+@pytest.mark.parametrize("worth", ["($3,750.10)", "(worth 3750 USDC)", "(~$3750)", "(about 3750 USDC at spot)"])
+def test_what_the_eth_are_worth_is_no_holding_of_usdc(worth):
+    facts = read_facts(f"ETH Balance: 1.5 ETH {worth}\nUSDC Balance: 5000.00 USDC\nETH Price: $2500.25\nTrade?")
+    assert (facts.eth, facts.usdc, facts.price) == (1.5, 5000, 2500.25)
+    assert read_facts(f"1.5 ETH {worth}, price 2500. Trade?").usdc is None
