@@ -123,8 +123,7 @@ def _read(text: str) -> float:
 def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
-    Everything is compared in two significant digits, cut off, which a reader can work with in the head. USDC and price
-    are whole, as a reader copies them.
+    Everything is compared in two significant digits, cut off, which a reader can work with in the head.
 
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.
@@ -133,20 +132,20 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     Returns:
         The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out, in two significant digits:
         ``rough_change`` (whole ticks), ``scaled_change`` (its size, rounded to one digit, over ``flat_below``: the
-        trend is flat below the volatility), ``rough_volatility`` (whole basis points), ``rough_eth`` and
-        ``rough_bought`` (ETH that ``whole_usdc`` buy at ``whole_price``).
+        trend is flat below the volatility), ``rough_volatility`` (whole basis points), ``rough_usdc``,
+        ``rough_price``, ``rough_eth``, and ``rough_bought`` (ETH that the USDC buy at that price, to the nearest).
     """
     change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
     rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
-    whole_price, whole_usdc = pl.col("price").floor(), pl.col("usdc").floor()
+    rough_price, rough_usdc = two_digits(pl.col("price")), two_digits(pl.col("usdc"))
     states = states.with_columns(
         rough_change=rough_change * change.sign().cast(pl.Int64),
         scaled_change=(rough_change.cast(pl.Float64).round_sig_figs(1) / words.flat_below).round().cast(pl.Int64),
         rough_volatility=two_digits(level.floor()).cast(pl.Int64),
-        whole_usdc=whole_usdc.cast(pl.Int64),
-        whole_price=whole_price.cast(pl.Int64),
+        rough_usdc=rough_usdc,
+        rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),
-        rough_bought=two_digits(whole_usdc / whole_price),
+        rough_bought=(rough_usdc / rough_price).round_sig_figs(2),
     )
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
     size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")
@@ -159,7 +158,7 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
         .otherwise(pl.when(is_strong).then(down_strong).otherwise(down_weak)),
         volatility=words.volatility_word(level),
         portfolio=portfolio_word(
-            pl.col("rough_eth"), pl.col("rough_bought") * pl.col("whole_price"), pl.col("whole_price")
+            pl.col("rough_eth"), pl.col("rough_bought") * pl.col("rough_price"), pl.col("rough_price")
         ),
     )
 

@@ -212,7 +212,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _JSON_LAYOUTS = {"line": ("", ", ", ""), "lines": ("\n  ", ",\n  ", "\n")}
 """What stands before the first pair, between two and behind the last."""
 
-_RECORDED = 0.35
+_RECORDED = 0.2
 """Share of the prompts whose facts stand as names and values, not in sentences."""
 _APART = 0.25
 """Share of the prompts in sentences that tell ETH and USDC apart."""

@@ -26,14 +26,13 @@ follows from the prompt's printed numbers and the lines before it::
     -31, 90 vs 21               whole ticks; 30 of them over ``flat_below``; whole basis points of volatility
     down strong, reduce         flat if 90 < 21, strong if 31 >= ``strong_from`` * 21
     volatility 21 calm, reduce half
-    1302 at 3124 makes 0.42     USDC held and price, whole; ETH that the one buys at the other
+    1.3k at 3.1k makes 0.42     thousands of USDC; price in thousands; ETH that the one buys at the other
     0.6 vs 0.42                 ETH held; ETH that the USDC buy
     balanced, reduce half 0.6
 
-The numbers that are compared have two significant digits, the others cut off, and the one that is multiplied has one:
-what a reader can work with in the head. USDC and price are copied, because a small student shortens them wrongly more
-often than it divides them wrongly. So a trade of half or a tenth is of the rough holding, and up to a tenth below that
-of the exact one.
+These numbers have two significant digits, the others cut off, and the one that is multiplied has one: what a reader
+can work with in the head. So a trade of half or a tenth is of the rough holding, and up to a seventh away from that of
+the exact one.
 
 A prompt that lacks a fact that a decision needs gets one draft, which says what is missing, and no trade.
 """
@@ -111,7 +110,7 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
             f"{row['rough_change']:+d}, {row['scaled_change']} vs {row['rough_volatility']}",
             drafts[0],
             f"volatility {row['rough_volatility']} {level}, {second}",
-            f"{row['whole_usdc']} at {row['whole_price']} makes {token_text(bought)}",
+            f"{_thousands(row['rough_usdc'])} at {_thousands(row['rough_price'])} makes {token_text(bought)}",
             f"{token_text(held)} vs {token_text(bought)}",
         ]
     side, share = decide(*words)
@@ -121,11 +120,15 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     return DraftAnswer((*drafts, f"{portfolio}, {last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
 
 
+def _thousands(usdc: float) -> str:
+    return f"{token_text(round(usdc / 1000, 9))}k"
+
+
 class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 7}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 6}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
