@@ -83,15 +83,15 @@ def read_records(question: str, *, has_owner: bool = False) -> Records:
             records.rest = TAG.sub("\n", records.rest)
         text, kept, place = records.rest, [], 0
         for begin, end, pairs, others in find(text):
-            told = [(kind, value) for names, value in pairs for kind, value in _stated(names, value)]
+            told = [each for names, value in pairs for each in _stated(names, value)]
             if not told and find is _lists:
                 continue
             if has_owner or not is_block_of_the_asker(text[max(begin - 300, 0) : begin]):
                 if find is _lists:
                     continue
-                told = [(kind, value) for kind, value in told if kind == "price"]
-            for kind, value in told:
-                getattr(records, kind).append(value)
+                told = [each for each in told if each[0] == "price"]
+            for kind, number in told:
+                getattr(records, kind).append(number)
             kept += [text[place:begin], "\n"]
             place = end
             told_beside += others
@@ -393,5 +393,5 @@ def _list(run: list[re.Match[str]]) -> Iterator[_Block]:
         return
     begins = [found.start() for found in run]
     assert all(begin < end for begin, end in pairwise(begins))
-    pairs = [((found["key"] or found["word"],), found["value"]) for found in run]
+    pairs: list[_Pair] = [((found["key"] or found["word"],), found["value"]) for found in run]
     yield run[0].start(), run[-1].end(), pairs, []
