@@ -256,8 +256,9 @@ def test_the_time_of_reading_grows_with_the_length_alone(piece):
         read_facts(piece * times + "x")
         return process_time() - begin
 
-    short = min(seconds(1_000) for _ in range(3))
-    assert seconds(8_000) < 24 * max(short, 0.01)
+    # The least of three: a collection of garbage may fall into any one of them.
+    short, long = (min(seconds(times) for _ in range(3)) for times in (1_000, 8_000))
+    assert long < 24 * max(short, 0.01)
 
 
 SAID = (
