@@ -21,7 +21,7 @@ from apeagent_pipeline.chain.days import (
     day_bounds,
     timestamp_of,
 )
-from apeagent_pipeline.chain.embedded import EmbeddedChainProvider, _word
+from apeagent_pipeline.chain.embedded import EmbeddedChainProvider, _data
 from apeagent_pipeline.chain.events import SWAP_TOPIC
 from apeagent_pipeline_tests.chain.faulty_proxy import Ask, FaultyProxy, Reply, calls_of
 
@@ -84,7 +84,7 @@ class _Logs:
         return {
             "address": pool.pool_manager.lower(),
             "topics": [SWAP_TOPIC, pool.pool_id, self.senders[self.sender[row]]],
-            "data": "0x" + "".join(map(_word, words)),
+            "data": _data(*words),
             "blockNumber": hex(number),
             "blockHash": self.chain._block_hash(number),
             "blockTimestamp": hex(timestamp_of(number)),
