@@ -72,7 +72,6 @@ def _newest_in_service(runtime: Runtime) -> dg.AssetChecksDefinition:
 
 
 def _still_good(runtime: Runtime) -> dg.AssetChecksDefinition:
-
     @dg.asset_check(
         asset=SERVICE_REPORT,
         name="still_good",

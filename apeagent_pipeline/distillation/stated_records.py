@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from itertools import pairwise
 
 from apeagent_pipeline.distillation.stated_names import (
     ETH_NAMES,
@@ -146,11 +145,13 @@ def _amounts(value: str) -> Iterator[tuple[str, float]]:
 
 # JSON
 
+_JSON_BEGIN = re.compile(r"[{\[]\s*[\"'{\[]")
+
 
 def _json_blocks(text: str) -> Iterator[_Block]:
     decoder, place = json.JSONDecoder(), 0
     for _ in range(_MOST_OBJECTS):
-        found = re.compile(r"[{\[]\s*[\"'{\[]").search(text, place)
+        found = _JSON_BEGIN.search(text, place)
         if not found:
             return
         begin = found.start()
@@ -391,7 +392,5 @@ def _lists(text: str) -> Iterator[_Block]:
 def _list(run: list[re.Match[str]]) -> Iterator[_Block]:
     if len(run) < _FEWEST:
         return
-    begins = [found.start() for found in run]
-    assert all(begin < end for begin, end in pairwise(begins))
     pairs: list[_Pair] = [((found["key"] or found["word"],), found["value"]) for found in run]
     yield run[0].start(), run[-1].end(), pairs, []

@@ -235,6 +235,20 @@ def test_composed_prompts_are_read_and_never_more_than_they_state():
     assert misread <= 0.01 * prompts
 
 
+def test_prompts_of_other_people_are_never_read_as_more_than_they_state():
+    """Two hundred prompts by people who had not seen ours; what is not read is refused."""
+    from apeagent_pipeline_tests.benchmarks.people_prompts import people
+
+    whole = 0
+    for prompt in people("trading"):
+        facts = read_facts(prompt["prompt"])
+        assert (facts.eth or 0) <= (prompt["eth"] or 0), prompt["prompt"]
+        assert (facts.usdc or 0) <= (prompt["usdc"] or 0), prompt["prompt"]
+        assert facts.price is None or prompt["price"] is None or facts.price >= prompt["price"], prompt["prompt"]
+        whole += (facts.eth, facts.usdc, facts.price) == (prompt["eth"], prompt["usdc"], prompt["price"])
+    assert whole >= 130
+
+
 def test_a_hostile_question_is_read_in_time():
     for piece in ("hold ", "1,", "ETH ", "( ", "I hold 1 ETH, ", "1 000 ", "at $", "ETH price is "):
         read_facts(piece * 4_000)
