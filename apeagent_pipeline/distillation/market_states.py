@@ -5,12 +5,21 @@ in training, in the evaluation and in the backtest, whatever batch it came with.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from apeagent_pipeline.distillation.portfolios import COST_SHARE
+
 TRENDS = ("down strong", "down weak", "flat", "up weak", "up strong")
 VOLATILITIES = ("calm", "normal", "high")
+CONFIRMATIONS = ("", "confirmed", "volume thin", "flow mixed")
+"""What volume and order flow say of the trend; empty: the prompt does not show them."""
+
+_THIN_BELOW = 0.8
+_MIXED_BELOW = 0.5
 
 _LOG_TICK = math.log(1.0001)
 _NEEDED = {
@@ -30,22 +39,24 @@ _NEEDED = {
 class StateWords(BaseModel):
     """The edges between the words.
 
-    The trend is measured against the window's own realised volatility (a random walk is flat in about 26 %, weak in
-    42 % and strong in 32 % of windows at the defaults), so it needs no tuning to a pool. The volatility edges are in
-    basis points a window; the defaults split 24-swap windows of Base ETH-USDC about 1:2:1.
+    The trend is measured against the window's own realised volatility, so it needs no tuning to a pool: a smaller move
+    is noise. A random walk is flat in 68 % of windows and strong in 5 % at the defaults. A move that is worth less than
+    a purchase and a sale cost is flat too. The volatility edges are in basis points a window.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    flat_below: float = Field(1 / 3, description="Trend is flat if |change| / volatility is below this", gt=0)
-    strong_from: float = Field(1.0, description="Trend is strong if |change| / volatility reaches this", gt=0)
-    calm_below_bps: float = Field(35.0, description="Volatility of the window is calm below this, in bps", ge=0)
-    high_from_bps: float = Field(75.0, description="Volatility of the window is high from here, in bps", gt=0)
+    least_move_bps: float = Field(
+        20_000 * COST_SHARE, description="Trend is flat below this, in bps: a purchase and a sale cost as much", ge=0
+    )
+    strong_from: float = Field(2.0, description="Trend is strong if |change| / volatility reaches this", gt=1)
+    calm_below_bps: float = Field(30.0, description="Volatility of the window is calm below this, in bps", ge=0)
+    high_from_bps: float = Field(100.0, description="Volatility of the window is high from here, in bps", gt=0)
 
     @model_validator(mode="after")
     def _edges_in_order(self) -> "StateWords":
-        if self.flat_below >= self.strong_from or self.calm_below_bps >= self.high_from_bps:
-            raise ValueError("flat_below must be below strong_from, and calm_below_bps below high_from_bps")
+        if self.calm_below_bps >= self.high_from_bps:
+            raise ValueError("calm_below_bps must be below high_from_bps")
         return self
 
     def volatility_word(self, level: pl.Expr) -> pl.Expr:
@@ -116,6 +127,22 @@ def words_for(move_bps: float, volatility_bps: float, words: StateWords) -> tupl
     return trend, volatility
 
 
+def confirmation_word(state: Mapping[str, Any]) -> str:
+    """The word of ``CONFIRMATIONS`` for volume and order flow, as prompts print them.
+
+    Args:
+        state: ``volume_ratio`` (printed with one decimal), ``imbalance`` (two decimals) and ``trend``.
+
+    Returns:
+        ``volume thin`` below .8 of the average; else ``flow mixed`` where less than .5 of the flow goes with the trend;
+        else ``confirmed``.
+    """
+    if float(f"{state['volume_ratio']:.1f}") < _THIN_BELOW:
+        return "volume thin"
+    with_trend = float(f"{state['imbalance']:.2f}") * (-1 if state["trend"].startswith("down") else 1)
+    return "flow mixed" if with_trend < _MIXED_BELOW else "confirmed"
+
+
 def _require_usable(windows: pl.DataFrame) -> None:
     missing = [name for name in _NEEDED if name not in windows.columns]
     if missing:
@@ -144,7 +171,7 @@ def _trend_word(words: StateWords) -> pl.Expr:
     move = _ratio("move_bps", "volatility_bps", 0.0).round(9)
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
     return (
-        pl.when(move.abs() < words.flat_below)
+        pl.when((move.abs() < 1) | (pl.col("move_bps").abs() < words.least_move_bps))
         .then(flat)
         .when(move >= words.strong_from)
         .then(up_strong)

@@ -78,7 +78,7 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
     )
     price = _fixed(row["price"], draw(2, 2, 1, 0), commas)
     volatility = _volatility_text(row["volatility_bps"] / style.bps, style, rng)
-    change = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
+    change = unsigned = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
     if rng is not None and rng.uniform() < 0.15 and not change.startswith("-"):
         change = f"+{change}"
     if is_agent:
@@ -92,6 +92,7 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
         "vol_bare": volatility,
         "vol_unit": style.name,
         "change_text": change,
+        "copied": copied(unsigned, volatility, style.name, is_agent=is_agent),
         "eth_text": eth,
         "usdc_text": usdc,
         "price": _read(price),
@@ -112,6 +113,20 @@ def _volatility_text(value: float, style: VolatilityFormat, rng: np.random.Gener
     return token_text(float(f"{value:.{rng.integers(2, 4)}g}"))
 
 
+def copied(change: str, volatility: str, unit: str, *, is_agent: bool = False) -> str:
+    """Change and volatility as a draft copies them, with a sign and units: ``-31.78 ticks, 0.45 %``.
+
+    Args:
+        change: The printed change, without a plus.
+        volatility: The printed volatility, without its unit.
+        unit: ``fraction``, ``percent`` or ``bps``.
+        is_agent: Whether a "tick" is a tenth of a per cent.
+    """
+    sign = "" if change.startswith("-") else "+"
+    suffix = {"fraction": "", "percent": " %", "bps": " bps"}[unit]
+    return f"{sign}{change} {'tenths' if is_agent else 'ticks'}, {volatility}{suffix}"
+
+
 def _fixed(value: float, decimals: int, commas: bool = False) -> str:
     return f"{value:{',' if commas else ''}.{decimals}f}"
 
@@ -123,35 +138,37 @@ def _read(text: str) -> float:
 def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
-    Everything is compared in two significant digits, cut off, which a reader can work with in the head.
+    Everything is compared in two significant digits, cut off, which a reader can work with in the head. USDC and price
+    are copied: they are whole from 100 on.
 
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.
         words: Edges between the words.
 
     Returns:
-        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out, in two significant digits:
-        ``rough_change`` (whole ticks), ``scaled_change`` (its size, rounded to one digit, over ``flat_below``: the
-        trend is flat below the volatility), ``rough_volatility`` (whole basis points), ``rough_usdc``,
-        ``rough_price``, ``rough_eth``, and ``rough_bought`` (ETH that the USDC buy at that price, to the nearest).
+        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``rough_change`` (whole
+        ticks), ``rough_volatility`` (whole basis points) and ``rough_eth`` in two significant digits; ``rough_usdc``,
+        ``rough_price``, and ``rough_bought`` (ETH that the ones buy at the other, see `one_digit`).
     """
     change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
     rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
-    rough_price, rough_usdc = two_digits(pl.col("price")), two_digits(pl.col("usdc"))
+    rough_price, rough_usdc = (
+        pl.when(pl.col(name) < 100).then(two_digits(pl.col(name))).otherwise(pl.col(name).floor())
+        for name in ("price", "usdc")
+    )
     states = states.with_columns(
         rough_change=rough_change * change.sign().cast(pl.Int64),
-        scaled_change=(rough_change.cast(pl.Float64).round_sig_figs(1) / words.flat_below).round().cast(pl.Int64),
         rough_volatility=two_digits(level.floor()).cast(pl.Int64),
         rough_usdc=rough_usdc,
         rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),
-        rough_bought=(rough_usdc / rough_price).round_sig_figs(2),
+        rough_bought=one_digit(rough_usdc / rough_price),
     )
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
     size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")
     is_strong = size >= words.strong_from * level
     return states.with_columns(
-        trend=pl.when((pl.col("scaled_change") < level) | (size == 0))
+        trend=pl.when((size < level) | (size < words.least_move_bps) | (size == 0))
         .then(flat)
         .when(pl.col("rough_change") > 0)
         .then(pl.when(is_strong).then(up_strong).otherwise(up_weak))
@@ -161,6 +178,21 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
             pl.col("rough_eth"), pl.col("rough_bought") * pl.col("rough_price"), pl.col("rough_price")
         ),
     )
+
+
+def one_digit(value: pl.Expr) -> pl.Expr:
+    """A number to the nearest of 1, 1.2, 1.5, 2, 2.5, 3, 4, ... 9 times a power of ten, a seventh away; 0 stays 0."""
+    step = 10.0 ** (value.log10() + 1e-9).floor()
+    digit = value / step + 1e-9
+    nearest = (
+        pl.when(digit < 1.1).then(1.0)
+        .when(digit < 1.35).then(1.2)
+        .when(digit < 1.75).then(1.5)
+        .when(digit < 2.25).then(2.0)
+        .when(digit < 2.75).then(2.5)
+        .otherwise(digit.round())
+    )  # fmt: skip
+    return pl.when(value > 0).then((nearest * step).round_sig_figs(2)).otherwise(0.0)
 
 
 def two_digits(value: pl.Expr) -> pl.Expr:

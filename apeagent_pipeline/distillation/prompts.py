@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT
 from apeagent_pipeline.distillation.dressings import PLAIN_DRESSING, dress
-from apeagent_pipeline.distillation.market_states import StateWords, market_states
+from apeagent_pipeline.distillation.market_states import StateWords, confirmation_word, market_states
 from apeagent_pipeline.distillation.portfolios import (
     affordable_eth,
     draw_portfolios,
@@ -28,6 +28,7 @@ from apeagent_pipeline.distillation.templates import (
     TEMPLATE,
     TEMPLATES,
     Rendering,
+    draw_templates,
     past_trades,
 )
 from apeagent_pipeline.distillation.wordings import ASKED_FIRST, NEEDED, change_in_words, compose
@@ -43,6 +44,8 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "rendering": pl.String,
     "dressing": pl.String,
     "missing": pl.String,
+    "confirmation": pl.String,
+    "copied": pl.String,
     "system": pl.String,
     "facts": pl.String,
     "question": pl.String,
@@ -63,7 +66,6 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "volatility": pl.String,
     "portfolio": pl.String,
     "rough_change": pl.Int64,
-    "scaled_change": pl.Int64,
     "rough_volatility": pl.Int64,
     "rough_usdc": pl.Float64,
     "rough_price": pl.Float64,
@@ -78,16 +80,17 @@ COLUMN_DESCRIPTIONS = {
     "rendering": "plain: numbers alone; digested: words beside them",
     "dressing": "What stands around the question: a greeting, typing errors, a hidden instruction; none",
     "missing": "The fact that the prompt leaves out though a decision needs it; empty: none",
+    "confirmation": "What volume and order flow say of the trend, if the prompt prints them; empty: it does not",
+    "copied": "Price change and volatility as printed, with their units",
     "system": "System message of the chat; empty: none",
     "facts": "First half of the prompt: what it states",
     "question": "Second half of the prompt: what it asks",
     "rough_change": "Printed price change in whole ticks, two significant digits, cut off",
-    "scaled_change": "Size of the rough change in one digit over flat_below; the trend is flat below the volatility",
     "rough_volatility": "Printed volatility in whole basis points, two significant digits, cut off",
-    "rough_usdc": "The USDC held, two significant digits, cut off",
-    "rough_price": "Printed price, two significant digits, cut off",
+    "rough_usdc": "The USDC held, whole or with two significant digits",
+    "rough_price": "Printed price, whole or with two significant digits",
     "rough_eth": "The ETH held, two significant digits, cut off",
-    "rough_bought": "ETH that the rough USDC buy at the rough price, two significant digits, to the nearest",
+    "rough_bought": "ETH that the rough USDC buy at the rough price, to the nearest of 1, 1.2, 1.5, 2, 2.5, 3 .. 9",
     "change_bps": "Price change over the window, basis points",
     "change_ticks": "Price change over the window, ticks",
     "volatility_bps": "Root of the summed squared log returns of the window, basis points",
@@ -293,7 +296,7 @@ _NOTHING_SAID = 0.4
 _ZERO = re.compile(r"(?<![\d.,:=])(?<![:=] )0 (ETH|USDC)\b")
 """A holding of nothing in a sentence, which people call "no ETH" """
 
-_ASKED = ("facts", "question", "missing", "dressing", "system", "prompt")
+_ASKED = ("facts", "question", "missing", "confirmation", "dressing", "system", "prompt")
 
 
 def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, varied: bool) -> dict[str, str]:
@@ -306,6 +309,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     is_asked_first = varied and not facts and rng_or_fixed.uniform() < ASKED_FIRST
     if not facts:
         facts, question = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
+    confirmation = confirmation_word(row) if "{flow}" in facts else ""
     past = ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])
@@ -332,7 +336,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and varied and template.rendering != "agent":
         prompt, dressing = dress(f"{question} {facts}".strip() if is_asked_first else prompt, rng, unseen=unseen)
-    return dict(zip(_ASKED, (facts, question, missing, dressing, system, prompt), strict=True))
+    return dict(zip(_ASKED, (facts, question, missing, confirmation, dressing, system, prompt), strict=True))
 
 
 def _span_text(seconds: int) -> str:
@@ -342,13 +346,14 @@ def _span_text(seconds: int) -> str:
 def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.random.Generator) -> pl.DataFrame:
     """Every window several times with drawn portfolios and wordings, in the order in which they are wanted.
 
-    The order goes round the strata (trend, volatility, portfolio), each taken as often as its weight says, until the
-    rare ones are used up.
+    The order goes round the strata (form, trend, volatility, portfolio), each taken as often as its weight says, until
+    the rare ones are used up.
     """
     rows = pl.concat([states.sort("window_id")] * config.prompts_per_window)
     drawn = draw_portfolios(rows["price"], config.smallest_portfolio_usdc, config.largest_portfolio_usdc, rng)
+    unseen_share = config.held_out_share if split == "test" else 0.0
     rows = rows.hstack(drawn).with_columns(
-        template=pl.Series(_draw_templates(rows.height, split, config, rng), dtype=pl.String)
+        template=pl.Series(draw_templates(rows.height, _form_shares(split, config), unseen_share, rng), dtype=pl.String)
     )
     digested = [template.name for template in TEMPLATES if template.rendering == "digested"]
     far = stretch(rows, config.far_share, rng)
@@ -359,8 +364,9 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
     )
     rows = render_prompts(rows, config, rng, unseen=split == "test", varied=config.varied)
     rows = rows.with_columns(chance=pl.Series(rng.permutation(rows.height))).sort("chance")
-    turn = (pl.int_range(pl.len()).over("trend", "volatility", "portfolio") + 0.5) / portfolio_weight(
-        pl.col("portfolio")
+    share = pl.col("rendering").replace_strict(_form_shares(split, config), return_dtype=pl.Float64)
+    turn = (pl.int_range(pl.len()).over("rendering", "trend", "volatility", "portfolio") + 0.5) / (
+        share * portfolio_weight(pl.col("portfolio"))
     )
     rows = rows.with_columns(turn=turn).sort("turn", "chance").with_columns(split=pl.lit(split))
     return rows.with_columns(
@@ -370,7 +376,8 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
     )
 
 
-def _draw_templates(n: int, split: str, config: PromptsConfig, rng: np.random.Generator) -> list[str]:
+def _form_shares(split: str, config: PromptsConfig) -> dict[Rendering, float]:
+    """How often each form is asked; the shares add up to 1."""
     plain = config.plain_share if split == "train" else config.test_plain_share
     shares: dict[Rendering, float] = {
         "plain": plain,
@@ -378,20 +385,4 @@ def _draw_templates(n: int, split: str, config: PromptsConfig, rng: np.random.Ge
         "incomplete": config.incomplete_share,
     }
     shares["digested"] = max(1 - sum(shares.values()), 0.0)
-    forms = rng.choice(list(shares), size=n, p=list(shares.values()))
-    unseen = (rng.uniform(size=n) < config.held_out_share) & (split == "test")
-    drawn = np.empty(n, dtype=object)
-    for form in shares:
-        for held_out in (False, True):
-            members = [t for t in TEMPLATES if t.rendering == form and t.held_out == held_out]
-            if not members:
-                continue
-            here = (forms == form) & ((unseen == held_out) | (not _has_held_out(form)))
-            weights = np.array([template.weight for template in members])
-            names = [template.name for template in members]
-            drawn[here] = rng.choice(names, size=int(here.sum()), p=weights / weights.sum())
-    return list(drawn)
-
-
-def _has_held_out(form: Rendering) -> bool:
-    return any(template.held_out for template in TEMPLATES if template.rendering == form)
+    return shares

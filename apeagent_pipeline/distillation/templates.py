@@ -7,6 +7,7 @@ A form (``Rendering``) says what a prompt shows: ``digested`` puts words beside 
 and ``incomplete`` lacks a fact that a decision needs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,12 @@ TEMPLATES = (
         held_out=True,
     ),
     Template("question", "digested", f"ETH is ${{price}}: {_STATE}. I hold {_WALLET}. ", _ASKED_ALONE),
-    Template("market", "digested", f"Market: {_STATE}. ETH price ${{price}}. I have {_WALLET}. ", "Which action now?"),
+    Template(
+        "market",
+        "digested",
+        f"Market: {_STATE}, {{volume_word}}, {{flow}}. ETH price ${{price}}. I have {_WALLET}. ",
+        "Which action now?",
+    ),
     Template(
         "flow",
         "digested",
@@ -116,6 +122,34 @@ TEMPLATES = (
     Template("facts-missing", "incomplete", "", ""),
 )
 TEMPLATE = {template.name: template for template in TEMPLATES}
+
+
+def draw_templates(
+    n: int, shares: Mapping[Rendering, float], held_out_share: float, rng: np.random.Generator
+) -> list[str]:
+    """Names of templates, by chance.
+
+    Args:
+        n: How many.
+        shares: How often each form is drawn; they add up to 1.
+        held_out_share: How often one that is held out is drawn instead of the others of its form.
+        rng: Where the chance comes from.
+    """
+    forms = rng.choice(list(shares), size=n, p=list(shares.values()))
+    held_out = rng.uniform(size=n) < held_out_share
+    drawn = np.empty(n, dtype=object)
+    for form in shares:
+        members = [template for template in TEMPLATES if template.rendering == form]
+        for kept in (False, True):
+            group = [template for template in members if template.held_out == kept]
+            if not group:
+                continue
+            here = (forms == form) & ((held_out == kept) | (len(group) == len(members)))
+            weights = np.array([template.weight for template in group])
+            names = [template.name for template in group]
+            drawn[here] = rng.choice(names, size=int(here.sum()), p=weights / weights.sum())
+    return list(drawn)
+
 
 AGENT_SYSTEM_PROMPTS = (
     "You are a trading agent that manages an ETH-USDC position on Uniswap V4.",

@@ -49,7 +49,7 @@ def agreement_with_rules(traces: pl.DataFrame) -> tuple[float, list[list[int]]] 
     accepted = traces.filter(pl.col("rejected_reason").is_null())
     if accepted.is_empty():
         return None
-    told = accepted.select("trend", "volatility", "portfolio", "missing").iter_rows()
+    told = accepted.select("trend", "volatility", "confirmation", "portfolio", "missing").iter_rows()
     by_rules = ("HOLD" if missing else decide(*words)[0] for *words, missing in told)
     pairs = Counter(zip(by_rules, accepted["side"], strict=True))
     return sum(pairs[side, side] for side in SIDES) / accepted.height, [

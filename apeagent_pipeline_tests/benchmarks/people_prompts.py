@@ -40,7 +40,7 @@ def side_of(prompt: dict[str, Any]) -> str:
         return "HOLD"
     row = pl.DataFrame([{name: float(prompt[name]) for name in _NUMBERS}])
     words = words_of_printed(row, StateWords()).row(0, named=True)
-    return decide(words["trend"], words["volatility"], words["portfolio"])[0]
+    return decide(words["trend"], words["volatility"], "", words["portfolio"])[0]
 
 
 def is_paid(prompt: dict[str, Any], answer: DraftAnswer | None) -> bool:

@@ -161,7 +161,7 @@ def test_trainers_load_the_folder_as_it_is(dataset: DistillationDataset, tmp_pat
         entry = index[f"apeagent_{split}"]
         first = json.loads((tmp_path / "data" / entry["file_name"]).read_text().splitlines()[0])
         tags = entry["tags"]
-        message = first[entry["columns"]["messages"]][2]
+        message = first[entry["columns"]["messages"]][-1]
         assert message[tags["role_tag"]] == tags["assistant_tag"]
         assert message[tags["content_tag"]]
 

@@ -46,14 +46,29 @@ def test_a_market_state_is_what_its_window_says(window_factory: Callable[..., pl
     assert state["volatility_bps"] == pytest.approx(math.log(1.01) * 1e4)
     assert (state["volume_usdc"], state["volume_ratio"], state["imbalance"]) == (2400, 2, 0.5)
     assert (state["liquidity_usage"], state["span_seconds"]) == (pytest.approx(0.002), 240)
-    assert (state["trend"], state["volatility"]) == ("up strong", "high")
+    assert (state["trend"], state["volatility"]) == ("up weak", "high")
 
 
 def test_the_change_includes_the_first_swap_of_the_window(window_factory: Callable[..., pl.DataFrame]) -> None:
     one = window_factory(1).with_columns(price=pl.lit(2500.0), tick_change=pl.Series([-100] + [0] * 23))
     state = market_states(one, StateWords()).row(0, named=True)
     assert state["change_ticks"] == pytest.approx(-100)
-    assert state["trend"] == "down strong"
+    assert state["trend"] == "down weak"
+
+
+def test_a_trend_is_a_move_beyond_the_volatility_and_the_cost_of_two_trades(
+    window_factory: Callable[..., pl.DataFrame],
+) -> None:
+    def trend(*ticks: int) -> str:
+        moves = pl.Series([0] * (24 - len(ticks)) + list(ticks))
+        price = 2500 * 1.0001 ** moves.cum_sum()
+        return str(
+            market_states(window_factory(1).with_columns(price=price, tick_change=moves), StateWords())["trend"][0]
+        )
+
+    assert (trend(25), trend(30, -10)) == ("up weak", "flat"), "20 of them, and a volatility of 32"
+    assert trend(15) == "flat", "a purchase and a sale cost 20 basis points"
+    assert (trend(*[10] * 3), trend(*[10] * 4), trend(*[-10] * 4)) == ("up weak", "up strong", "down strong")
 
 
 def test_a_market_that_stands_still_is_flat(window_factory: Callable[..., pl.DataFrame]) -> None:
@@ -242,8 +257,8 @@ def test_unusable_windows_are_refused_by_name(
 def test_a_wrong_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match="leave room for test"):
         PromptsConfig(train_share=0.8, valid_share=0.3)
-    with pytest.raises(ValueError, match="flat_below"):
-        PromptsConfig(flat_below=2.0)
+    with pytest.raises(ValueError, match="calm_below_bps"):
+        PromptsConfig(calm_below_bps=200.0)
 
 
 @given(usdc=st.floats(0.01, 1e9), price=st.floats(1, 1e5))

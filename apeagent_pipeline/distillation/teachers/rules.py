@@ -1,38 +1,41 @@
 """The embedded teacher: a small documented policy that follows the trend within its inventory.
 
-It is a rule, not a language model, and every report names it so. Its decision depends on nothing but the three words
-of a market state and a portfolio, one after the other; each changes the plan that the words before it left:
+It is a rule, not a language model, and every report names it so. It reads the words of a market state and a portfolio
+one after the other; each leaves a plan to the next:
 
 ===================================  ===========================================================================
 word                                 plan
 ===================================  ===========================================================================
-trend up / down / flat               add / reduce / wait
-volatility, and how strong the       wait if the volatility is high and the trend weak: such a move is noise; else
-trend is                             half if the trend is strong and the volatility not high, else a tenth
-portfolio                            wait if it is dust, if nothing is left that could pay, or if a tenth more
-                                     would go into the token that it is mostly in already
+trend up / down / flat               add / reduce / wait: the end. A move within the volatility is noise, and one of
+                                     less than the cost of a purchase and a sale does not pay
+volatility calm / normal / high      half / a fifth / a tenth
+volume and order flow, if shown      one step smaller if less than .8 of the average volume, or of flow for the trend .5
+portfolio                            wait if it is dust or all in the wanted token; one step smaller if mostly in it
 ===================================  ===========================================================================
 
-The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait is HOLD. Half or a tenth is of the token
-that pays, rounded down to three significant digits; bought ETH is measured by what the USDC afford after costs.
+The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait is HOLD. One step smaller than half is a
+fifth, then a tenth, which stays. The share is of the token that pays, rounded down to three significant digits; bought
+ETH is measured by what the USDC afford after costs.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
-of look-ups, which a small student can learn. The last draft of a trade ends with the holding that pays, in ETH, so that
-its size needs only the number before it.
+of look-ups, which a small student can learn. They end where nothing is left to decide. The last draft of a trade ends
+with the holding that pays, in ETH, so that its size needs only the number before it.
 
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
 
-    -31, 90 vs 21               whole ticks; 30 of them over ``flat_below``; whole basis points of volatility
-    down strong, reduce         flat if 90 < 21, strong if 31 >= ``strong_from`` * 21
-    volatility 21 calm, reduce half
-    1.3k at 3.1k makes 0.42     thousands of USDC; price in thousands; ETH that the one buys at the other
-    0.6 vs 0.42                 ETH held; ETH that the USDC buy
+    -31.78 ticks, 0.0021        change and volatility as printed, with their units
+    -31 vs 21                   whole ticks; whole basis points of volatility
+    down, reduce                flat if 31 < 21
+    21 calm, reduce half
+    1302 at 3124 makes 0.4      USDC held and price, whole from 100 on; ETH that the one buys at the other
+    0.6 vs 0.4                  ETH held; ETH that the USDC buy
     balanced, reduce half 0.6
 
-These numbers have two significant digits, the others cut off, and the one that is multiplied has one: what a reader
-can work with in the head. So a trade of half or a tenth is of the rough holding, and up to a seventh away from that of
-the exact one.
+What is compared has two significant digits, the others cut off. A quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9
+times a power of ten. So a reader can work with it in the head. USDC and price are copied, because a small student
+shortens them wrongly more often than it divides them wrongly. A sale is up to a tenth smaller than the share of the
+exact holding, and a purchase up to a seventh away.
 
 A prompt that lacks a fact that a decision needs gets one draft, which says what is missing, and no trade.
 """
@@ -43,47 +46,60 @@ from typing import Any
 
 from apeagent_pipeline.distillation.canary_words import Side
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, render_answer
-from apeagent_pipeline.distillation.market_states import TRENDS, VOLATILITIES
+from apeagent_pipeline.distillation.market_states import CONFIRMATIONS, TRENDS, VOLATILITIES
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
 from apeagent_pipeline.distillation.printed_numbers import token_text
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 
-HALF, TENTH = Decimal("0.5"), Decimal("0.1")
 WAIT = "wait"
 
 _SIDES: dict[str, Side] = {"add": "BUY", "reduce": "SELL", WAIT: "HOLD"}
-_SHARES = {"half": HALF, "tenth": TENTH}
+SHARES = {"half": Decimal("0.5"), "fifth": Decimal("0.2"), "tenth": Decimal("0.1")}
+"""The sizes of a trade, as shares of the token that pays."""
+_SHARE_OF = dict(zip(VOLATILITIES, SHARES, strict=True))
+_SMALLER = {"half": "fifth", "fifth": "tenth", "tenth": "tenth"}
 
 
-def plans(trend: str, volatility: str, portfolio: str) -> tuple[str, str, str]:
-    """What is planned after each of the three words, such as ``("add", "add tenth", "wait")``.
+def plans(trend: str, volatility: str, confirmation: str, portfolio: str) -> dict[str, str]:
+    """What is planned after each word, up to the one that decides.
 
     Args:
         trend: A word of ``TRENDS``.
         volatility: A word of ``VOLATILITIES``.
+        confirmation: A word of ``CONFIRMATIONS``.
         portfolio: A word of ``PORTFOLIOS``.
+
+    Returns:
+        Plans such as ``add`` and ``reduce half`` under the names of the arguments; those after the deciding word and
+        an empty confirmation are left out.
 
     Raises:
         ValueError: if a word is unknown.
     """
-    for word, known in ((trend, TRENDS), (volatility, VOLATILITIES), (portfolio, PORTFOLIOS)):
+    given = ((trend, TRENDS), (volatility, VOLATILITIES), (confirmation, CONFIRMATIONS), (portfolio, PORTFOLIOS))
+    for word, known in given:
         if word not in known:
             raise ValueError(f"{word!r} is none of {known}")
-    direction, _, strength = trend.partition(" ")
-    first = {"up": "add", "down": "reduce", "flat": WAIT}[direction]
-    if first == WAIT or (volatility == "high" and strength == "weak"):
-        second = WAIT
-    else:
-        second = f"{first} half" if strength == "strong" and volatility != "high" else f"{first} tenth"
-    wanted = "ETH" if first == "add" else "USDC"
-    enough = [f"all {wanted}"] + ([f"mostly {wanted}"] if second.endswith("tenth") else [])
-    return first, second, WAIT if portfolio in ("dust", *enough) else second
+    action = {"up": "add", "down": "reduce", "flat": WAIT}[trend.partition(" ")[0]]
+    if action == WAIT:
+        return {"trend": WAIT}
+    share = _SHARE_OF[volatility]
+    planned = {"trend": action, "volatility": f"{action} {share}"}
+    if confirmation:
+        share = share if confirmation == "confirmed" else _SMALLER[share]
+        planned["confirmation"] = f"{action} {share}"
+    wanted = "ETH" if action == "add" else "USDC"
+    if portfolio in ("dust", f"all {wanted}"):
+        return {**planned, "portfolio": WAIT}
+    share = _SMALLER[share] if portfolio == f"mostly {wanted}" else share
+    return {**planned, "portfolio": f"{action} {share}"}
 
 
-def decide(trend: str, volatility: str, portfolio: str) -> tuple[Side, Decimal]:
+def decide(trend: str, volatility: str, confirmation: str, portfolio: str) -> tuple[Side, Decimal]:
     """The policy: the side, and the share of the paying token (0 for HOLD). Arguments and errors as in `plans`."""
-    action, _, share = plans(trend, volatility, portfolio)[-1].partition(" ")
-    return _SIDES[action], _SHARES.get(share, Decimal(0))
+    *_, last = plans(trend, volatility, confirmation, portfolio).values()
+    action, _, share = last.partition(" ")
+    return _SIDES[action], SHARES.get(share, Decimal(0))
 
 
 def size_of(share: Decimal, holding: float, digits: int = 3) -> float:
@@ -100,35 +116,35 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     """
     if row["missing"]:
         return DraftAnswer((f"{row['missing']} missing, {WAIT}",), "HOLD")
+    words = {name: row[name] for name in ("trend", "volatility", "confirmation", "portfolio")}
+    planned, (side, share) = plans(**words), decide(**words)
     is_worked = row["rendering"] != "digested"
-    trend, level, portfolio = words = row["trend"], row["volatility"], row["portfolio"]
-    first, second, last = plans(*words)
-    drafts = [f"{trend}, {first}", f"volatility {level}, {second}"]
-    held, bought = (row["rough_eth"], row["rough_bought"]) if is_worked else (row["eth"], row["affordable_eth"])
-    if is_worked:
-        drafts = [
-            f"{row['rough_change']:+d}, {row['scaled_change']} vs {row['rough_volatility']}",
-            drafts[0],
-            f"volatility {row['rough_volatility']} {level}, {second}",
-            f"{_thousands(row['rough_usdc'])} at {_thousands(row['rough_price'])} makes {token_text(bought)}",
-            f"{token_text(held)} vs {token_text(bought)}",
-        ]
-    side, share = decide(*words)
+    told = _worked(row) if is_worked else {**words, "volatility": f"volatility {row['volatility']}"}
+    drafts = "\n".join(f"{told[name]}, {plan}" for name, plan in planned.items()).split("\n")
     if side == "HOLD":
-        return DraftAnswer((*drafts, f"{portfolio}, {last}"), side)
-    holding = held if side == "SELL" else bought
-    return DraftAnswer((*drafts, f"{portfolio}, {last} {token_text(holding)}"), side, size_of(share, holding), "ETH")
+        return DraftAnswer(tuple(drafts), side)
+    sold, bought = ("rough_eth", "rough_bought") if is_worked else ("eth", "affordable_eth")
+    holding = row[sold if side == "SELL" else bought]
+    drafts[-1] += f" {token_text(holding)}"
+    return DraftAnswer(tuple(drafts), side, size_of(share, holding), "ETH")
 
 
-def _thousands(usdc: float) -> str:
-    return f"{token_text(round(usdc / 1000, 9))}k"
+def _worked(row: PromptRow) -> dict[str, str]:
+    """The lines that lead to each word where the prompt shows numbers alone, and the word."""
+    volatility, bought = row["rough_volatility"], token_text(row["rough_bought"])
+    return {
+        "trend": f"{row['copied']}\n{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
+        "volatility": f"{volatility} {row['volatility']}",
+        "portfolio": f"{token_text(row['rough_usdc'])} at {token_text(row['rough_price'])} makes {bought}\n"
+        f"{token_text(row['rough_eth'])} vs {bought}\n{row['portfolio']}",
+    }
 
 
 class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 6}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 7}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
