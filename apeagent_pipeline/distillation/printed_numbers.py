@@ -35,6 +35,8 @@ BARE_PER_CENT = VolatilityFormat(100.0, (2, 2, 3, 4), "percent")
 """The agent's: per cent without a sign."""
 _DRAWN_FORMATS = (FRACTION, FRACTION, FRACTION, PER_CENT, PER_CENT, BASIS_POINTS, BASIS_POINTS)
 
+_COPIED_UNITS = {"fraction": "", "percent": "%", "bps": "bps"}
+
 AGENT_TICK_BPS = 10.0
 """A tick of the agent's sentence is a tenth of a per cent; a tick of the pool is one basis point."""
 
@@ -78,7 +80,7 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
     )
     price = _fixed(row["price"], draw(2, 2, 1, 0), commas)
     volatility = _volatility_text(row["volatility_bps"] / style.bps, style, rng)
-    change = unsigned = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
+    change = _fixed(row["change_ticks"] / unit, draw(4, 4, 2, 1, *([] if is_agent else [0])))
     if rng is not None and rng.uniform() < 0.15 and not change.startswith("-"):
         change = f"+{change}"
     if is_agent:
@@ -92,7 +94,7 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
         "vol_bare": volatility,
         "vol_unit": style.name,
         "change_text": change,
-        "copied": copied(unsigned, volatility, style.name, is_agent=is_agent),
+        "copied_volatility": volatility + _COPIED_UNITS[style.name],
         "eth_text": eth,
         "usdc_text": usdc,
         "price": _read(price),
@@ -113,20 +115,6 @@ def _volatility_text(value: float, style: VolatilityFormat, rng: np.random.Gener
     return token_text(float(f"{value:.{rng.integers(2, 4)}g}"))
 
 
-def copied(change: str, volatility: str, unit: str, *, is_agent: bool = False) -> str:
-    """Change and volatility as a draft copies them, with a sign and units: ``-31.78 ticks, 0.45 %``.
-
-    Args:
-        change: The printed change, without a plus.
-        volatility: The printed volatility, without its unit.
-        unit: ``fraction``, ``percent`` or ``bps``.
-        is_agent: Whether a "tick" is a tenth of a per cent.
-    """
-    sign = "" if change.startswith("-") else "+"
-    suffix = {"fraction": "", "percent": " %", "bps": " bps"}[unit]
-    return f"{sign}{change} {'tenths' if is_agent else 'ticks'}, {volatility}{suffix}"
-
-
 def _fixed(value: float, decimals: int, commas: bool = False) -> str:
     return f"{value:{',' if commas else ''}.{decimals}f}"
 
@@ -139,7 +127,7 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
     Everything is compared in two significant digits, cut off, which a reader can work with in the head. USDC and price
-    are copied: they are whole from 100 on.
+    are copied first: they are whole from 100 on.
 
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.

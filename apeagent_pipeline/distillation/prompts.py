@@ -31,7 +31,7 @@ from apeagent_pipeline.distillation.templates import (
     draw_templates,
     past_trades,
 )
-from apeagent_pipeline.distillation.wordings import ASKED_FIRST, NEEDED, change_in_words, compose
+from apeagent_pipeline.distillation.wordings import ASKED_FIRST, NEEDED, change_in_words, compose, copied_change
 
 SPLITS = ("train", "valid", "test")
 
@@ -45,7 +45,8 @@ PROMPTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "dressing": pl.String,
     "missing": pl.String,
     "confirmation": pl.String,
-    "copied": pl.String,
+    "copied_volatility": pl.String,
+    "copied_change": pl.String,
     "system": pl.String,
     "facts": pl.String,
     "question": pl.String,
@@ -81,7 +82,8 @@ COLUMN_DESCRIPTIONS = {
     "dressing": "What stands around the question: a greeting, typing errors, a hidden instruction; none",
     "missing": "The fact that the prompt leaves out though a decision needs it; empty: none",
     "confirmation": "What volume and order flow say of the trend, if the prompt prints them; empty: it does not",
-    "copied": "Price change and volatility as printed, with their units",
+    "copied_volatility": "Volatility as printed",
+    "copied_change": "Price change as printed, with the word for its direction",
     "system": "System message of the chat; empty: none",
     "facts": "First half of the prompt: what it states",
     "question": "Second half of the prompt: what it asks",
@@ -296,7 +298,7 @@ _NOTHING_SAID = 0.4
 _ZERO = re.compile(r"(?<![\d.,:=])(?<![:=] )0 (ETH|USDC)\b")
 """A holding of nothing in a sentence, which people call "no ETH" """
 
-_ASKED = ("facts", "question", "missing", "confirmation", "dressing", "system", "prompt")
+_ASKED = ("facts", "question", "missing", "confirmation", "copied_change", "dressing", "system", "prompt")
 
 
 def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, varied: bool) -> dict[str, str]:
@@ -315,12 +317,16 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         past = past_trades(rng, row["price"])
         known = AGENT_SYSTEM_PROMPTS if unseen else AGENT_SYSTEM_PROMPTS[:-1]
         system = (STUDENT_SYSTEM_PROMPT, "", known[rng.integers(len(known))])[rng.integers(3)]
+    in_words = change_in_words(row["change_text"], rng_or_fixed)
+    change = copied_change(facts, row["change_text"], in_words)
+    if template.rendering == "agent":
+        change = f"{change} tenths"
     texts = {name: row[f"{name}_text"] for name in ("price", "volume", "vol", "change", "eth", "usdc")}
     places = {
         **texts,
         **{f"{name}_bare": text.replace(",", "").lstrip("+") for name, text in texts.items()},
         **{name: row[name] for name in ("vol_bare", "vol_unit", "trend", "volatility", "portfolio")},
-        **change_in_words(row["change_text"], rng_or_fixed),
+        **in_words,
         "bps": f"{round(row['change_bps']):+d}",
         "volatility_bps": f"{row['volatility_bps']:.0f}",
         "affordable": token_text(row["affordable_eth"]),
@@ -336,11 +342,15 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     prompt, dressing = facts + question, PLAIN_DRESSING
     if rng is not None and varied and template.rendering != "agent":
         prompt, dressing = dress(f"{question} {facts}".strip() if is_asked_first else prompt, rng, unseen=unseen)
-    return dict(zip(_ASKED, (facts, question, missing, confirmation, dressing, system, prompt), strict=True))
+    return dict(zip(_ASKED, (facts, question, missing, confirmation, change, dressing, system, prompt), strict=True))
 
 
 def _span_text(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+
+
+_FLAT_WEIGHT = 2.0
+"""How often a flat trend is wanted beside each of the four others."""
 
 
 def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.random.Generator) -> pl.DataFrame:
@@ -365,8 +375,9 @@ def candidates(states: pl.DataFrame, split: str, config: PromptsConfig, rng: np.
     rows = render_prompts(rows, config, rng, unseen=split == "test", varied=config.varied)
     rows = rows.with_columns(chance=pl.Series(rng.permutation(rows.height))).sort("chance")
     share = pl.col("rendering").replace_strict(_form_shares(split, config), return_dtype=pl.Float64)
+    trend = pl.when(trend="flat").then(_FLAT_WEIGHT).otherwise(1.0)
     turn = (pl.int_range(pl.len()).over("rendering", "trend", "volatility", "portfolio") + 0.5) / (
-        share * portfolio_weight(pl.col("portfolio"))
+        share * trend * portfolio_weight(pl.col("portfolio"))
     )
     rows = rows.with_columns(turn=turn).sort("turn", "chance").with_columns(split=pl.lit(split))
     return rows.with_columns(

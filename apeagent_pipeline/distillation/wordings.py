@@ -316,3 +316,15 @@ def change_in_words(change: str, rng: np.random.Generator) -> dict[str, str]:
         "went": (_DOWNS if is_down else _UPS)[rng.integers(len(_UPS))],
         "distance": change.lstrip("+-"),
     }
+
+
+def copied_change(facts: str, change: str, words: dict[str, str]) -> str:
+    """The price change as a draft copies it: as printed, or the last word for its direction and the distance.
+
+    Args:
+        facts: The text with its places.
+        change: The printed change.
+        words: Of `change_in_words`.
+    """
+    name = next((name for name in ("direction", "went", "sign") if f"{{{name}}}" in facts), None)
+    return change if name is None else f"{words[name].split()[-1]} {words['distance']}"

@@ -229,9 +229,17 @@ def test_a_rare_action_is_repeated_and_the_card_tells_how_many_are_distinct(trac
 
 
 def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> None:
-    dataset = build_dataset(traces, SIZES.model_copy(update={"balance_classes": False}), 42)
-    sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
-    assert sides["HOLD"] > 1.3 * sides["BUY"]
+    uneven = traces.filter((pl.col("split") != "train") | (pl.col("side") != "BUY") | (pl.int_range(pl.len()) % 2 == 0))
+    sides = {
+        balanced: Counter(
+            example["side"]
+            for example in build_dataset(uneven, SIZES.model_copy(update={"balance_classes": balanced}), 42).train
+            if example["kind"] == "trading"
+        )
+        for balanced in (False, True)
+    }
+    assert sides[False]["HOLD"] > 1.3 * sides[False]["BUY"]
+    assert sides[True]["HOLD"] < 1.3 * sides[True]["BUY"]
 
 
 @pytest.mark.parametrize(

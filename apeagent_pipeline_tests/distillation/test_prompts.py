@@ -46,7 +46,7 @@ def test_a_market_state_is_what_its_window_says(window_factory: Callable[..., pl
     assert state["volatility_bps"] == pytest.approx(math.log(1.01) * 1e4)
     assert (state["volume_usdc"], state["volume_ratio"], state["imbalance"]) == (2400, 2, 0.5)
     assert (state["liquidity_usage"], state["span_seconds"]) == (pytest.approx(0.002), 240)
-    assert (state["trend"], state["volatility"]) == ("up weak", "high")
+    assert (state["trend"], state["volatility"]) == ("up weak", "normal")
 
 
 def test_the_change_includes_the_first_swap_of_the_window(window_factory: Callable[..., pl.DataFrame]) -> None:

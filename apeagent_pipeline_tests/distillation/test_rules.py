@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer, render_answer
 from apeagent_pipeline.distillation.market_states import CONFIRMATIONS, TRENDS, VOLATILITIES, StateWords
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth
-from apeagent_pipeline.distillation.printed_numbers import copied, one_digit, token_text, words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import one_digit, token_text, words_of_printed
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import (
     SHARES,
@@ -76,7 +76,8 @@ def printed(**numbers: Any) -> dict[str, Any]:
     row["change_bps"] = row["change_ticks"]
     worked = words_of_printed(pl.DataFrame([row]), StateWords()).with_columns(
         affordable_eth=affordable_eth(pl.col("usdc"), pl.col("price")),
-        copied=pl.lit(copied(token_text(row["change_ticks"]), token_text(row["volatility_bps"]), "bps")),
+        copied_change=pl.lit(token_text(row["change_ticks"])),
+        copied_volatility=pl.lit(f"{token_text(row['volatility_bps'])}bps"),
     )
     asked = {"prompt_id": "1", "rendering": "plain", "missing": "", "confirmation": ""}
     return {**asked, **worked.row(0, named=True)}
@@ -85,7 +86,8 @@ def printed(**numbers: Any) -> dict[str, Any]:
 def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     answer = rules_answer(printed())
     assert answer.drafts == (
-        "-31.5 ticks, 21.7 bps",
+        "volatility 21.7bps, change -31.5",
+        "2500, 1300 USDC, 0.6 ETH",
         "-31 vs 21",
         "down, reduce",
         "21 calm, reduce half",
@@ -97,19 +99,20 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     bought = rules_answer(printed(change_ticks=31.5))
     assert (bought.drafts[-1], bought.amount) == ("balanced, add half 0.5", 0.25)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
-    assert rough.drafts[1] == "+1000 vs 450", "two digits of every number that is compared"
-    assert rough.drafts[4] == "0 at 3498 makes 0", "whole numbers where they are copied"
-    assert rules_answer(printed(usdc=5.97)).drafts[4] == "5.9 at 2500 makes 0.0025"
-    assert rules_answer(printed(change_ticks=-9.0)).drafts[1:] == ("-9 vs 21", "flat, wait"), "nothing more to decide"
+    assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
+    assert rough.drafts[2] == "+1000 vs 450", "two digits of every number that is compared"
+    assert rough.drafts[5] == "0 at 3400 makes 0"
+    assert rules_answer(printed(usdc=5.97)).drafts[5] == "5.9 at 2500 makes 0.0025"
+    assert rules_answer(printed(change_ticks=-9.0)).drafts[2:] == ("-9 vs 21", "flat, wait"), "nothing more to decide"
 
 
 def test_decimals_that_are_not_compared_never_decide() -> None:
     """At an edge the printed whole numbers decide, whatever decimals stand behind them."""
-    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[2] == "up, add"
-    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[2] == "up, add"
-    assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[2] == "flat, wait"
-    assert rules_answer(printed(volatility_bps=29.99)).drafts[3].startswith("29 calm")
-    assert rules_answer(printed(volatility_bps=30.0)).drafts[3].startswith("30 normal")
+    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[3] == "up, add"
+    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[3] == "up, add"
+    assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[3] == "flat, wait"
+    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("29 calm")
+    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("30 normal")
 
 
 def test_a_move_that_does_not_pay_a_purchase_and_a_sale_is_flat() -> None:
@@ -132,7 +135,7 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
 ) -> None:
     row = printed(change_ticks=change, volatility_bps=volatility, eth=eth, usdc=round(usdc, 2))
     assume(eth * 2500 + usdc >= 100)
-    _, compared, trend, *rest = rules_answer(row).drafts
+    _, facts, compared, trend, *rest = rules_answer(row).drafts
     signed, whole = map(int, compared.split(" vs "))
     is_flat = abs(signed) < max(whole, 20)
     assert trend == ("flat, wait" if is_flat else "up, add" if signed > 0 else "down, reduce")
@@ -141,19 +144,28 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
         return
     level, bought, weighed, _ = rest
     assert level.startswith(f"{whole} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
-    spent, price, buys = map(float, bought.split()[::2])
-    assert price == 2500
-    assert spent == pytest.approx(usdc, rel=0.1, abs=0.01)
-    assert buys == pytest.approx(spent / price, rel=0.143)
+    price, cash, owned = (float(word) for word in facts.replace(",", "").split() if word not in ("USDC", "ETH"))
+    spent, at, buys = map(float, bought.split()[::2])
+    assert (price, at) == (2500, 2500)
+    assert cash == pytest.approx(usdc, rel=0.1, abs=0.01)
+    assert 0.9 * cash <= spent <= cash
+    assert buys == pytest.approx(cash / price, rel=0.143)
     held, also_bought = map(float, weighed.split(" vs "))
     assert 0.9 * eth <= held <= eth * (1 + 1e-9)
-    assert also_bought == buys
+    assert (held, also_bought) == (owned, buys)
 
 
 def test_a_prompt_that_lacks_a_fact_gets_no_trade_and_a_draft_that_says_what_is_missing() -> None:
-    for fact in NEEDED:
+    said = {
+        "volatility": ("volatility missing, wait",),
+        "change": ("volatility 21.7bps, change missing, wait",),
+        "price": ("volatility 21.7bps, change -31.5", "price missing, wait"),
+        "holdings": ("volatility 21.7bps, change -31.5", "2500, holdings missing, wait"),
+    }
+    assert set(said) == set(NEEDED)
+    for fact, drafts in said.items():
         answer = rules_answer({**printed(), "rendering": "incomplete", "missing": fact})
-        assert (answer.drafts, answer.side) == ((f"{fact} missing, wait",), "HOLD")
+        assert (answer.drafts, answer.side) == (drafts, "HOLD")
     trade = DraftAnswer(("price unknown", "reduce"), "SELL", 0.1, "ETH")
     row = {**printed(), "rendering": "incomplete", "missing": "price"}
     assert verify(trade, row, TracesConfig()) == "missing_information"

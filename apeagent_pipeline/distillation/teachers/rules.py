@@ -24,20 +24,20 @@ with the holding that pays, in ETH, so that its size needs only the number befor
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
 
-    -31.78 ticks, 0.0021        change and volatility as printed, with their units
-    -31 vs 21                   whole ticks; whole basis points of volatility
-    down, reduce                flat if 31 < 21
+    volatility 0.0021, change -31.78    as printed, with their units
+    3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
+    -31 vs 21                           whole ticks; whole basis points of volatility
+    down, reduce                        flat if 31 < 21
     21 calm, reduce half
-    1302 at 3124 makes 0.4      USDC held and price, whole from 100 on; ETH that the one buys at the other
-    0.6 vs 0.4                  ETH held; ETH that the USDC buy
+    1300 at 3100 makes 0.4              two digits of USDC and price; ETH that the one buys at the other
+    0.6 vs 0.4                          ETH held; ETH that the USDC buy
     balanced, reduce half 0.6
 
-What is compared has two significant digits, the others cut off. A quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9
-times a power of ten. So a reader can work with it in the head. USDC and price are copied, because a small student
-shortens them wrongly more often than it divides them wrongly. A sale is up to a tenth smaller than the share of the
-exact holding, and a purchase up to a seventh away.
+First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
+quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
+sale is up to a tenth smaller than the share of the exact holding, and a purchase up to a seventh away.
 
-A prompt that lacks a fact that a decision needs gets one draft, which says what is missing, and no trade.
+Where a fact is missing that a decision needs, the list says so and ends, and there is no trade.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -115,12 +115,14 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
         row: A row of ``build_prompts``.
     """
     if row["missing"]:
-        return DraftAnswer((f"{row['missing']} missing, {WAIT}",), "HOLD")
+        *drafts, last = _facts(row)[: _LINE_OF[row["missing"]]]
+        return DraftAnswer((*drafts, f"{last}, {WAIT}"), "HOLD")
     words = {name: row[name] for name in ("trend", "volatility", "confirmation", "portfolio")}
     planned, (side, share) = plans(**words), decide(**words)
     is_worked = row["rendering"] != "digested"
     told = _worked(row) if is_worked else {**words, "volatility": f"volatility {row['volatility']}"}
-    drafts = "\n".join(f"{told[name]}, {plan}" for name, plan in planned.items()).split("\n")
+    lines = [*(_facts(row) if is_worked else ()), *(f"{told[name]}, {plan}" for name, plan in planned.items())]
+    drafts = "\n".join(lines).split("\n")
     if side == "HOLD":
         return DraftAnswer(tuple(drafts), side)
     sold, bought = ("rough_eth", "rough_bought") if is_worked else ("eth", "affordable_eth")
@@ -129,13 +131,36 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     return DraftAnswer(tuple(drafts), side, size_of(share, holding), "ETH")
 
 
+_LINE_OF = {"volatility": 1, "change": 1, "price": 2, "holdings": 2}
+"""Which line of `_facts` says that a fact is missing; the list ends there."""
+
+
+def _facts(row: PromptRow) -> tuple[str, str]:
+    """The facts of a prompt of numbers alone, in two lines that end with the first missing one."""
+    missing, price = row["missing"], token_text(row["rough_price"])
+    if missing == "volatility":
+        market = "volatility missing"
+    else:
+        change = "missing" if missing == "change" else row["copied_change"]
+        market = f"volatility {row['copied_volatility']}, change {change}"
+    if missing == "price":
+        return market, "price missing"
+    if missing == "holdings":
+        return market, f"{price}, holdings missing"
+    return market, f"{price}, {token_text(row['rough_usdc'])} USDC, {token_text(row['rough_eth'])} ETH"
+
+
+def _two_digits(value: float) -> str:
+    return token_text(size_of(Decimal(1), value, digits=2)) if value else "0"
+
+
 def _worked(row: PromptRow) -> dict[str, str]:
     """The lines that lead to each word where the prompt shows numbers alone, and the word."""
     volatility, bought = row["rough_volatility"], token_text(row["rough_bought"])
     return {
-        "trend": f"{row['copied']}\n{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
+        "trend": f"{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
         "volatility": f"{volatility} {row['volatility']}",
-        "portfolio": f"{token_text(row['rough_usdc'])} at {token_text(row['rough_price'])} makes {bought}\n"
+        "portfolio": f"{_two_digits(row['rough_usdc'])} at {_two_digits(row['rough_price'])} makes {bought}\n"
         f"{token_text(row['rough_eth'])} vs {bought}\n{row['portfolio']}",
     }
 

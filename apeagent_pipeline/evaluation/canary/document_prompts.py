@@ -8,7 +8,7 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.portfolios import affordable_eth
-from apeagent_pipeline.distillation.printed_numbers import copied, words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import words_of_printed
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.templates import TEMPLATE
 
@@ -28,11 +28,6 @@ _NUMBERS = (
 """price, volume, volatility, the same in basis points, change in ticks, ETH and USDC; first the document's own."""
 
 
-def _copied(printed: dict[str, str]) -> str:
-    unit = "percent" if "%" in printed["vol"] else "bps" if "bps" in printed["vol"] else "fraction"
-    return copied(printed["change_text"].lstrip("+"), printed["vol"].rstrip(" %bps"), unit)
-
-
 def document_prompts() -> list[dict[str, Any]]:
     """Examples as of the dataset: ``messages`` end with the policy's answer, ``side`` is its action."""
     template = TEMPLATE["document"]
@@ -47,7 +42,8 @@ def document_prompts() -> list[dict[str, Any]]:
         template=pl.lit(template.name),
         missing=pl.lit(""),
         confirmation=pl.lit(""),
-        copied=pl.struct("change_text", "vol").map_elements(_copied, return_dtype=pl.String),
+        copied_change=pl.col("change_text"),
+        copied_volatility=pl.col("vol").str.replace(" ", ""),
     )
     examples = []
     for row in rows.iter_rows(named=True):
