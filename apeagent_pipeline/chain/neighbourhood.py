@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import polars as pl
 
 from apeagent_pipeline.chain.day_reading import PoolEvents
-from apeagent_pipeline.chain.endpoint import Endpoint
+from apeagent_pipeline.chain.endpoint import Call, Endpoint
 from apeagent_pipeline.chain.log_reader import LogReader, bad_answers_of
 from apeagent_pipeline.chain.pool_state import fee_growth_call, read_state, read_ticks, read_words, state_call
 from apeagent_pipeline.chain.replay import PoolState, Replay
@@ -19,6 +19,9 @@ _TYPICAL_GAPS = 16
 _FEWEST_BLOCKS, _MOST_BLOCKS = 64, 5_000
 _WORD = 1 << 256
 _ROUNDINGS_A_SWAP = 4
+
+Span = tuple[int, int]
+"""First and last block; the last is below the first where there is none."""
 
 
 class Neighbourhood(NamedTuple):
@@ -47,6 +50,11 @@ class Neighbourhood(NamedTuple):
     def has_states(self) -> bool:
         """Whether the pool's state at both ends is known."""
         return self.state_before is not None and self.state_after is not None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known on either side."""
+        return not self.knows_before and not self.knows_after
 
     @property
     def knows_before(self) -> bool:
@@ -93,7 +101,8 @@ def look_around(
 ) -> Neighbourhood:
     """Read what the pool stored at both ends of a day; where no endpoint tells, the swaps before and after the day.
 
-    What no endpoint tells stays unknown.
+    Both are asked for in one request. If the endpoint does not answer it, or tells nothing in it, both are asked for
+    alone. What no endpoint tells stays unknown.
 
     Args:
         reader: Reads logs.
@@ -103,28 +112,41 @@ def look_around(
         typical: Usual number of blocks between two swaps.
         avoid: Endpoints that are not asked.
     """
+    state_calls = [call(reader.pool, at) for at in (first - 1, last) for call in (state_call, fee_growth_call)]
 
     def ask_for_states(endpoint: Endpoint) -> Neighbourhood:
-        calls = [call(reader.pool, at) for at in (first - 1, last) for call in (state_call, fee_growth_call)]
-        return _stored(endpoint.send(calls))
+        return _stored(endpoint.send(state_calls))
 
     def ask_for_logs(endpoint: Endpoint) -> Neighbourhood:
+        before, after = ranges(endpoint)
+        return _told(reader, endpoint, endpoint.send(log_calls(before, after)), before, after)
+
+    def ask_for_both(endpoint: Endpoint) -> Neighbourhood:
+        before, after = ranges(endpoint)
+        try:
+            answers = endpoint.send([*state_calls, *log_calls(before, after)])
+        except RpcError as error:
+            if error.is_hopeless or error.retry_after:
+                raise
+            return ask_for_states(endpoint)
+        stored = _stored(answers[: len(state_calls)])
+        return stored if stored.has_states else _told(reader, endpoint, answers[len(state_calls) :], before, after)
+
+    def ranges(endpoint: Endpoint) -> tuple[Span, Span]:
         size = min(reader.sizes[endpoint].blocks, _MOST_BLOCKS)
         blocks = min(size, max(_FEWEST_BLOCKS, _TYPICAL_GAPS * typical))
-        ranges = (max(first - blocks, 0), first - 1), (last + 1, min(last + blocks, final))
-        asked = [each for each in ranges if each[0] <= each[1]]
-        answers = iter(endpoint.send([("eth_getLogs", [reader.query(*each)]) for each in asked]))
-        found = [_events(reader, endpoint, next(answers), each) if each in asked else None for each in ranges]
-        before, after = (each or PoolEvents.none() for each in found)
-        return Neighbourhood(before, after, None, None, None)
+        return (max(first - blocks, 0), first - 1), (last + 1, min(last + blocks, final))
+
+    def log_calls(*asked: Span) -> list[Call]:
+        return [("eth_getLogs", [reader.query(*each)]) for each in asked if each[0] <= each[1]]
 
     around = Neighbourhood.unknown()
-    for ask in (ask_for_states, ask_for_logs):
+    for ask in (ask_for_both, ask_for_logs):
         try:
             around = reader.client.ask(ask, avoid)
         except RpcError as error:
             _log.info("the neighbourhood of blocks %d to %d is unknown: %s", first, last, error)
-        if around.has_states:
+        if not around.is_unknown:
             break
     return around
 
@@ -156,11 +178,11 @@ def look_at_ticks(
         return None
 
 
-def _events(reader: LogReader, endpoint: Endpoint, logs: Any, blocks: tuple[int, int]) -> PoolEvents | None:
-    if not isinstance(logs, list):
-        return None
+def _told(reader: LogReader, endpoint: Endpoint, answers: Sequence[Any], before: Span, after: Span) -> Neighbourhood:
+    logs = [log for answer in answers if isinstance(answer, list) for log in answer]
     with bad_answers_of(endpoint):
-        return reader.decode(endpoint, logs).between(*blocks)
+        events = reader.decode(endpoint, logs)
+    return Neighbourhood(events.between(*before), events.between(*after), None, None, None)
 
 
 def _stored(answers: Sequence[Any]) -> Neighbourhood:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ class Verification:
         self._replayed: tuple[tuple[object, ...], Replay] | None = None
         self._caught: set[Endpoint] = set()
         self._agreed: dict[Span, set[object]] = {}
-        self._tried: Counter[Span] = Counter()
+        self._tried: defaultdict[Span, set[_Way]] = defaultdict(set)
         self._limits: list[tuple[Span, int]] = []
         self._compared: set[Span] = set()
         self._repaired = 0
@@ -155,8 +155,10 @@ class Verification:
     def _close_gaps(self) -> None:
         for _ in range(_MOST_ROUNDS):
             gaps = [gap for gap in self._gaps(self._replay()) if not self._is_settled(gap)]
-            spans = list(dict.fromkeys((gap.first, gap.last) for gap in gaps))
-            plans = [(span, way) for span in spans if (way := self._next_way(span)) is not None][: max(self._budget, 0)]
+            certain = {(gap.first, gap.last) for gap in gaps if gap.certain}
+            spans = dict.fromkeys((gap.first, gap.last) for gap in gaps)
+            ways = ((span, self._next_way(span, certain=span in certain)) for span in spans)
+            plans = [(span, way) for span, way in ways if way is not None][: max(self._budget, 0)]
             if not plans:
                 return
             caught = len(self._caught)
@@ -174,17 +176,18 @@ class Verification:
     def _givers(self, span: Span) -> set[Endpoint]:
         return {each.endpoint for each in self._reading.pieces if each.first <= span[1] and each.last >= span[0]}
 
-    def _next_way(self, span: Span) -> _Way | None:
+    def _next_way(self, span: Span, *, certain: bool) -> _Way | None:
+        # Where perhaps nothing is missing, only a second source can say so, and the receipts are one. Swaps that are
+        # missing for certain are first looked for in other cuts, which cost less.
         givers = self._givers(span)
         usable = self._reader.client.usable()
         others = sorted((each for each in usable if each not in givers), key=lambda each: each in self._caught)
         own = [each for each in usable if each in givers] or usable
-        ways = [_Way(each, "narrow") for each in others]
-        ways += [_Way(each, cut) for cut in ("narrow", "wide", "halves") for each in own[:1]]
-        if span[1] - span[0] < _MOST_RECEIPTS:
-            ways += [_Way(each, _RECEIPTS) for each in (*others, *own)]
-        tried = self._tried[span]
-        return ways[tried] if tried < len(ways) else None
+        elsewhere = [_Way(each, "narrow") for each in others]
+        again = [_Way(each, cut) for cut in ("narrow", "wide", "halves") for each in own[:1]]
+        receipts = [_Way(each, _RECEIPTS) for each in (*others, *own) if span[1] - span[0] < _MOST_RECEIPTS]
+        ways = [*elsewhere, *again, *receipts] if certain else [*elsewhere, *receipts, *again]
+        return next((way for way in ways if way not in self._tried[span]), None)
 
     def _read(self, span: Span, way: _Way) -> _Answer | None:
         """The span read in another way; None if it could not be read."""
@@ -222,7 +225,7 @@ class Verification:
     def _take(self, span: Span, way: _Way, answer: _Answer | None) -> None:
         if answer is None:
             self._budget -= 1
-            self._tried[span] += 1
+            self._tried[span].add(way)
             return
         if not answer.has_all_known:
             self._caught.add(way.endpoint)
@@ -234,7 +237,7 @@ class Verification:
             self._budget += added
         if not added:
             self._budget -= 1
-            self._tried[span] += 1
+            self._tried[span].add(way)
             if answer.has_all_known:
                 source: object = _RECEIPTS if way.cut == _RECEIPTS else way.endpoint
                 self._agreed.setdefault(span, set(self._givers(span))).add(source)

@@ -73,6 +73,28 @@ def no_receipts() -> Fault:
     return rpc_error(-32601, "the method eth_getBlockReceipts does not exist", "eth_getBlockReceipts")
 
 
+def has_receipts() -> Fault:
+    """A node with ``eth_getBlockReceipts``: its receipts hold the logs of the embedded chain, which has none itself."""
+
+    method = "eth_getBlockReceipts"
+
+    def logs_of(call: Call) -> Call:
+        if call["method"] != method:
+            return call
+        (block,) = call["params"]
+        return {**call, "method": "eth_getLogs", "params": [{"fromBlock": block, "toBlock": block}]}
+
+    def fault(payload: Any, ask: Callable[[Any], Reply]) -> Reply:
+        def receipts(call: Call, answer: Answer) -> Answer:
+            is_told = call["method"] == method and "result" in answer
+            return {**answer, "result": [{"logs": answer["result"]}]} if is_told else answer
+
+        calls = [logs_of(call) for call in payload] if isinstance(payload, list) else logs_of(payload)
+        return each_answer(receipts)(payload, lambda payload: ask(calls))
+
+    return fault
+
+
 def logs_changed(change: Callable[[Call, list[Log]], list[Log]]) -> Fault:
     """Other logs than the node has; the question is known to the change."""
 
