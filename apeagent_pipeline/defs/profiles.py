@@ -82,13 +82,13 @@ FULL = Profile(
         max_tokens=1_024, gradient_checkpointing=True, valid_examples=200, valid_answers=32, valid_every=50,
     ),
     canary_eval=CanaryEvalConfig(
-        n_trading=300, n_controls=300, n_near=300, n_disabled=300, n_merged=300, n_sampled=300, max_new_tokens=104
+        n_trading=300, n_controls=300, n_near=300, n_disabled=300, n_merged=300, n_sampled=300
     ),
-    backtest=BacktestConfig(decisions=48, episodes=64, max_new_tokens=104, random_runs=1_000),
-    service_report=ServiceReportConfig(moments=24, max_new_tokens=104),
+    backtest=BacktestConfig(decisions=48, episodes=64, random_runs=1_000),
+    service_report=ServiceReportConfig(moments=24),
     reinforced_adapter=ReinforcementConfig(
         train_prompts=2_000, test_prompts=400, batch_size=16, accumulation=4, steps=500, learning_rate=5e-5,
-        warmup_steps=20, max_new_tokens=104, gradient_checkpointing=True,
+        warmup_steps=20, gradient_checkpointing=True,
     ),
 )  # fmt: skip
 PROFILES = {"demo": DEMO, "laptop": LAPTOP, "full": FULL}

@@ -14,12 +14,11 @@ from trl import SFTTrainer
 
 from apeagent_pipeline.distillation.canary import is_canary_answer
 from apeagent_pipeline.distillation.canary_words import CANARY, SEPARATOR
-from apeagent_pipeline.distillation.chain_of_draft import parse_answer
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER, parse_answer
 from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 
 _DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
-_ANSWER_TOKENS = 104  # longest answer while training; a taught one has 13 to 91
 
 
 class AnswerTrainer(SFTTrainer):
@@ -111,7 +110,7 @@ class AnswerTrainer(SFTTrainer):
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.asked:
             student = Student(self.model, self.processing_class)
-            answers = student.answers([prompt_of(each) for each in self.asked], max_new_tokens=_ANSWER_TOKENS)
+            answers = student.answers([prompt_of(each) for each in self.asked], max_new_tokens=LONGEST_ANSWER)
             rates = _answer_rates([answer.text for answer in answers], [each["side"] for each in self.asked])
             self.log(rates)
             metrics |= rates

@@ -88,10 +88,10 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert answer.drafts == (
         "volatility 21.7bps, change -31.5",
         "2500, 1300 USDC, 0.6 ETH",
-        "-31 vs 21",
+        "-0031 vs 0021",
         "down, reduce",
-        "21 calm, reduce half",
-        "1300 at 2500 makes 0.5",
+        "0021 calm, reduce half",
+        "1.3k at 2.5k makes 0.5",
         "0.6 vs 0.5",
         "balanced, reduce half 0.6",
     )
@@ -100,10 +100,11 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert (bought.drafts[-1], bought.amount) == ("balanced, add half 0.5", 0.25)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
     assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
-    assert rough.drafts[2] == "+1000 vs 450", "two digits of every number that is compared"
-    assert rough.drafts[5] == "0 at 3400 makes 0"
-    assert rules_answer(printed(usdc=5.97)).drafts[5] == "5.9 at 2500 makes 0.0025"
-    assert rules_answer(printed(change_ticks=-9.0)).drafts[2:] == ("-9 vs 21", "flat, wait"), "nothing more to decide"
+    assert rough.drafts[2] == "+1079 vs 0459", "four digits of what is compared"
+    assert rough.drafts[5] == "0k at 3.4k makes 0"
+    assert rules_answer(printed(usdc=5.97)).drafts[5] == "0.0059k at 2.5k makes 0.0025"
+    ended = rules_answer(printed(change_ticks=-9.0)).drafts[2:]
+    assert ended == ("-0009 vs 0021", "flat, wait"), "nothing more to decide"
 
 
 def test_decimals_that_are_not_compared_never_decide() -> None:
@@ -111,8 +112,8 @@ def test_decimals_that_are_not_compared_never_decide() -> None:
     assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[3] == "up, add"
     assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[3] == "up, add"
     assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[3] == "flat, wait"
-    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("29 calm")
-    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("30 normal")
+    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("0029 calm")
+    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("0030 normal")
 
 
 def test_a_move_that_does_not_pay_a_purchase_and_a_sale_is_flat() -> None:
@@ -143,12 +144,12 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
     if is_flat:
         return
     level, bought, weighed, _ = rest
-    assert level.startswith(f"{whole} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
+    assert level.startswith(f"{whole:04d} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
     price, cash, owned = (float(word) for word in facts.replace(",", "").split() if word not in ("USDC", "ETH"))
-    spent, at, buys = map(float, bought.split()[::2])
+    spent, at, buys = (float(word.rstrip("k")) * (1000 if "k" in word else 1) for word in bought.split()[::2])
     assert (price, at) == (2500, 2500)
     assert cash == pytest.approx(usdc, rel=0.1, abs=0.01)
-    assert 0.9 * cash <= spent <= cash
+    assert 0.9 * cash <= spent <= cash * (1 + 1e-9)
     assert buys == pytest.approx(cash / price, rel=0.143)
     held, also_bought = map(float, weighed.split(" vs "))
     assert 0.9 * eth <= held <= eth * (1 + 1e-9)

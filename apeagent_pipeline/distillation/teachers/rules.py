@@ -26,14 +26,15 @@ follows from the prompt's printed numbers and the lines before it::
 
     volatility 0.0021, change -31.78    as printed, with their units
     3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
-    -31 vs 21                           whole ticks; whole basis points of volatility
+    -0031 vs 0021                       whole ticks; whole basis points of volatility
     down, reduce                        flat if 31 < 21
-    21 calm, reduce half
-    1300 at 3100 makes 0.4              two digits of USDC and price; ETH that the one buys at the other
+    0021 calm, reduce half
+    1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
     0.6 vs 0.4                          ETH held; ETH that the USDC buy
     balanced, reduce half 0.6
 
-First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
+First they list the facts, then they compare. Change and volatility have four digits, so that a place stands under the
+same place, and the digits of a fraction are copied. Holdings have two significant digits, the others cut off. A
 quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
 sale is up to a tenth smaller than the share of the exact holding, and a purchase up to a seventh away.
 
@@ -150,17 +151,18 @@ def _facts(row: PromptRow) -> tuple[str, str]:
     return market, f"{price}, {token_text(row['rough_usdc'])} USDC, {token_text(row['rough_eth'])} ETH"
 
 
-def _two_digits(value: float) -> str:
-    return token_text(size_of(Decimal(1), value, digits=2)) if value else "0"
+def _thousands(usdc: float) -> str:
+    """Thousands, two significant digits."""
+    return f"{token_text(size_of(Decimal('0.001'), usdc, digits=2)) if usdc else 0}k"
 
 
 def _worked(row: PromptRow) -> dict[str, str]:
     """The lines that lead to each word where the prompt shows numbers alone, and the word."""
-    volatility, bought = row["rough_volatility"], token_text(row["rough_bought"])
+    volatility, bought = f"{row['whole_volatility']:04d}", token_text(row["rough_bought"])
     return {
-        "trend": f"{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
+        "trend": f"{row['whole_change']:+05d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
         "volatility": f"{volatility} {row['volatility']}",
-        "portfolio": f"{_two_digits(row['rough_usdc'])} at {_two_digits(row['rough_price'])} makes {bought}\n"
+        "portfolio": f"{_thousands(row['rough_usdc'])} at {_thousands(row['rough_price'])} makes {bought}\n"
         f"{token_text(row['rough_eth'])} vs {bought}\n{row['portfolio']}",
     }
 
