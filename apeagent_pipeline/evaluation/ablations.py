@@ -77,12 +77,13 @@ ABLATIONS: dict[str, tuple[str, Change]] = {
 """Name -> what it is, in words, and how it changes the examples of a split."""
 
 
-def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def run_ablations(
     base: Path,
     adapter: Path,
     dataset: Path,
     recipe: FineTuningConfig,
     config: CanaryEvalConfig,
+    *,
     seed: int,
     work: Path,
     progress: Progress = silent,
@@ -127,7 +128,9 @@ def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every lo
             changed = _changed_dataset(dataset, folder / "dataset", change, seed)
             student = folder / "adapter"
             if not (student / "training.json").is_file():
-                fine_tune(base, changed, recipe, seed, student, folder / "checkpoints", told(before))
+                fine_tune(
+                    base, changed, recipe, seed, student, checkpoint_dir=folder / "checkpoints", progress=told(before)
+                )
             asked = choose_examples(changed, config, seed)
             return _ask(base, student, *asked, config=config, progress=told(before + recipe.steps))
 

@@ -63,8 +63,8 @@ def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             config,
             seed,
             out,
-            runtime.scratch("checkpoints/lora_adapter"),
-            progress,
+            checkpoint_dir=runtime.scratch("checkpoints/lora_adapter"),
+            progress=progress,
             base_name=runtime.settings.student,
         )
         return dg.MaterializeResult(
