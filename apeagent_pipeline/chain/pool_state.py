@@ -31,7 +31,7 @@ def state_call(pool: PoolSpec, block: int) -> Call:
 
 
 def fee_growth_call(pool: PoolSpec, block: int) -> Call:
-    """The call that reads the fees for one unit of liquidity since the pool exists, of both tokens."""
+    """The call that reads the fees that one unit of liquidity has earned since the pool began, in both tokens."""
     return _load(pool, block, [_FEE_GROWTH0, _FEE_GROWTH1])
 
 

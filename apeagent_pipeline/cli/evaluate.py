@@ -92,4 +92,4 @@ def _dataset(runtime: "Runtime") -> Path:
     try:
         return runtime.store.local_folder("distillation_dataset")
     except StorageError as error:
-        raise SettingsError(f"There is no dataset to ask from ({error}). Run `apeagent demo` first.") from None
+        raise SettingsError(f"The held-out prompts are missing ({error}). Run `apeagent demo` first.") from None

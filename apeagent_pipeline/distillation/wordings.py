@@ -224,7 +224,7 @@ def compose(
     """Facts in a drawn order, wording and layout, and a question.
 
     Args:
-        rng: Where the chance comes from.
+        rng: Source of all random choices.
         missing: A fact of `NEEDED` that is left out.
         unseen: Whether half of the questions are those kept for the test split.
         varied: Whether all wordings, layouts and openings are drawn, not a few.
