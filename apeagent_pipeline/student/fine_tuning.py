@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
@@ -185,9 +186,7 @@ def _fine_tune(run: _Run, progress: Progress, workers: "Workers") -> dict[str, A
                 ) from error
             smaller = {"batch_size": share // 2 * workers.count, "accumulation": config.accumulation * 2}
             _log.warning("out of memory with batch_size=%d: going on with %s", config.batch_size, smaller)
-            partial = fitting.with_suffix(f".{workers.rank}")
-            partial.write_text(json.dumps(smaller))
-            partial.replace(fitting)
+            write_atomically(fitting, json.dumps(smaller))
             if workers.count > 1:
                 raise  # the other processes wait for its gradients: all restart and find the smaller batch
             del trainer
