@@ -110,7 +110,7 @@ def read_words(answer: Any, count: int) -> list[int] | None:
 
 
 def encode_words(words: Sequence[int]) -> str:
-    """The answer to ``extsload`` with these words, or its arguments."""
+    """The ABI encoding of a list of 32-byte words: the arguments of ``extsload``, and its answer."""
     return "0x" + "".join(f"{word:064x}" for word in (32, len(words), *words))
 
 

@@ -227,7 +227,7 @@ class RpcClient:
         self._stopped.set()
 
     def resume(self) -> None:
-        """End `stop_waiting`."""
+        """Let threads wait again, after `stop_waiting`."""
         self._stopped.clear()
 
     @property

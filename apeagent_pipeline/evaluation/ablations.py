@@ -289,7 +289,7 @@ def _chance(seed: int, split: str) -> random.Random:
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What an earlier run left, or what is made now and left for a later one."""
+    """The JSON that an earlier run stored at ``path``; else it is made now and stored there."""
     if not path.is_file():
         write_atomically(path, json.dumps(make(), indent=2) + "\n")
     return json.loads(path.read_text())
