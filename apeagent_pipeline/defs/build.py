@@ -14,10 +14,10 @@ from apeagent_pipeline.defs.assets.market import market_assets
 from apeagent_pipeline.defs.assets.reinforcement import reinforcement_assets
 from apeagent_pipeline.defs.assets.service import service_assets
 from apeagent_pipeline.defs.assets.student import student_assets
-from apeagent_pipeline.defs.automation.conditions import DAYS_SYNCED, WHOLE
 from apeagent_pipeline.defs.automation.daemon import automation
 from apeagent_pipeline.defs.automation.orphans import tag_host
 from apeagent_pipeline.defs.checks import asset_checks, judges
+from apeagent_pipeline.defs.conditions import DAYS_SYNCED, WHOLE
 from apeagent_pipeline.defs.gates import Gates
 from apeagent_pipeline.defs.io_manager import ArtifactIOManager
 from apeagent_pipeline.defs.partitions import is_synced

@@ -11,7 +11,7 @@ from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
 from apeagent_pipeline.artifacts.manifest import digest
-from apeagent_pipeline.defs.automation.conditions import on_change, on_new_day, retraining
+from apeagent_pipeline.defs.conditions import on_change, on_new_day, retraining
 from apeagent_pipeline.defs.partitions import DAILY, DAILY_TAG, ON_NEW_DAYS, SYNCED, backfill_policy
 from apeagent_pipeline.settings import Settings
 

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,13 @@ def run_ablations(
     trading, controls = choose_examples(dataset, config, seed)
     prompts = len(trading) + len(controls)
     total = (1 + len(ABLATIONS)) * prompts + len(ABLATIONS) * recipe.steps + _CHAIN_PROMPTS
-    done = 0
 
     def told(before: int) -> Progress:
         return part_of(progress, before, total)
 
-    rows = {
-        "as_trained": _kept(
-            work / "as_trained.json", lambda: _ask(base, adapter, trading, controls, config=config, progress=told(0))
-        )
-    }
-    done += prompts
+    ask_as_trained = partial(_ask, base, adapter, trading, controls, config=config, progress=told(0))
+    rows = {"as_trained": _kept(work / "as_trained.json", ask_as_trained)}
+    done = prompts
     for name, (_, change) in ABLATIONS.items():
         folder = work / name
 

@@ -60,13 +60,12 @@ def compare_stages(
     gain = totals["second"] - totals["first"]
     first, second = first_canary["metrics"] | first_backtest["metrics"], canary.metrics | replayed.metrics
     intervals = {**canary.intervals, **replayed.intervals}
-    rewards = {f"reward_{who}": float(total.mean()) for who, total in totals.items()}
     return Report(
         title="Second stage",
         metrics={
             **second,
             **{f"{name}_first": value for name, value in first.items()},
-            **rewards,
+            **{f"reward_{who}": float(total.mean()) for who, total in totals.items()},
             "reward_gain": float(gain.mean()),
             "n_held_out": float(len(gain)),
         },

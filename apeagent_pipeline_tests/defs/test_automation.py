@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.defs.automation.conditions import retraining
 from apeagent_pipeline.defs.automation.freshness import swaps_freshness
 from apeagent_pipeline.defs.automation.nightly import nightly_ranges
 from apeagent_pipeline.defs.build import Graph, build_graph
+from apeagent_pipeline.defs.conditions import retraining
 from apeagent_pipeline.settings import Settings
 
 DAYS = ["2025-01-21", "2025-01-22", "2025-01-23"]

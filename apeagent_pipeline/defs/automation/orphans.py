@@ -12,7 +12,7 @@ import psutil
 from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.storage.runs import SqliteRunStorage
 
-from apeagent_pipeline.defs.automation.conditions import HOST_TAG
+from apeagent_pipeline.defs.conditions import HOST_TAG
 from apeagent_pipeline.defs.declaration import RAY_RESOURCES
 
 _ALIVE = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
