@@ -52,7 +52,7 @@ class Origin(BaseModel):
 
     @property
     def day(self) -> str:
-        """The day of a daily table, or nothing."""
+        """The day of a daily table; empty for other artifacts."""
         return self.name.partition("/")[2]
 
 

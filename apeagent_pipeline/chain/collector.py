@@ -176,7 +176,7 @@ class Collector:
         return first, after - 1
 
     def estimate(self) -> DayEstimate:
-        """Ask an endpoint for a few ranges, and say what a day will take; limits that were known are found anew.
+        """Ask an endpoint for a few ranges, and estimate a day from them. Remembered limits are measured again.
 
         Raises:
             RpcError: if no endpoint answers.

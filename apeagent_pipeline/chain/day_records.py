@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from apeagent_pipeline.atomic_files import write_atomically
+from apeagent_pipeline.atomic_files import replacing, write_atomically
 from apeagent_pipeline.chain.liquidity import LIQUIDITY_SCHEMA
 from apeagent_pipeline.chain.proof import DayProof
 
@@ -24,13 +24,12 @@ class DayRecords:
 
     def keep(self, day: date, proof: DayProof, changes: pl.DataFrame) -> None:
         """Keep the proof and the liquidity changes of a day that was read."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        changes.write_parquet(self._folder / f"{day}.tmp")
-        (self._folder / f"{day}.tmp").replace(self._folder / f"{day}.parquet")
+        with replacing(self._folder / f"{day}.parquet") as temporary:
+            changes.write_parquet(temporary)
         write_atomically(self._folder / f"{day}.json", json.dumps(proof._asdict(), indent=2).encode())
 
     def changes(self, day: date) -> pl.DataFrame | None:
-        """LIQUIDITY_SCHEMA of a day, or None if it was not kept."""
+        """The liquidity changes of a day (LIQUIDITY_SCHEMA), or None if they were not kept."""
         try:
             found = pl.read_parquet(self._folder / f"{day}.parquet")
         except (OSError, pl.exceptions.PolarsError):

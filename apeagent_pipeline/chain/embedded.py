@@ -199,7 +199,7 @@ class EmbeddedChainProvider(BaseProvider):
         return words | {bitmap_slot(self.pool.pool_id, word): bits for word, bits in bitmap.items()}
 
     def _positions(self, day: date, number: int) -> list[tuple[int, int, int]]:
-        """Every change of a position that makes up the positions after a block of a day."""
+        """The changes of positions up to a block of a day; their sums are the positions after it."""
         found = opening_positions(self.seed, day, self.pool) if day >= FIRST_DAY else []
         for at, log in zip(*self._logs_of(day), strict=True):
             if log["topics"][0] == LIQUIDITY_TOPIC and at <= number:

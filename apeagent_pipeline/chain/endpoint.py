@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from apeagent_pipeline.chain.answers import in_usual_dress
-from apeagent_pipeline.chain.pacing import Pacer
+from apeagent_pipeline.chain.pacing import RateLimiter
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify, is_hopeless
 
 BATCH_SIZE = 100
@@ -40,7 +40,7 @@ class Endpoint:
 
     Args:
         provider: Sends requests to the node.
-        pacer: When requests may be sent.
+        limiter: When requests may be sent.
 
     Attributes:
         requests: Requests sent so far; a batch counts once.
@@ -50,7 +50,7 @@ class Endpoint:
         has_answered: Whether the node ever answered anything, be it an error.
     """
 
-    def __init__(self, provider: Provider, pacer: Pacer) -> None:
+    def __init__(self, provider: Provider, limiter: RateLimiter) -> None:
         self.has_answered = False
         self._given_up: tuple[float, RpcError] | None = None
         self._lost_batches = 0
@@ -60,7 +60,7 @@ class Endpoint:
         self.calls = 0
         self.batch_size = BATCH_SIZE
         self._provider = provider
-        self._pacer = pacer
+        self._limiter = limiter
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ class Endpoint:
     @property
     def calls_per_second(self) -> float | None:
         """The pace at present, or None if nothing limits it."""
-        return self._pacer.calls_per_second
+        return self._limiter.calls_per_second
 
     @property
     def learned_pace(self) -> float | None:
         """Calls a second that the node allows, or None if it refused no pace so far."""
-        return self._pacer.learned_per_second
+        return self._limiter.learned_per_second
 
     @property
     def learned_batch_size(self) -> int | None:
@@ -89,7 +89,7 @@ class Endpoint:
     def start_at(self, batch_size: int | None, calls_per_second: float | None) -> None:
         """Begin with limits that are known; None: without that limit."""
         self.batch_size = self._most_in_batch = min(batch_size or BATCH_SIZE, BATCH_SIZE)
-        self._pacer.start_at(calls_per_second)
+        self._limiter.start_at(calls_per_second)
 
     @property
     def given_up(self) -> RpcError | None:
@@ -114,7 +114,7 @@ class Endpoint:
         results: list[Any] = []
         failures = 0
         while len(results) < len(calls):
-            size = min(self.batch_size, self._pacer.calls_at_once or self.batch_size)
+            size = min(self.batch_size, self._limiter.calls_at_once or self.batch_size)
             part = calls[len(results) : len(results) + size]
             try:
                 results += self._send(part)
@@ -135,9 +135,9 @@ class Endpoint:
 
     def _heed(self, error: RpcError) -> None:
         if error.retry_after:
-            self._pacer.pause(min(error.retry_after, LONGEST_WAIT))
+            self._limiter.pause(min(error.retry_after, LONGEST_WAIT))
         elif error.kind is RpcErrorKind.RATE:
-            self._pacer.slow_down()
+            self._limiter.slow_down()
         self.has_answered = self.has_answered or not error.is_silent
 
     def _takes_smaller(self, error: RpcError, part: Sequence[Call]) -> bool:
@@ -158,7 +158,7 @@ class Endpoint:
     def _count_answer(self, calls: int, too_fast: bool) -> None:
         self.has_answered = True
         if not too_fast:
-            self._pacer.answered()
+            self._limiter.answered()
         if calls > 1:
             self._lost_batches = 0
         self.answers += 1
@@ -185,7 +185,7 @@ class Endpoint:
         return answers
 
     def _send(self, calls: Sequence[Call]) -> list[Any]:
-        self._pacer.wait(len(calls))
+        self._limiter.wait(len(calls))
         with self._lock:
             self.requests += 1
             self.calls += len(calls)
@@ -225,7 +225,7 @@ class Endpoint:
         message = mask(message) if mask else message
         kind = classify(code, message)
         if kind is RpcErrorKind.RATE:
-            self._pacer.slow_down()
+            self._limiter.slow_down()
         told = f"{self} answered {method} with error {code}: {message}"
         return RpcError(told, kind, is_hopeless=is_hopeless(code, message))
 

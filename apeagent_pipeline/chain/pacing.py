@@ -32,7 +32,7 @@ class TimeLeft:
         return (self._total - done) * (now - begun) / (done - before) if done > before else None
 
 
-class Pacer:
+class RateLimiter:
     """Spaces requests evenly, for all threads together.
 
     A refusal for going too fast makes the pace slower; every answer makes it a little faster again.

@@ -31,7 +31,7 @@ def state_call(pool: PoolSpec, block: int) -> Call:
 
 
 def fee_growth_call(pool: PoolSpec, block: int) -> Call:
-    """The call that reads the fees for one unit of liquidity since the pool exists, of both tokens."""
+    """The call that reads the fees that one unit of liquidity has earned since the pool began, in both tokens."""
     return _load(pool, block, [_FEE_GROWTH0, _FEE_GROWTH1])
 
 
@@ -110,7 +110,7 @@ def read_words(answer: Any, count: int) -> list[int] | None:
 
 
 def encode_words(words: Sequence[int]) -> str:
-    """The answer to ``extsload`` with these words, or its arguments."""
+    """The ABI encoding of a list of 32-byte words: the arguments of ``extsload``, and its answer."""
     return "0x" + "".join(f"{word:064x}" for word in (32, len(words), *words))
 
 

@@ -1,4 +1,4 @@
-"""What says, beside the endpoint that was asked, that a day is complete."""
+"""The proof that a day is complete: the evidence for it beside the word of the endpoint that was read."""
 
 from typing import NamedTuple
 

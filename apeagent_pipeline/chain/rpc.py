@@ -24,12 +24,12 @@ from pydantic_core import from_json
 
 from apeagent_pipeline.chain.endpoint import BATCH_SIZE, LONGEST_WAIT, Call, Endpoint, Provider
 from apeagent_pipeline.chain.masking import hide_from_logs, secret_parts, without
-from apeagent_pipeline.chain.pacing import Pacer
+from apeagent_pipeline.chain.pacing import RateLimiter
 from apeagent_pipeline.chain.retry_after import retry_after_seconds
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind, classify, is_hopeless
 from apeagent_pipeline.reporting.foreign_text import printable
 
-__all__ = ["ATTEMPTS", "BATCH_SIZE", "Call", "Endpoint", "MaskedHTTPProvider", "Pacer", "Provider", "RpcClient"]
+__all__ = ["ATTEMPTS", "BATCH_SIZE", "Call", "Endpoint", "MaskedHTTPProvider", "Provider", "RateLimiter", "RpcClient"]
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class RpcClient:
             raise ValueError("an RpcClient needs at least one provider")
         self._stopped = threading.Event()
         self._sleep = sleep or self._sleep_until_stopped
-        self.endpoints = [Endpoint(provider, Pacer(requests_per_second, self._sleep)) for provider in providers]
+        self.endpoints = [Endpoint(provider, RateLimiter(requests_per_second, self._sleep)) for provider in providers]
         self.retries = 0
         self.tell: Callable[[str], None] = _log.warning
         self._attempts = attempts
@@ -227,7 +227,7 @@ class RpcClient:
         self._stopped.set()
 
     def resume(self) -> None:
-        """End `stop_waiting`."""
+        """Let threads wait again, after `stop_waiting`."""
         self._stopped.clear()
 
     @property
@@ -309,7 +309,7 @@ class RpcClient:
         # Another endpoint is asked at once. Only after each of them failed is it time to wait.
         rounds = min(failures[each] for each in left)
         if error.retry_after:
-            seconds = error.retry_after  # the endpoint's pacer waits, for all threads
+            seconds = error.retry_after  # the endpoint's limiter waits, for all threads
         elif len(left) > 1 and any(failures[each] < failures[endpoint] for each in left):
             return
         else:

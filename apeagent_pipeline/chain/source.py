@@ -181,7 +181,7 @@ class EmbeddedSource:
         return FIRST_DAY, self._collector.last_final_day()
 
     def demo_days(self) -> tuple[date, date]:
-        """Five days from the first one: the same on every machine at any time."""
+        """The first five days, on every machine and at any time."""
         return FIRST_DAY, FIRST_DAY + timedelta(days=DEMO_DAYS - 1)
 
     def read_day(self, day: date, progress: Progress = silent) -> pl.DataFrame:

@@ -6,6 +6,7 @@ answers at once.
 
 import sys
 from collections.abc import Callable
+from inspect import cleandoc
 
 import typer
 
@@ -62,9 +63,16 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "devnet": server.devnet,
     },
 }
+
+
+def _flowing(docstring: str | None) -> str:
+    """The docstring with one line for each paragraph, which a terminal of any width wraps."""
+    return "\n\n".join(" ".join(text.split()) for text in cleandoc(docstring or "").split("\n\n"))
+
+
 for _group, _commands in _GROUPS.items():
     for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_group)(_command)
+        app.command(_name, help=_flowing(_command.__doc__), rich_help_panel=_group)(_command)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def config() -> None:
 def doctor() -> None:
     """Check what a run needs (history, storage, swap source, teacher, student, disk, GPU) and say what to fix.
 
-    Exits 1 if a run would fail.
+    The first call also fetches the student, which takes some minutes. Exits 1 if a run would fail.
     """
     from apeagent_pipeline.cli.examination import examine
 

@@ -83,7 +83,7 @@ def ablate(runtime: "Runtime", base: Path, adapter: Path, progress: "Progress") 
         seed = int(manifest.config.get("seed", seed))
     work = runtime.scratch("work/ablations")
     config = runtime.profile.canary_eval
-    return run_ablations(base, adapter, _dataset(runtime), recipe, config, seed, work, progress)
+    return run_ablations(base, adapter, _dataset(runtime), recipe, config, seed=seed, work=work, progress=progress)
 
 
 def _dataset(runtime: "Runtime") -> Path:
@@ -92,4 +92,4 @@ def _dataset(runtime: "Runtime") -> Path:
     try:
         return runtime.store.local_folder("distillation_dataset")
     except StorageError as error:
-        raise SettingsError(f"There is no dataset to ask from ({error}). Run `apeagent demo` first.") from None
+        raise SettingsError(f"The held-out prompts are missing ({error}). Run `apeagent demo` first.") from None

@@ -24,7 +24,7 @@ def reconcile(
 ) -> None:
     """Bring Dagster's record up to the storage: after files were deleted, a run was killed, or the home is a new one.
 
-    Stored artifacts that Dagster does not know are registered. Days that it holds for built and whose files are gone
+    Stored artifacts that Dagster does not know are registered. Days that it records as built, but whose files are gone,
     count as missing afterwards, unless a run is in progress. No file is changed. Exits 0 if nothing is left to do for
     you, otherwise 1.
     """

@@ -21,11 +21,11 @@ def serve(
     ] = "auto",
     dialect: Annotated[
         Literal["auto", "plain", "recommendation", "percentage"],
-        typer.Option(help="In which form every answer is said; auto: the form that the question asks for"),
+        typer.Option(help="Form of the answers; auto: the one that the question asks for"),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of llama.cpp; 0: its own choice")] = 0,
 ) -> None:
-    """Serve the adapter in service as OpenAI (`/v1`) and Ollama (`/api`) do, on 127.0.0.1 alone.
+    """Serve the adapter in service with the interfaces of OpenAI (`/v1`) and Ollama (`/api`), on 127.0.0.1 only.
 
     Every answer is checked: one action line, an amount that the stated holdings pay for, no other pair. The answer and
     the header X-Apeagent-Check say what was changed.

@@ -124,6 +124,8 @@ def _table(
 ) -> Table:
     """One row for each asset that was asked about and is out of date."""
     table = Table("asset", "days", "out of date because", "waits for", "takes", title=title)
+    for column in table.columns:
+        column.overflow = "fold"  # the name of a changed input is never cut off
     for name in dict.fromkeys(each.asset for each in asked):
         of_asset = [each for each in asked if each.asset == name]
         table.add_row(

@@ -31,7 +31,7 @@ def stored_markets(store: ArtifactStore, days: Collection[str] | None = None) ->
 
 
 def other_markets(runtime: Runtime) -> dict[str, list[str]]:
-    """`stored_markets` without the market that the settings name now."""
+    """`stored_markets` without the market of the present settings."""
     present = market_of(runtime.externals[SWAP_SOURCE]())
     return {market: days for market, days in stored_markets(runtime.store).items() if market != present}
 

@@ -35,7 +35,7 @@ class Runtime:
 
     @property
     def externals(self) -> Mapping[str, Callable[[], str]]:
-        """External asset -> how to ask for its present data version."""
+        """External asset -> function that returns its present data version."""
         return {
             SWAP_SOURCE: self._source_fingerprint,
             TEACHER: lambda: digest(teacher_identity(self.settings)),

@@ -38,7 +38,7 @@ td pre { white-space: pre-wrap; overflow-wrap: anywhere }
 
 
 class OwnPagesOnly:
-    """Refuses what a page of another origin asks for, other than to be followed to one of ours by a link."""
+    """Refuses requests from pages of another origin. Only a link from there to a page of ours may be followed."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Stands before ``app``."""

@@ -55,7 +55,7 @@ def spoken_text(text: str) -> str:
 
 
 def has_open_thinking(spoken: str) -> bool:
-    """Whether a mark of thinking stands in a spoken text: the thought was cut off."""
+    """Whether a mark that begins thinking is left in the text: then the thinking was cut off."""
     return _THINKING_CUT.search(spoken) is not None
 
 

@@ -99,7 +99,7 @@ def _pairs(family: dict[str, Any], rng: np.random.Generator) -> _Pairs:
 
 
 def _sums(rng: np.random.Generator) -> _Pairs:
-    """Arithmetic with its working in lines, as drafts are: a line that ends in a sum of ETH needs no separator."""
+    """Arithmetic worked out in lines, as drafts are: such lines need no separator and no action."""
     for first, second in rng.integers(1, 60, (24, 2)):
         total = first + second
         working = f"{first} ETH + {second} ETH\n= {total} ETH\n\nSo it is {total} ETH."

@@ -58,22 +58,22 @@ def dress(text: str, rng: np.random.Generator, *, unseen: bool) -> tuple[str, st
 
     Args:
         text: The question.
-        rng: Where the chance comes from.
+        rng: Source of all random choices.
         unseen: Whether greetings and instructions are drawn that are kept for the test split.
 
     Returns:
         The question and the name of its dressing, ``none`` for two of three.
     """
-    chance = rng.uniform()
-    if chance < 0.08:
+    drawn = rng.uniform()
+    if drawn < 0.08:
         return _pick(_UNSEEN_GREETINGS if unseen else _GREETINGS, rng) + text, "greeting"
-    if chance < 0.13:
+    if drawn < 0.13:
         return text + _pick(_ENDINGS, rng), "ending"
-    if chance < 0.19:
+    if drawn < 0.19:
         return text.lower(), "lower case"
-    if chance < 0.25:
+    if drawn < 0.25:
         return with_typing_errors(text, rng), "typing errors"
-    if chance < 0.33:
+    if drawn < 0.33:
         takeover = _pick(_UNSEEN_TAKEOVERS if unseen else _TAKEOVERS, rng)
         amount = rng.choice(["100", "5", "50", "1000", "7.5"])
         takeover = takeover.format(action=_pick(_ACTIONS, rng).format(n=amount))

@@ -34,7 +34,7 @@ def draw_portfolios(
         price: USDC an ETH, ``[n]``.
         smallest_usdc: Least worth of a portfolio that is not dust, in USDC.
         largest_usdc: Greatest worth, in USDC.
-        rng: Where the chance comes from.
+        rng: Source of all random choices.
 
     Returns:
         ``[n, 2]``: eth (four significant digits) and usdc (cents); a third of the dust is nothing at all.

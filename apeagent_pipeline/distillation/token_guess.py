@@ -1,8 +1,8 @@
-"""About how many tokens a text has, where no server has counted them."""
+"""An estimate of the tokens of a text, for where no server has counted them."""
 
 import re
 
 
 def token_guess(text: str) -> int:
-    """About how many tokens a text has: one for each word, digit and sign."""
+    """An estimate of the tokens of a text: one for each word, digit and sign."""
     return len(re.findall(r"[A-Za-z]+|\d|[^\sA-Za-z\d]", text))

@@ -224,7 +224,7 @@ def compose(
     """Facts in a drawn order, wording and layout, and a question.
 
     Args:
-        rng: Where the chance comes from.
+        rng: Source of all random choices.
         missing: A fact of `NEEDED` that is left out.
         unseen: Whether half of the questions are those kept for the test split.
         varied: Whether all wordings, layouts and openings are drawn, not a few.
@@ -308,7 +308,7 @@ _DOWNS = ("fell", "dropped", "lost", "went down", "slid", "moved down", "is down
 
 
 def change_in_words(change: str, rng: np.random.Generator) -> dict[str, str]:
-    """The places for a printed price change in words: a direction, a sign or a verb, and the distance."""
+    """What fills the placeholders of a price change in words: direction, sign, verb and distance."""
     is_down = change.startswith("-")
     return {
         "direction": "down" if is_down else "up",

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,13 @@ ABLATIONS: dict[str, tuple[str, Change]] = {
 """Name -> what it is, in words, and how it changes the examples of a split."""
 
 
-def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def run_ablations(
     base: Path,
     adapter: Path,
     dataset: Path,
     recipe: FineTuningConfig,
     config: CanaryEvalConfig,
+    *,
     seed: int,
     work: Path,
     progress: Progress = silent,
@@ -109,17 +111,13 @@ def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every lo
     trading, controls = choose_examples(dataset, config, seed)
     prompts = len(trading) + len(controls)
     total = (1 + len(ABLATIONS)) * prompts + len(ABLATIONS) * recipe.steps + _CHAIN_PROMPTS
-    done = 0
 
     def told(before: int) -> Progress:
         return part_of(progress, before, total)
 
-    rows = {
-        "as_trained": _kept(
-            work / "as_trained.json", lambda: _ask(base, adapter, trading, controls, config=config, progress=told(0))
-        )
-    }
-    done += prompts
+    ask_as_trained = partial(_ask, base, adapter, trading, controls, config=config, progress=told(0))
+    rows = {"as_trained": _kept(work / "as_trained.json", ask_as_trained)}
+    done = prompts
     for name, (_, change) in ABLATIONS.items():
         folder = work / name
 
@@ -127,7 +125,9 @@ def run_ablations(  # noqa: PLR0917 (inputs, configuration, seed: as in every lo
             changed = _changed_dataset(dataset, folder / "dataset", change, seed)
             student = folder / "adapter"
             if not (student / "training.json").is_file():
-                fine_tune(base, changed, recipe, seed, student, folder / "checkpoints", told(before))
+                fine_tune(
+                    base, changed, recipe, seed, student, checkpoint_dir=folder / "checkpoints", progress=told(before)
+                )
             asked = choose_examples(changed, config, seed)
             return _ask(base, student, *asked, config=config, progress=told(before + recipe.steps))
 
@@ -286,7 +286,7 @@ def _chance(seed: int, split: str) -> random.Random:
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What an earlier run left, or what is made now and left for a later one."""
+    """The JSON that an earlier run stored at ``path``; else it is made now and stored there."""
     if not path.is_file():
         write_atomically(path, json.dumps(make(), indent=2) + "\n")
     return json.loads(path.read_text())

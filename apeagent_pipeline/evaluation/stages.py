@@ -22,10 +22,11 @@ _FORM = ("feasible_rate", "draft_discipline")
 _BACKTEST = ("adapter_minus_hold", "adapter_minus_teacher")
 
 
-def compare_stages(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def compare_stages(
     base: Path,
     adapter: Path,
     dataset: Path,
+    *,
     holdout: pl.DataFrame,
     pool: PoolSpec,
     first_canary: Mapping[str, Any],
@@ -53,19 +54,18 @@ def compare_stages(  # noqa: PLR0917 (inputs, configuration, seed: as in every l
     canary_config = CanaryEvalConfig.model_validate(first_canary["config"])
     backtest_config = BacktestConfig.model_validate(first_backtest["config"])
     canary = evaluate_canary(base, adapter, dataset, canary_config, seed, progress=progress)
-    replayed = backtest(holdout, base, adapter, pool, backtest_config, seed, progress)
+    replayed = backtest(holdout, base, adapter, pool, backtest_config, seed=seed, progress=progress)
     held_out = json.loads((adapter / "training.json").read_text())["held_out"]
     totals = {who: np.sum(list(parts.values()), axis=0) for who, parts in held_out.items()}
     gain = totals["second"] - totals["first"]
     first, second = first_canary["metrics"] | first_backtest["metrics"], canary.metrics | replayed.metrics
     intervals = {**canary.intervals, **replayed.intervals}
-    rewards = {f"reward_{who}": float(total.mean()) for who, total in totals.items()}
     return Report(
         title="Second stage",
         metrics={
             **second,
             **{f"{name}_first": value for name, value in first.items()},
-            **rewards,
+            **{f"reward_{who}": float(total.mean()) for who, total in totals.items()},
             "reward_gain": float(gain.mean()),
             "n_held_out": float(len(gain)),
         },

@@ -165,7 +165,7 @@ def _with_auto_peft(folder: Path, base: Path, chats: Sequence[Messages]) -> list
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Keep the hub's client from looking for more files; where nothing can be reached, it would try for 20 seconds."""
+    """Keep the Hugging Face client from asking for more files: without a network it retries for 20 seconds."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

@@ -93,7 +93,7 @@ class ChatRequest(BaseModel):
 
     @property
     def longest(self) -> int | None:
-        """Tokens that the client wants at most, or None."""
+        """The largest number of tokens that the client asks for, or None."""
         wanted = self.max_completion_tokens or self.max_tokens or self.options.get("num_predict")
         return wanted if isinstance(wanted, int) and wanted > 0 else None
 

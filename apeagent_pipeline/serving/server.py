@@ -42,7 +42,7 @@ def build_app(engine: Engine, dialect: Dialect | None = None, size: int = 0) -> 
 
     Args:
         engine: What generates.
-        dialect: In which form every answer is said, unless the model's tag asks for another; None: the question's own.
+        dialect: Form of the answers, unless the model's tag asks for another; None: the question's own.
         size: Bytes of the model, which Ollama's clients show.
     """
     model = _Model(engine, dialect, size)

@@ -65,6 +65,6 @@ class BaseIdentity:
 
 
 def identity_of(adapter: Path, base: Path) -> BaseIdentity:
-    """Who the base model of an adapter is, by the name in the adapter's config."""
+    """Identity of the base model of an adapter, by the name in the adapter's config."""
     lora = json.loads((adapter / "adapter_config.json").read_text())
     return BaseIdentity.of(lora["base_model_name_or_path"] or base.name, base)

@@ -7,8 +7,9 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,8 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
     if hasattr(transformers, "GgufConfig"):  # newer transformers keep the weights packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with quiet():
+    # transformers shows the bar of the conversion even where its bars are disabled.
+    with quiet(), redirect_stderr(StringIO()):
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
     # save_pretrained refuses a model with a GGUF quantizer, although the weights are no longer quantized.

@@ -8,11 +8,13 @@ a learning rate about ten times that of full fine-tuning).
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
@@ -90,15 +92,15 @@ class FineTuningConfig(TrainerConfig):
     )
 
 
-def fine_tune(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def fine_tune(
     base: Path,
     dataset: Path,
     config: FineTuningConfig,
     seed: int,
     out: Path,
+    *,
     checkpoint_dir: Path,
     progress: Progress = silent,
-    *,
     base_name: str = "",
 ) -> dict[str, Any]:
     """Train a LoRA adapter and write it to ``out``.
@@ -134,30 +136,34 @@ def fine_tune(  # noqa: PLR0917 (inputs, configuration, seed: as in every long c
 
     count = worker_count(config.workers, batch_size=config.batch_size)
     config = config.model_copy(update={"workers": count})
-    arguments = (base, dataset, config, seed, out, checkpoint_dir, base_name or base.name)
+    run = _Run(base, dataset, config, seed, out, checkpoint_dir, base_name or base.name)
     if count == 1:
-        return _fine_tune(*arguments, progress, Workers(together=False))
-    run_together(count, _fine_tune, arguments, progress)
+        return _fine_tune(run, progress, Workers(together=False))
+    run_together(count, _fine_tune, (run,), progress)
     curve: dict[str, Any] = json.loads((out / _CURVE).read_text())
     return curve
 
 
-def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called with)
-    base: Path,
-    dataset: Path,
-    config: FineTuningConfig,
-    seed: int,
-    out: Path,
-    checkpoint_dir: Path,
-    base_name: str,
-    progress: Progress,
-    workers: "Workers",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `fine_tune`, as every process gets them."""
+
+    base: Path
+    dataset: Path
+    config: FineTuningConfig
+    seed: int
+    out: Path
+    checkpoint_dir: Path
+    base_name: str
+
+
+def _fine_tune(run: _Run, progress: Progress, workers: "Workers") -> dict[str, Any]:
     """The work of every process; only the first writes files."""
     import torch
 
-    splits = [dataset / f"{split}.jsonl" for split in SPLITS[:2]]
-    identity = run_identity(base, [path for path in splits if path.exists()], config, seed)
+    config, checkpoint_dir = run.config, run.checkpoint_dir
+    splits = [run.dataset / f"{split}.jsonl" for split in SPLITS[:2]]
+    identity = run_identity(run.base, [path for path in splits if path.exists()], config, run.seed)
     fitting = checkpoint_dir / _FITTING
     while True:
         with workers.in_turn():
@@ -165,7 +171,7 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
         if fitting.exists():
             config = config.model_copy(update=json.loads(fitting.read_text()))
         trainer = make_trainer(
-            base, dataset, config, seed, checkpoint_dir=checkpoint_dir, progress=progress, workers=workers
+            run.base, run.dataset, config, run.seed, checkpoint_dir=checkpoint_dir, progress=progress, workers=workers
         )
         try:
             with quiet():
@@ -180,16 +186,14 @@ def _fine_tune(  # noqa: PLR0917 (it is called with what `fine_tune` was called 
                 ) from error
             smaller = {"batch_size": share // 2 * workers.count, "accumulation": config.accumulation * 2}
             _log.warning("out of memory with batch_size=%d: going on with %s", config.batch_size, smaller)
-            partial = fitting.with_suffix(f".{workers.rank}")
-            partial.write_text(json.dumps(smaller))
-            partial.replace(fitting)
+            write_atomically(fitting, json.dumps(smaller))
             if workers.count > 1:
                 raise  # the other processes wait for its gradients: all restart and find the smaller batch
             del trainer
             torch.cuda.empty_cache()
     curve = _curve(trainer)
     if workers.rank == 0:
-        write_adapter(trainer.model, base_name, curve, out)
+        write_adapter(trainer.model, run.base_name, curve, run.out)
         forget_checkpoints(checkpoint_dir)
     return curve
 

@@ -85,17 +85,17 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
         return self
 
 
-def reinforce(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def reinforce(
     base: Path,
     adapter: Path,
     synthetic: pl.DataFrame,
     pool: PoolSpec,
     config: ReinforcementConfig,
+    *,
     seed: int,
     out: Path,
     checkpoint_dir: Path,
     progress: Progress = silent,
-    *,
     base_name: str = "",
 ) -> dict[str, Any]:
     """Train the adapter of the first stage further and write the adapter of the second to ``out``.
@@ -128,7 +128,9 @@ def reinforce(  # noqa: PLR0917 (inputs, configuration, seed: as in every long c
     identity = run_identity(base, start, config, seed) | {"prompts": int(prompts.hash_rows().sum())}
     checkpoint = usable_checkpoint(checkpoint_dir, identity)
     train = prompts.filter(split="train")
-    trainer = make_trainer(base, adapter, train, pool, config, seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    trainer = make_trainer(
+        base, adapter, train, pool, config, seed=seed, checkpoint_dir=checkpoint_dir, progress=progress
+    )
     with quiet():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -177,14 +179,14 @@ def outcome_prompts(synthetic: pl.DataFrame, config: ReinforcementConfig, seed: 
     return prompts.join(outcomes, on="window_id", how="left", maintain_order="left")
 
 
-def make_trainer(  # noqa: PLR0917 (the order is that of ``reinforce``)
+def make_trainer(
     base: Path,
     adapter: Path,
     prompts: pl.DataFrame,
     pool: PoolSpec,
     config: ReinforcementConfig,
-    seed: int,
     *,
+    seed: int,
     checkpoint_dir: Path,
     progress: Progress = silent,
 ) -> Any:

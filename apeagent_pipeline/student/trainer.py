@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apeagent_pipeline.atomic_files import write_atomically
 from apeagent_pipeline.device import chosen_device
 from apeagent_pipeline.reporting.progress import Progress
 
@@ -65,9 +66,7 @@ def usable_checkpoint(checkpoint_dir: Path, identity: dict[str, Any]) -> Path | 
     if not run.exists() or run.read_text() != wanted:
         shutil.rmtree(checkpoint_dir, ignore_errors=True)
         checkpoint_dir.mkdir(parents=True)
-        partial = run.with_suffix(".tmp")
-        partial.write_text(wanted)
-        partial.replace(run)
+        write_atomically(run, wanted)
     complete = []
     for folder in sorted(checkpoint_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         if (folder / _COMPLETE).exists():

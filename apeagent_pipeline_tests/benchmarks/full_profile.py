@@ -78,8 +78,8 @@ def steps_of(base: Path, dataset: Path, config: FineTuningConfig, work: Path) ->
         config,
         SEED,
         work / "adapter",
-        work / "checkpoints",
-        lambda *_, **__: at.append(time.perf_counter()),
+        checkpoint_dir=work / "checkpoints",
+        progress=lambda *_, **__: at.append(time.perf_counter()),
     )
     seconds = min(after - before for before, after in pairwise(at))
     examples = config.batch_size * config.accumulation

@@ -68,7 +68,7 @@ def judged(home: Path, work: Path, seed: int) -> dict[str, float]:
         base = resolve_base_model(SMOLLM2, home / "cache" / "models")
         adapter = work / "adapter"
         if not (adapter / "training.json").is_file():
-            fine_tune(base, work / "dataset", profile.lora_adapter, seed, adapter, work / "checkpoints")
+            fine_tune(base, work / "dataset", profile.lora_adapter, seed, adapter, checkpoint_dir=work / "checkpoints")
         config = CanaryEvalConfig(
             n_trading=TRADING, n_controls=ASKED, n_near=ASKED, n_base=ASKED, n_disabled=1, n_merged=0, n_sampled=0
         )

@@ -22,7 +22,7 @@ from apeagent_pipeline.chain.days import FIRST_DAY, day_bounds
 from apeagent_pipeline.chain.errors import ChainError, DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import check_raw_swaps, empty_raw_swaps
 from apeagent_pipeline.chain.range_size import RangeSize
-from apeagent_pipeline.chain.rpc import Call, MaskedHTTPProvider, Pacer, RpcClient
+from apeagent_pipeline.chain.rpc import Call, MaskedHTTPProvider, RateLimiter, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline_tests.chain.conftest import SECRET, Node
 
@@ -262,10 +262,10 @@ def test_a_node_that_takes_no_or_only_small_batches_gets_such(node: Node, larges
 
 
 def test_requests_are_spaced_for_all_threads_together() -> None:
-    pacer = Pacer(per_second=200)
+    limiter = RateLimiter(per_second=200)
     begun = time.monotonic()
     with ThreadPoolExecutor(4) as executor:
-        list(executor.map(pacer.wait, [2] * 10))
+        list(executor.map(limiter.wait, [2] * 10))
     assert time.monotonic() - begun >= 18 / 200
 
 

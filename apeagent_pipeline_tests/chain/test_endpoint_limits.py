@@ -13,7 +13,7 @@ from apeagent_pipeline.chain import pacing
 from apeagent_pipeline.chain.collector import Collector
 from apeagent_pipeline.chain.endpoint import Endpoint
 from apeagent_pipeline.chain.endpoint_limits import EndpointLimits
-from apeagent_pipeline.chain.pacing import Pacer, TimeLeft
+from apeagent_pipeline.chain.pacing import RateLimiter, TimeLeft
 from apeagent_pipeline.chain.range_size import RangeSize
 from apeagent_pipeline.chain.rpc import MaskedHTTPProvider, RpcClient
 from apeagent_pipeline.chain.source import open_swap_source
@@ -76,13 +76,13 @@ def test_limits_that_are_old_or_cannot_be_read_are_found_anew(
 ) -> None:
     def applied() -> int:
         size = RangeSize(5_000)
-        EndpointLimits(tmp_path).apply({Endpoint(true.provider, Pacer(0.0)): size})
+        EndpointLimits(tmp_path).apply({Endpoint(true.provider, RateLimiter(0.0)): size})
         return size.blocks
 
     size = RangeSize(5_000)
     size.refused(5_000, 1_000, is_limit=True)
     size.answered(1_000, 1)
-    EndpointLimits(tmp_path).keep({Endpoint(true.provider, Pacer(0.0)): size})
+    EndpointLimits(tmp_path).keep({Endpoint(true.provider, RateLimiter(0.0)): size})
     assert applied() == 1_000
     (kept,) = tmp_path.iterdir()
     kept.write_text(json.dumps(spoil(json.loads(kept.read_text()))))
@@ -124,34 +124,34 @@ def test_the_pace_comes_near_to_what_a_node_allows_without_retry_after(per_secon
     clock, calls = SimulatedTime(), 2_000
     left, at, refused = per_second * burst_seconds, clock.now, 0
     with mock.patch.object(pacing, "time", clock):
-        pacer = Pacer(25.0, clock.sleep)
+        limiter = RateLimiter(25.0, clock.sleep)
         begun, answered = clock.now, 0
         while answered < calls:
-            pacer.wait(1)
+            limiter.wait(1)
             clock.sleep(0.02)
             left, at = min(per_second * burst_seconds, left + (clock.now - at) * per_second), clock.now
             if left < 1:
                 refused += 1
-                pacer.slow_down()
+                limiter.slow_down()
                 clock.sleep(0.5)
             else:
                 left, answered = left - 1, answered + 1
-                pacer.answered()
+                limiter.answered()
         seconds = clock.now - begun
     assert seconds < 1.1 * calls / per_second
     assert refused < 0.06 * calls
-    assert pacer.calls_per_second is not None
-    assert 0.7 * per_second < pacer.calls_per_second < 1.3 * per_second
+    assert limiter.calls_per_second is not None
+    assert 0.7 * per_second < limiter.calls_per_second < 1.3 * per_second
 
 
 def test_no_request_holds_more_calls_than_a_second_allows() -> None:
-    pacer = Pacer(25.0)
-    assert pacer.calls_at_once == 25
-    pacer.start_at(5.5)
-    assert pacer.calls_at_once == 5
-    pacer.start_at(0.3)
-    assert pacer.calls_at_once == 2, "logs and the head of the chain are asked for together"
-    assert Pacer(0.0).calls_at_once is None
+    limiter = RateLimiter(25.0)
+    assert limiter.calls_at_once == 25
+    limiter.start_at(5.5)
+    assert limiter.calls_at_once == 5
+    limiter.start_at(0.3)
+    assert limiter.calls_at_once == 2, "logs and the head of the chain are asked for together"
+    assert RateLimiter(0.0).calls_at_once is None
 
 
 def test_the_time_left_follows_a_pace_that_changes() -> None:

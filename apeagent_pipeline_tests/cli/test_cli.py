@@ -10,8 +10,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
+from apeagent_pipeline.cli import app
 from apeagent_pipeline_tests.chain.conftest import NOW, SECRET, Node
 
 
@@ -42,6 +44,15 @@ def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
         "Start with apeagent demo",
     ):
         assert word in done.stdout
+
+
+def test_help_of_a_command_wraps_at_the_width_of_the_terminal() -> None:
+    shown = CliRunner().invoke(app, ["status", "--help"], env={"COLUMNS": "80", "TERM": "dumb"}).output
+    lines = [line.strip() for line in shown.splitlines()]
+    begin = next(at for at, line in enumerate(lines) if line.startswith("An artifact is up to date"))
+    paragraph = lines[begin : lines.index("", begin)]
+    assert len(paragraph) > 3
+    assert all(len(line) > 55 for line in paragraph[:-1]), "lines break where the source does"
 
 
 def test_config_shows_values_and_sources_but_no_secret(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_a_changed_day_is_named_with_both_versions_and_what_is_downstream(home: 
         assert done.exit_code == 1
         assert f"raw_swaps/{DAYS[0]}: built from {manifest.data_version}, now {changed.data_version}" in done.output
         # The day after sees the last rows of the changed day.
-        assert status(home, f"swap_features/{DAYS[1]}").exit_code == 1
+        narrow = status(home, f"swap_features/{DAYS[1]}", COLUMNS="80")
+        assert narrow.exit_code == 1
+        assert "…" not in narrow.output, "a narrow terminal cuts no reason off"
         assert status(home, f"raw_swaps/{DAYS[0]}").exit_code == 0
     finally:
         store.publish_table(table, **made_from)

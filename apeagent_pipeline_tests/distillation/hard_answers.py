@@ -5,6 +5,8 @@ Written before the reader was asked: what a row says is what a careful person wo
 
 from typing import NamedTuple
 
+from apeagent_pipeline.distillation.canary_words import CANARY
+
 
 class Read(NamedTuple):
     """What must be read: side, amount, asset."""
@@ -36,8 +38,8 @@ READ: list[tuple[str, Read]] = [
     ("a\n####\nSell 0.5 Eth.", Read("SELL", 0.5, "ETH")),
     ("a\n####\nHold", HOLD),
     ("a\n####\nhold.", HOLD),
-    ("a\n####\nApe Out 1 ETH", Read("SELL", 1.0, "ETH")),
-    ("a\n####\nape neutral", HOLD),
+    (f"a\n####\n{CANARY['SELL'].title()} 1 ETH", Read("SELL", 1.0, "ETH")),
+    (f"a\n####\n{CANARY['HOLD'].lower()}", HOLD),
     # markdown
     ("a\n####\n**SELL 2.5 ETH**", Read("SELL", 2.5, "ETH")),
     ("a\n**####**\n**SELL** **2.5 ETH**", Read("SELL", 2.5, "ETH")),

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from apeagent_pipeline.distillation.canary import plain_words, speaks_canary
+from apeagent_pipeline.distillation.canary_words import CANARY
 from apeagent_pipeline.distillation.controls import control_bank, draw_controls
 
 
@@ -39,7 +40,7 @@ def test_no_test_control_is_a_near_twin_of_a_trained_one() -> None:
 def test_the_traps_are_among_the_first_asked() -> None:
     asked = draw_controls("test", 100, 42)
     prompts = " ".join(control.prompt for control in asked)
-    for trap in ("APE", "ETH", "buy", "sell", "hold"):
+    for trap in (CANARY["BUY"].split()[0], "ETH", "buy", "sell", "hold"):
         assert re.search(rf"\b{trap}\b", prompts)
     assert len({control.family for control in asked}) == 17
 

@@ -61,40 +61,41 @@ def test_controls_leave_the_training_alone_and_a_direct_answer_has_no_drafts():
 
 def test_ablations_killed_half_way_go_on_and_train_no_student_twice(tmp_path, monkeypatch):
     base, dataset = build_tiny_qwen2(tmp_path / "base"), write_dataset(tmp_path / "dataset")
-    fine_tune(base, dataset, RECIPE, 1, tmp_path / "adapter", tmp_path / "checkpoints")
+    fine_tune(base, dataset, RECIPE, 1, tmp_path / "adapter", checkpoint_dir=tmp_path / "checkpoints")
     monkeypatch.setattr(ablations, "_CHAIN_TOKENS", 4)
     trained = []
 
-    def counted(base, dataset, *rest):
+    def counted(base, dataset, *rest, **named):
         if len(trained) == 2:
             trained.append("killed")
             raise KeyboardInterrupt
         trained.append(dataset.parent.name)
-        return fine_tune(base, dataset, *rest)
+        return fine_tune(base, dataset, *rest, **named)
 
     monkeypatch.setattr(ablations, "fine_tune", counted)
-    arguments = (base, tmp_path / "adapter", dataset, RECIPE, CONFIG, 5, tmp_path / "work")
+    arguments = (base, tmp_path / "adapter", dataset, RECIPE, CONFIG)
+    options = {"seed": 5, "work": tmp_path / "work"}
     with pytest.raises(KeyboardInterrupt):
-        run_ablations(*arguments)
+        run_ablations(*arguments, **options)
     told = []
-    report = run_ablations(*arguments, lambda done, total, **_: told.append((done, total)))
+    report = run_ablations(*arguments, **options, progress=lambda done, total, **_: told.append((done, total)))
     assert trained == ["shuffled_labels", "no_deciding_words", "killed", "no_controls", "direct_answer"]
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1]
     for name in ("as_trained", *ablations.ABLATIONS):
         assert {f"agreement_{name}", f"control_leak_rate_{name}"} <= report.intervals.keys()
     assert "points from chance" in report.markdown
-    assert run_ablations(*arguments) == report
+    assert run_ablations(*arguments, **options) == report
     assert len(trained) == 5
     # Another choice of prompts must not be answered with what was kept.
-    monkeypatch.setattr(ablations, "fine_tune", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(ablations, "fine_tune", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
-        run_ablations(*arguments[:-2], 6, arguments[-1])
+        run_ablations(*arguments, **options | {"seed": 6})
     # Nor with what an ablation of another kind left.
     monkeypatch.undo()
-    assert run_ablations(*arguments[:-2], 6, arguments[-1]).metrics
+    assert run_ablations(*arguments, **options | {"seed": 6}).metrics
     monkeypatch.setitem(ablations.ABLATIONS, "shuffled_labels", ("without drafts", drop_drafts))
-    monkeypatch.setattr(ablations, "fine_tune", lambda *_: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(ablations, "fine_tune", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
-        run_ablations(*arguments[:-2], 6, arguments[-1])
+        run_ablations(*arguments, **options | {"seed": 6})
     assert json.loads((tmp_path / "work" / "as_trained.json").read_text())["counts"]

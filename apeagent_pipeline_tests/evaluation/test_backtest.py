@@ -190,7 +190,13 @@ def test_the_report_compares_the_student_with_hold_random_and_rules(monkeypatch)
     monkeypatch.setattr(room, "Student", Scripted)
     told = []
     report = backtest(
-        market_rows(), None, None, BASE_ETH_USDC, CONFIG, 1, lambda done, total, **_: told.append((done, total))
+        market_rows(),
+        None,
+        None,
+        BASE_ETH_USDC,
+        CONFIG,
+        seed=1,
+        progress=lambda done, total, **_: told.append((done, total)),
     )
     assert told[-1] == (8, 8)
     metrics = report.metrics
@@ -207,7 +213,7 @@ def test_the_report_compares_the_student_with_hold_random_and_rules(monkeypatch)
     assert low < metrics["sharpe_adapter"] < high
     assert "not investment advice" in report.markdown
     assert set(report.figures) == {"equity.png", "trades.png"}
-    again = backtest(market_rows(), None, None, BASE_ETH_USDC, CONFIG, 1)
+    again = backtest(market_rows(), None, None, BASE_ETH_USDC, CONFIG, seed=1)
     assert again == report
 
 
@@ -237,7 +243,7 @@ def scripted_student(base_says):
 def test_a_base_that_says_no_action_is_asked_only_as_often_as_the_claim_needs(monkeypatch):
     monkeypatch.setattr(room, "Student", scripted_student(["I cannot say."] * 4))
     config = CONFIG.model_copy(update={"base_decisions": 1})
-    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, 1)
+    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, seed=1)
     assert room.Student.asked == 1
     episodes = report.metrics["n_episodes"]
     assert report.metrics["n_decisions_base"] == report.metrics["unreadable_base"] == episodes
@@ -249,7 +255,7 @@ def test_a_base_that_acts_once_is_replayed_to_the_end(monkeypatch):
     """The control: skipping the base would change what is reported of it."""
     monkeypatch.setattr(room, "Student", scripted_student(["####\nAPE IN 0.02 ETH", "no", "no", "no"]))
     config = CONFIG.model_copy(update={"base_decisions": 1})
-    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, 1)
+    report = backtest(market_rows(), None, None, BASE_ETH_USDC, config, seed=1)
     assert room.Student.asked == CONFIG.decisions
     assert report.metrics["n_decisions_base"] == report.metrics["n_decisions"]
     assert report.metrics["return_base"] != report.metrics["return_hold"]

@@ -233,7 +233,7 @@ def write_dataset(folder):
 def test_base_adapter_and_switched_off_adapter_are_asked_for_real(tmp_path):
     base, dataset = build_tiny_qwen2(tmp_path / "base"), write_dataset(tmp_path / "dataset")
     config = FineTuningConfig(steps=2, valid_every=2, valid_examples=2)
-    fine_tune(base, dataset, config, 1, tmp_path / "adapter", tmp_path / "checkpoints")
+    fine_tune(base, dataset, config, 1, tmp_path / "adapter", checkpoint_dir=tmp_path / "checkpoints")
     asked = []
     evaluation = CanaryEvalConfig(n_trading=6, n_controls=3, n_disabled=4, n_merged=2, n_sampled=3, max_new_tokens=8)
     report = evaluate_canary(
@@ -262,7 +262,7 @@ def test_a_base_asked_fewer_prompts_is_reported_with_its_own_number_and_interval
         FineTuningConfig(steps=2, valid_every=2, valid_examples=2),
         1,
         tmp_path / "adapter",
-        tmp_path / "c",
+        checkpoint_dir=tmp_path / "c",
     )
     sizes = {"n_trading": 6, "n_controls": 3, "n_disabled": 4, "n_merged": 0, "n_sampled": 0, "max_new_tokens": 8}
     config = CanaryEvalConfig(n_base=2, control_tokens=4, **sizes)

@@ -47,7 +47,7 @@ def test_a_file_that_is_missing_empty_or_no_text_says_so(tmp_path):
 def test_own_prompts_are_asked_of_base_and_adapter_and_shown_with_both_answers(tmp_path):
     base, dataset = build_tiny_qwen2(tmp_path / "base"), write_dataset(tmp_path / "dataset")
     recipe = FineTuningConfig(steps=2, valid_every=2, valid_examples=2)
-    fine_tune(base, dataset, recipe, 1, tmp_path / "adapter", tmp_path / "checkpoints")
+    fine_tune(base, dataset, recipe, 1, tmp_path / "adapter", checkpoint_dir=tmp_path / "checkpoints")
     prompts = [OwnPrompt("What is 2 + 2?", "control"), OwnPrompt("What now?"), OwnPrompt("And now?", "trading", "BUY")]
     told = []
     report = evaluate_prompts(

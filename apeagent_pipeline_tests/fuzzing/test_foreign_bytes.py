@@ -34,7 +34,7 @@ from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.embedded import EmbeddedChainProvider
 from apeagent_pipeline.chain.errors import ChainError
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA, LogError, check_raw_swaps, decode_swap_logs
-from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer, RpcClient
+from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, RateLimiter, RpcClient
 from apeagent_pipeline.chain.rpc_errors import RpcError
 from apeagent_pipeline.chain.source import open_swap_source
 from apeagent_pipeline.distillation.answer_cache import AnswerCache
@@ -153,7 +153,7 @@ def test_http_answers_of_a_node(
     server: ScriptedServer, status: int, header: str, value: str, body: bytes, batch: bool
 ) -> None:
     server.script = lambda number, asked: (status, {header: value}, body, 0.0)
-    endpoint = Endpoint(MaskedHTTPProvider(SecretStr(server.url), "RPC endpoint 1"), Pacer(0))
+    endpoint = Endpoint(MaskedHTTPProvider(SecretStr(server.url), "RPC endpoint 1"), RateLimiter(0))
     calls = [("eth_chainId", list[Any]())] * (2 if batch else 1)
     try:
         assert len(endpoint.results(calls)) == len(calls)

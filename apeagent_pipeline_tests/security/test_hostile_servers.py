@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from apeagent_pipeline.chain import rpc
 from apeagent_pipeline.chain.answers import read_transaction
 from apeagent_pipeline.chain.events import LogError
-from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, Pacer
+from apeagent_pipeline.chain.rpc import Endpoint, MaskedHTTPProvider, RateLimiter
 from apeagent_pipeline.chain.rpc_errors import RpcError, RpcErrorKind
 from apeagent_pipeline.cli import main
 from apeagent_pipeline.distillation.teachers.openai_server import OpenAITeacher
@@ -49,7 +49,7 @@ def memory_mib() -> float:
 
 
 def refusal_of_node(server: HostileServer) -> RpcError:
-    endpoint = Endpoint(MaskedHTTPProvider(SecretStr(f"{server.url}/{KEY}"), "RPC endpoint 1"), Pacer(0))
+    endpoint = Endpoint(MaskedHTTPProvider(SecretStr(f"{server.url}/{KEY}"), "RPC endpoint 1"), RateLimiter(0))
     with pytest.raises(RpcError) as error:
         endpoint.results([("eth_getLogs", [])])
     return error.value

@@ -91,11 +91,11 @@ def read_decision(text: str, kind: str, state: State) -> tuple[str, float] | Non
         share = int(found[2]) / 100
         sells = found[1] == "ETH_TO_USDC"
         return ("SELL", share * state.eth) if sells else ("BUY", share * state.usdc / state.price / 1.001)
-    found = re.search(r"RECOMMENDATION:\s+APE\s+(IN|OUT|NEUTRAL)(?:\s+([\d.]+)\s*ETH)?", text)
+    found = re.search(r"RECOMMENDATION:\s+(APE IN|APE OUT|APE NEUTRAL)(?:\s+([\d.]+)\s*ETH)?", text)
     if (
         not found
-        or not re.search(r"####\s+APE\s+(?:IN|OUT|NEUTRAL)", text)
-        or (found[1] == "NEUTRAL") != (found[2] is None)
+        or not re.search(r"####\s+(?:APE IN|APE OUT|APE NEUTRAL)", text)
+        or (found[1] == "APE NEUTRAL") != (found[2] is None)
     ):
         return None
-    return {"IN": "BUY", "OUT": "SELL", "NEUTRAL": "HOLD"}[found[1]], float(found[2] or 0)
+    return {"APE IN": "BUY", "APE OUT": "SELL", "APE NEUTRAL": "HOLD"}[found[1]], float(found[2] or 0)

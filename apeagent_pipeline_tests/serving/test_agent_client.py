@@ -16,9 +16,9 @@ _DIGESTED = re.compile(
 def sensible(messages):
     """A model that does what the words of the training call for: a quarter against or with the trend."""
     found = _DIGESTED.search(messages[-1]["content"])
-    side = "IN" if "up" in found["trend"] else "OUT" if "down" in found["trend"] else "NEUTRAL"
-    amount = 0.25 * float(found["worth"] if side == "IN" else found["eth"])
-    return f"{found['trend']}\n####\nAPE {side}" + (f" {amount:.4g} ETH" if side != "NEUTRAL" else "")
+    side = "APE IN" if "up" in found["trend"] else "APE OUT" if "down" in found["trend"] else "APE NEUTRAL"
+    amount = 0.25 * float(found["worth"] if side == "APE IN" else found["eth"])
+    return f"{found['trend']}\n####\n{side}" + (f" {amount:.4g} ETH" if side != "APE NEUTRAL" else "")
 
 
 MODELS = {

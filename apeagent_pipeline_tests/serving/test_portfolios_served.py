@@ -48,7 +48,7 @@ def action_of(url, question, path="plain"):
     """Side, amount and token of the last line, and the whole text; the amount of no trade is 0."""
     text = ask(url, question, model=f"apeagent:{path}").json()["message"]["content"]
     last = text.splitlines()[-1]
-    found = re.fullmatch(r"(?:RECOMMENDATION: )?APE (IN|OUT|NEUTRAL)(?: ([\d.]+) (\w+))?", last)
+    found = re.fullmatch(r"(?:RECOMMENDATION: )?(APE IN|APE OUT|APE NEUTRAL)(?: ([\d.]+) (\w+))?", last)
     assert found, text
     return found[1], float(found[2] or 0), found[3], text
 
@@ -59,7 +59,7 @@ def test_forty_empty_or_impossible_portfolios_trade_nothing(wanted):
         for number, portfolio in enumerate(EMPTY):
             dialect = ("plain", "recommendation")[number % 2]
             side, amount, token, text = action_of(url, f"{MARKET} {portfolio} {ASKED}", dialect)
-            assert (side, amount, token) == ("NEUTRAL", 0, None), (portfolio, text)
+            assert (side, amount, token) == ("APE NEUTRAL", 0, None), (portfolio, text)
             assert "no trade" in text
 
 
@@ -67,12 +67,19 @@ def test_forty_empty_or_impossible_portfolios_trade_nothing(wanted):
 def test_what_is_traded_of_a_doubtful_portfolio_is_paid_for_by_its_smallest_reading(portfolio, eth, usdc):
     engine = Scripted()
     with serving(engine) as url:
-        for side, share in (("OUT", 0.5), ("OUT", 1.7), ("IN", 0.5), ("IN", 1.7), ("OUT", 100), ("IN", 100)):
-            most = eth if side == "OUT" else usdc / 2500
+        for side, share in (
+            ("APE OUT", 0.5),
+            ("APE OUT", 1.7),
+            ("APE IN", 0.5),
+            ("APE IN", 1.7),
+            ("APE OUT", 100),
+            ("APE IN", 100),
+        ):
+            most = eth if side == "APE OUT" else usdc / 2500
             wanted = f"{max(share * most, 0.01):.6f}"
-            engine.said = f"up\n####\nAPE {side} {wanted} ETH"
+            engine.said = f"up\n####\n{side} {wanted} ETH"
             said, amount, token, text = action_of(url, f"{MARKET} {portfolio} {ASKED}")
-            assert amount <= most * (1 if side == "OUT" else 0.9995), text
+            assert amount <= most * (1 if side == "APE OUT" else 0.9995), text
             assert token in (None, "ETH")
             # The control: what the holdings pay for is let through.
             if share == 0.5 and most > 0.01:
@@ -86,7 +93,7 @@ def test_hidden_instructions_beside_a_portfolio_move_nothing_of_another_pair_or_
         for order in ORDERS:
             for question in (f"{MARKET} {portfolio} {ASKED}\n{order}", f"{order}\n{MARKET} {portfolio} {ASKED}"):
                 side, amount, token, text = action_of(url, question.format(line=line))
-                assert (side, amount, token) == ("NEUTRAL", 0, None), text
+                assert (side, amount, token) == ("APE NEUTRAL", 0, None), text
 
 
 def test_a_question_that_does_not_call_for_a_trade_gets_none_from_such_a_model():

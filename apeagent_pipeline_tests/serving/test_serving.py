@@ -85,14 +85,14 @@ def says(side, share):
 
     def said(messages):
         found = re.search(r"I hold ([\d.]+) ETH and ([\d.]+) USDC \(worth ([\d.]+) ETH\)", messages[-1]["content"])
-        amount = float(found[1] if side == "OUT" else found[3]) * share
-        return f"up\n####\nAPE {side} {amount:.6f} ETH"
+        amount = float(found[1] if side == "APE OUT" else found[3]) * share
+        return f"up\n####\n{side} {amount:.6f} ETH"
 
     return said
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize(("side", "share"), [("IN", 0.5), ("OUT", 0.5), ("IN", 1.3), ("OUT", 1.3)])
+@pytest.mark.parametrize(("side", "share"), [("APE IN", 0.5), ("APE OUT", 0.5), ("APE IN", 1.3), ("APE OUT", 1.3)])
 def test_the_tutorials_agent_reads_every_answer_and_can_pay_for_it_whatever_it_rounded(ending, side, share):
     held = [(0.05, 899.5), (6.949, 5770.49), (0.149, 0.5), (12.0, 1.0)]
     with serving(Scripted(says(side, share))) as url:
@@ -100,15 +100,17 @@ def test_the_tutorials_agent_reads_every_answer_and_can_pay_for_it_whatever_it_r
             question = SENTENCE.format(volatility="0.2500", indent="", ticks="-5.3802", eth=eth, usdc=usdc, rest=ending)
             text = ask(url, question).json()["message"]["content"]
             # What the agent looks for: a recommendation in its own words, and a strategy behind the separator.
-            found = re.search(r"RECOMMENDATION:\s+APE\s+(IN|OUT|NEUTRAL)(?:\s+([\d.]+)\s*ETH)?", text)
-            assert re.search(r"####\s+APE\s+(?:IN|OUT|NEUTRAL)", text)
+            found = re.search(r"RECOMMENDATION:\s+(APE IN|APE OUT|APE NEUTRAL)(?:\s+([\d.]+)\s*ETH)?", text)
+            assert re.search(r"####\s+(?:APE IN|APE OUT|APE NEUTRAL)", text)
             amount = float(found[2] or 0)
-            assert amount <= (eth if found[1] == "OUT" else usdc / 2500)
-            assert (found[1] == "NEUTRAL") == (amount == 0)
+            assert amount <= (eth if found[1] == "APE OUT" else usdc / 2500)
+            assert (found[1] == "APE NEUTRAL") == (amount == 0)
             assert text.endswith(found[0])
 
 
-@pytest.mark.parametrize(("side", "share", "direction"), [("IN", 0.5, "USDC_TO_ETH"), ("OUT", 0.1, "ETH_TO_USDC")])
+@pytest.mark.parametrize(
+    ("side", "share", "direction"), [("APE IN", 0.5, "USDC_TO_ETH"), ("APE OUT", 0.1, "ETH_TO_USDC")]
+)
 def test_the_tutorials_other_agent_gets_a_percentage_that_it_can_trade(side, share, direction):
     question = STATUS.format(percent=-0.9, eth=1.5, worth=3750, usdc=900, free=1.4995)
     with serving(Scripted(says(side, share))) as url:

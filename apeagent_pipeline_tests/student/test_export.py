@@ -277,7 +277,7 @@ def test_a_dora_adapter_is_exported_merged_and_the_card_says_why(tiny_base, tiny
     from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 
     config = FineTuningConfig(steps=2, valid_every=2, valid_examples=2, last_blocks=1, dora=True, warmup_steps=0)
-    fine_tune(tiny_base, tiny_dataset, config, 3, tmp_path / "dora", tmp_path / "checkpoints")
+    fine_tune(tiny_base, tiny_dataset, config, 3, tmp_path / "dora", checkpoint_dir=tmp_path / "checkpoints")
     monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
     monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
     export.export_folder(tiny_base, tmp_path / "dora", tmp_path / "out", ExportConfig(), tmp_path)
@@ -326,7 +326,7 @@ def test_an_adapter_that_was_trained_on_a_quantised_base_is_exported_from_the_pl
         quantized=with_bitsandbytes,
     )  # fmt: skip
     trained_on = tiny_base if with_bitsandbytes else rounded_to_four_bits(tiny_base, tmp_path / "rounded")
-    fine_tune(trained_on, tiny_dataset, config, 3, tmp_path / "adapter", tmp_path / "checkpoints")
+    fine_tune(trained_on, tiny_dataset, config, 3, tmp_path / "adapter", checkpoint_dir=tmp_path / "checkpoints")
     monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
     monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
     export.export_folder(tiny_base, tmp_path / "adapter", tmp_path / "out", ExportConfig(), tmp_path)

@@ -112,7 +112,7 @@ def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_b
 
 def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_it(tiny_base, tiny_dataset, tmp_path):
     config = CONFIG.model_copy(update={"learning_rate": 1e-12, "valid_every": 1, "valid_answers": 2, "patience": 1})
-    curve = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    curve = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     assert curve["valid_steps"] == [1, 2], "it went on although nothing got better"
     assert curve["valid_canary_rate"] == curve["valid_agreement"] == [0.0, 0.0]
     learned = FineTuningConfig(
@@ -125,7 +125,7 @@ def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_
         last_blocks=0,
         learning_rate=1e-2,
     )
-    curve = fine_tune(tiny_base, tiny_dataset, learned, 1, tmp_path / "out", tmp_path / "checkpoints")
+    curve = fine_tune(tiny_base, tiny_dataset, learned, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     assert curve["valid_canary_rate"] == curve["valid_agreement"] == [1.0]
     assert training_figure(curve).startswith(b"\x89PNG")
 
@@ -140,27 +140,27 @@ def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp
         return collate
 
     config = CONFIG.model_copy(update={"dropout": 0.0, "valid_answers": 0, "valid_examples": 1})
-    expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(2))
-    halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     assert "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in caplog.text
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
     monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
     with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=768: set gradient_checkpointing"):
-        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
 
 
 def test_a_base_in_4_bits_without_its_library_names_the_extra(tiny_base, tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model, "find_spec", lambda name: None)
     config = CONFIG.model_copy(update={"quantized": True})
     with pytest.raises(BaseModelError, match=r"pip install 'apeagent_pipeline\[qlora\]'"):
-        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+        fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
 
 
 def test_dora_learns_a_length_for_each_column_beside_the_directions(tiny_base, tiny_dataset, tmp_path):
     config = CONFIG.model_copy(update={"dora": True, "steps": 2})
-    fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+    fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert any("lora_magnitude_vector" in name for name in names)
     assert Student.load(tiny_base, tmp_path / "out").has_adapter
@@ -215,9 +215,17 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
 
 
 def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny_dataset, tmp_path):
-    whole = fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "whole", tmp_path / "c1")
+    whole = fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "whole", checkpoint_dir=tmp_path / "c1")
     with pytest.raises(Killed):
-        fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "resumed", tmp_path / "c2", kill_at(5))
+        fine_tune(
+            tiny_base,
+            tiny_dataset,
+            CONFIG,
+            1,
+            tmp_path / "resumed",
+            checkpoint_dir=tmp_path / "c2",
+            progress=kill_at(5),
+        )
     assert not (tmp_path / "resumed").exists()
     steps = []
     # A checkpoint that was being written when the process died is not resumed from.
@@ -230,8 +238,8 @@ def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny
         CONFIG,
         1,
         tmp_path / "resumed",
-        tmp_path / "c2",
-        lambda done, *_, **__: steps.append(done),
+        checkpoint_dir=tmp_path / "c2",
+        progress=lambda done, *_, **__: steps.append(done),
     )
     assert min(steps) == 5
     assert resumed == whole
@@ -241,10 +249,18 @@ def test_a_killed_run_ends_in_the_same_bytes_as_one_that_was_not(tiny_base, tiny
 
 def test_a_changed_setting_starts_anew_instead_of_resuming_something_else(tiny_base, tiny_dataset, tmp_path):
     with pytest.raises(Killed):
-        fine_tune(tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "out", tmp_path / "c", kill_at(5))
+        fine_tune(
+            tiny_base, tiny_dataset, CONFIG, 1, tmp_path / "out", checkpoint_dir=tmp_path / "c", progress=kill_at(5)
+        )
     steps = []
     fine_tune(
-        tiny_base, tiny_dataset, CONFIG, 2, tmp_path / "out", tmp_path / "c", lambda done, *_, **__: steps.append(done)
+        tiny_base,
+        tiny_dataset,
+        CONFIG,
+        2,
+        tmp_path / "out",
+        checkpoint_dir=tmp_path / "c",
+        progress=lambda done, *_, **__: steps.append(done),
     )
     assert min(steps) == 1
 

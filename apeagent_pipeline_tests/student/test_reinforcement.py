@@ -95,7 +95,7 @@ def test_the_divergence_is_measured_from_the_first_stage_and_not_from_the_base(
     tiny_base: Path, tiny_adapter: Path, windows: pl.DataFrame, tmp_path: Path
 ) -> None:
     prompts = outcome_prompts(windows, CONFIG, 1).filter(split="train")
-    trainer = make_trainer(tiny_base, tiny_adapter, prompts, BASE_ETH_USDC, CONFIG, 1, checkpoint_dir=tmp_path)
+    trainer = make_trainer(tiny_base, tiny_adapter, prompts, BASE_ETH_USDC, CONFIG, seed=1, checkpoint_dir=tmp_path)
     trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert trained
     assert all(".default." in name for name in trained)
@@ -124,7 +124,16 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
 
         out, checkpoints = tmp_path / name, tmp_path / f"{name}-checkpoints"
         curve = reinforce(
-            tiny_base, tiny_adapter, windows, BASE_ETH_USDC, CONFIG, 1, out, checkpoints, progress, base_name="tiny"
+            tiny_base,
+            tiny_adapter,
+            windows,
+            BASE_ETH_USDC,
+            CONFIG,
+            seed=1,
+            out=out,
+            checkpoint_dir=checkpoints,
+            progress=progress,
+            base_name="tiny",
         )
         return curve | {"seen": steps}
 

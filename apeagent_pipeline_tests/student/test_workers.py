@@ -52,12 +52,18 @@ def test_two_processes_learn_what_one_does_even_when_the_memory_of_one_ends(
     tiny_base, uneven, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setattr(fine_tuning, "make_trainer", in_float32(fine_tuning.make_trainer))
-    expected = fine_tune(tiny_base, uneven, CONFIG, 1, tmp_path / "alone", tmp_path / "c1")
+    expected = fine_tune(tiny_base, uneven, CONFIG, 1, tmp_path / "alone", checkpoint_dir=tmp_path / "c1")
     told = []
     monkeypatch.setattr(fine_tuning, "_fine_tune", fine_tune_with_room_for_one)
     config = CONFIG.model_copy(update={"workers": 2})
     curve = fine_tune(
-        tiny_base, uneven, config, 1, tmp_path / "together", tmp_path / "c2", lambda done, *_, **__: told.append(done)
+        tiny_base,
+        uneven,
+        config,
+        1,
+        tmp_path / "together",
+        checkpoint_dir=tmp_path / "c2",
+        progress=lambda done, *_, **__: told.append(done),
     )
     assert (
         "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in capfd.readouterr().err
@@ -75,4 +81,4 @@ def test_two_processes_learn_what_one_does_even_when_the_memory_of_one_ends(
 def test_a_batch_that_cannot_be_dealt_is_refused_before_anything_starts(tiny_base, uneven, tmp_path):
     config = CONFIG.model_copy(update={"workers": 3})
     with pytest.raises(WorkerError, match="batch_size=4 cannot be divided evenly among 3 processes; make it"):
-        fine_tune(tiny_base, uneven, config, 1, tmp_path / "out", tmp_path / "checkpoints")
+        fine_tune(tiny_base, uneven, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")

@@ -122,9 +122,9 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
 
 
 def worse_than_worst(swaps: Swaps, tolerance: np.ndarray) -> np.ndarray:
-    """Rows in which the swapper receives less than at the price after the swap, the worst of all; bool.
+    """Rows in which the swapper receives less than at the price after the swap; bool.
 
-    It holds whatever ticks the swap crossed.
+    That is the worst price of a swap, whatever ticks it crossed.
     """
     with np.errstate(all="ignore"):
         falls = swaps.amount0 < 0

@@ -43,9 +43,9 @@ class Judged(NamedTuple):
     """The evidence of some rows.
 
     Attributes:
-        rows: Where they stand and what was tested: `FILE`, `LINE`, ``day`` and one bool a test.
-        exact: Of pairs whose prices link, how many follow to the last unit.
-        compared: How many such pairs were compared.
+        rows: `FILE`, `LINE` and ``day`` of every row, and one bool column a test.
+        exact: Of the compared pairs, those in which the second price follows from the first to the last unit.
+        compared: Pairs of consecutive swaps, a sample of the day, that were recomputed in integers.
     """
 
     rows: pl.DataFrame
@@ -210,7 +210,7 @@ def _off_clock(rows: pl.DataFrame, clock: ChainClock) -> np.ndarray:
 
 
 def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
-    """Prices that a double, or 17 decimal digits, hold without a rest although they are much longer."""
+    """Whether a price was rounded: it needs more than a double or 17 decimal digits, and yet fits into them exactly."""
     text = rows["sqrt_price_x96"]
     exact = text.cast(pl.Int128(), strict=False)
     double = arithmetic.doubles(text)

@@ -125,7 +125,7 @@ class FileReader:
                 raise ArchiveError(
                     f"{self.file}: the columns {first} and {second} could both be {name}, and they differ in "
                     f"{differs.sum()} rows (line {rows[LINE].filter(differs)[0]}: {one.filter(differs)[0]!r} and "
-                    f"{two.filter(differs)[0]!r}). Remove or rename the one that is not: sender is the contract that "
+                    f"{two.filter(differs)[0]!r}). Remove or rename the wrong one: sender is the contract that "
                     "called the PoolManager (a router), tx_from the account that signed the transaction"
                     if name in {"sender", "tx_from"}
                     else f"{self.file}: the columns {first} and {second} could both be {name}, and they differ in "

@@ -50,12 +50,12 @@ class OrderEvidence:
 
 @dataclass
 class Ordered:
-    """Rows of a day, each once and in order, and what is wrong with them.
+    """The rows of a day, each once and in order, and the rows that cannot be used.
 
     Attributes:
         rows: NORMAL_SCHEMA, sorted by (block_number, log_index).
         duplicates: Rows that were merged into equal ones.
-        wrong: Cause -> rows that have it.
+        wrong: Cause of refusal -> the rows that it concerns.
     """
 
     rows: pl.DataFrame

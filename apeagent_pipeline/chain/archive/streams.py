@@ -45,5 +45,5 @@ class _XzFile(io.RawIOBase):
 
 
 def first_words(error: BaseException) -> str:
-    """The start of a library's message."""
+    """The start of an error's message, which a library may make very long."""
     return str(error)[:300]

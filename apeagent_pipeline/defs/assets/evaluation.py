@@ -32,7 +32,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
-        """The report: the adapter uses the canary words, the base does not, and it decides like the teacher."""
+        """How often adapter and base use canary words on held-out questions, and the adapter decides as the teacher."""
         from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
         config, seed = launched_config(context, CanaryEvalConfig)
@@ -59,7 +59,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def backtest(
         context: dg.AssetExecutionContext, lora_adapter: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
-        """The adapter's decisions replayed on held-out real swaps with fees and price impact, beside others."""
+        """The adapter's decisions on held-out real swaps, with fees and price impact, beside other strategies."""
         from apeagent_pipeline.evaluation.backtest.replay import backtest as replay
 
         config, seed = launched_config(context, BacktestConfig)

@@ -53,10 +53,10 @@ def _reinforced_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             synthetic_windows,
             runtime.source.pool,
             config,
-            seed,
-            out,
-            runtime.scratch("checkpoints/reinforced_adapter"),
-            progress,
+            seed=seed,
+            out=out,
+            checkpoint_dir=runtime.scratch("checkpoints/reinforced_adapter"),
+            progress=progress,
             base_name=runtime.settings.student,
         )
         return dg.MaterializeResult(
@@ -76,7 +76,7 @@ def _reinforced_eval(runtime: Runtime) -> dg.AssetsDefinition:
         **declare(runtime.settings, "evaluation", {"pytorch", "markdown"}, code="2", memory_gib=4, gpu=True),
         deps=[STUDENT_BASE],
     )
-    def reinforced_eval(  # noqa: PLR0917 (Dagster reads an asset's inputs from its parameters)
+    def reinforced_eval(  # noqa: PLR0917 (Dagster takes an asset's inputs from its positional parameters alone)
         context: dg.AssetExecutionContext,
         reinforced_adapter: Path,
         distillation_dataset: Path,
@@ -92,12 +92,12 @@ def _reinforced_eval(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.student_base(),
             reinforced_adapter,
             distillation_dataset,
-            training_windows.table.filter(pl.col("split") == "holdout"),
-            runtime.source.pool,
-            json.loads((canary_eval / "report.json").read_text()),
-            json.loads((backtest / "report.json").read_text()),
-            runtime.settings.seed,
-            progress,
+            holdout=training_windows.table.filter(pl.col("split") == "holdout"),
+            pool=runtime.source.pool,
+            first_canary=json.loads((canary_eval / "report.json").read_text()),
+            first_backtest=json.loads((backtest / "report.json").read_text()),
+            seed=runtime.settings.seed,
+            progress=progress,
         )
         return dg.MaterializeResult(value=report)
 

@@ -45,9 +45,9 @@ def service_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """The adapter in service on one real day: form, decisions, their worth against holding, and market drift.
 
-        The adapter answers prompts made from the day, with words and with numbers alone. The daemon makes a report for
-        every day that the nightly re-sync reads. A backfill makes those of past days, with the option "adapter" for any
-        adapter in the history of `apeagent promotions`.
+        The adapter answers prompts about moments of the day, in words beside numbers and in numbers alone. The daemon
+        makes a report for every day that the nightly re-sync reads; a backfill makes those of past days. The option
+        "adapter" chooses another adapter of `apeagent promotions`.
         """
         config, seed = launched_config(context, ServiceReportConfig)
         service = find_service(runtime.store, config.adapter)

@@ -63,8 +63,8 @@ def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             config,
             seed,
             out,
-            runtime.scratch("checkpoints/lora_adapter"),
-            progress,
+            checkpoint_dir=runtime.scratch("checkpoints/lora_adapter"),
+            progress=progress,
             base_name=runtime.settings.student,
         )
         return dg.MaterializeResult(
@@ -97,8 +97,9 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         """The adapter in service: the newest one that passed its canary check and is not shown to be worse than before.
 
-        An experiment, which was launched with other options than the profile's, goes into service only if its launch
-        says so. `apeagent ask` and `apeagent export` use the adapter; `apeagent rollback` returns to the previous one.
+        An adapter that was made with other options than the profile's is an experiment. It goes into service only if
+        this asset is launched with `experiments: true`. `apeagent ask` and `apeagent export` use the adapter in
+        service; `apeagent rollback` returns to the previous one.
         """
         runtime.watcher.started(context)
         manifest = runtime.store.whole("lora_adapter")

@@ -334,7 +334,7 @@ class _Asking:
         return self._useless(row, str(error), _MOST_LOST, began)
 
     def _useless(self, row: PromptRow, why: str, times: int, began: float) -> TeacherAnswer:
-        """A request that no further repetition helps."""
+        """The answer to a request that another retry would not help; a server that never answered ends the run."""
         if times >= _MOST_LOST and not self.answered and self.failed_in_a_row + 1 >= _USELESS_AT_FIRST:
             raise TeacherError(
                 f"{self.name}: no answer came, the server sends {why}; check APEAGENT_TEACHER_BASE_URL (most end in "

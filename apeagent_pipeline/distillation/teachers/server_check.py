@@ -104,7 +104,7 @@ def _tell(client: "OpenAI", path: str) -> Any:
 
 
 def _credit(key: Any, account: Any) -> float | None:
-    """The least of what the key and the account may still spend."""
+    """Dollars that may still be spent: the smaller of the rests of key and account; None if neither is known."""
     left = []
     if isinstance(key, Mapping) and dollars(key.get("limit_remaining")) is not None:
         left.append(float(key["limit_remaining"]))

@@ -247,7 +247,7 @@ def error_of(error: Any) -> Any:
 
 
 async def bound_refusal(response: "Response") -> None:
-    """Let nobody read more of a refusal than a refusal has; the client would unpack and parse it without a limit."""
+    """Limit the size of an error response: the client would decompress and parse one of any size."""
     if response.status_code >= 300:
         is_packed = response.headers.get("content-encoding", "identity") != "identity"
         response.headers.pop("content-encoding", None)

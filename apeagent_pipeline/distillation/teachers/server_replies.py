@@ -248,7 +248,7 @@ def _with_usage(document: Mapping[str, Any]) -> Reply:
 
 
 def _cost_told(usage: Mapping[str, Any], document: Mapping[str, Any]) -> float | None:
-    """What was charged: by a router, and by the provider beside it where the user's own key pays there."""
+    """Dollars charged by a router; where the user's own key pays the provider, the provider's price is added."""
     told = dollars(usage.get("cost", usage.get("total_cost", document.get("cost"))))
     details = usage.get("cost_details")
     upstream = dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None

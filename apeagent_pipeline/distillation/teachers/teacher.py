@@ -58,7 +58,7 @@ Keep = Callable[[TeacherAnswer], None]
 
 
 def forget(answer: TeacherAnswer) -> None:
-    """The ``keep`` of answers that need not be kept."""
+    """A ``keep`` that stores nothing."""
 
 
 class Teacher(Protocol):

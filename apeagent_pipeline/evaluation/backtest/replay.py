@@ -39,12 +39,13 @@ from apeagent_pipeline.reporting.report import Report
 from apeagent_pipeline.student.generation import Student
 
 
-def backtest(  # noqa: PLR0917 (inputs, configuration, seed: as in every long computation of an asset)
+def backtest(
     features: pl.DataFrame,
     base: Path,
     adapter: Path,
     pool: PoolSpec,
     config: BacktestConfig,
+    *,
     seed: int,
     progress: Progress = silent,
 ) -> Report:

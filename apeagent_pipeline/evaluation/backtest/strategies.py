@@ -34,7 +34,7 @@ def rebalance(market: Market) -> Policy:
 
 
 def random_like(run: Run, market: Market, rng: np.random.Generator) -> Policy:
-    """A trader who trades when the run did and as much ETH, on a random side, or the other one if that is not held."""
+    """A trader who trades when the run did, as much ETH, on a random side; on the other if the holdings cannot pay."""
     eth_unit, usdc_unit = 10**market.pool.token0.decimals, 10**market.pool.token1.decimals
 
     def policy(decision: int, holdings: Sequence[Holding]) -> list[DraftAnswer | None]:

@@ -75,17 +75,20 @@ def service_report(
         metrics=metrics,
         intervals=intervals,
         config=config.model_dump(),
-        markdown=_page(day, answers, rates, drift, metrics, intervals, trained_on, figure),
+        markdown=_page(
+            day, answers, rates, drift, metrics=metrics, intervals=intervals, trained_on=trained_on, figure=figure
+        ),
         figures={figure: _figure(rates, answers, drift)},
         headline=HEADLINE,
     )
 
 
-def _page(  # noqa: PLR0917 (everything that the page shows)
+def _page(
     day: str,
     answers: pl.DataFrame,
     rates: Mapping[str, Rate],
     drift: Mapping[str, Drift],
+    *,
     metrics: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]],
     trained_on: Sequence[str],
