@@ -6,7 +6,7 @@
 own, started before the first measurement; a server that is not asked uses no CPU. The same questions go to the servers
 in turn, whole and streamed, over one kept connection each time. A server's CPU seconds are what the kernel counted for
 its process: on a machine with other work they tell more than wall time. Medians of the rounds; the ratios are medians
-of the ratios within each round.
+of the ratios within each round. transformers, several times slower, is asked in the first round only.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from apeagent_pipeline.settings import SMOLLM2
 from apeagent_pipeline.student.base_model import resolve_base_model
 from apeagent_pipeline.student.generation import Messages
 
-_LLAMA = """
+LLAMA = """
 import sys, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]
@@ -42,7 +42,7 @@ server = xllamacpp.Server(parameters)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
-_SERVE = """
+SERVE = """
 import sys
 from pathlib import Path
 from apeagent_pipeline.serving.engines import LlamaCppEngine, TransformersEngine
@@ -153,17 +153,19 @@ def main() -> None:
         for gguf in sorted(given.exported.glob("apeagent-*.gguf")):
             if "adapter" not in gguf.name:
                 kind = gguf.stem.removeprefix("apeagent-")
-                servers.append(stack.enter_context(started(f"llama.cpp's own server, {kind}", _LLAMA, gguf)))
-                servers.append(stack.enter_context(started(f"apeagent serve, llama.cpp, {kind}", _SERVE, gguf)))
+                servers.append(stack.enter_context(started(f"llama.cpp's own server, {kind}", LLAMA, gguf)))
+                servers.append(stack.enter_context(started(f"apeagent serve, llama.cpp, {kind}", SERVE, gguf)))
         if not given.without_transformers:
             name = "apeagent serve, transformers"
-            servers.append(stack.enter_context(started(name, _SERVE, base, given.adapter)))
+            servers.append(stack.enter_context(started(name, SERVE, base, given.adapter)))
         found: dict[tuple[str, bool], list[Measured]] = {}
         for server in servers:
             measure(server, chats[:2], False)  # warm
         for number in range(given.rounds):
             for stream in (False, True):
                 for server in servers[:: 1 if number % 2 else -1]:
+                    if number and "transformers" in server.name:
+                        continue
                     found.setdefault((server.name, stream), []).append(measure(server, chats, stream))
     show(tokenizer, [server.name for server in servers], found)
 
