@@ -4,9 +4,9 @@
 
 ``DIR`` of ``--exported`` is a folder that ``apeagent export`` wrote from that adapter. Every server is a process of its
 own, started before the first measurement; a server that is not asked uses no CPU. The same questions go to the servers
-in turn, whole and streamed, over one kept connection each time. A server's CPU seconds are what the kernel counted for
+in turn, whole and streamed, over a new connection each time. A server's CPU seconds are what the kernel counted for
 its process: on a machine with other work they tell more than wall time. Medians of the rounds; the ratios are medians
-of the ratios within each round. transformers, several times slower, is asked in the first round only.
+of the ratios within each round. transformers, several times slower, is asked one question in the first round only.
 """
 
 import argparse
@@ -102,11 +102,11 @@ def started(name: str, script: str, *arguments: Path) -> Iterator[Server]:
         process.wait()
 
 
-def ask(server: Server, session: requests.Session, chat: Messages, stream: bool) -> tuple[str, float]:
+def ask(server: Server, chat: Messages, stream: bool) -> tuple[str, float]:
     """The likeliest answer, and seconds until the first text of it."""
     body = {"messages": chat, "max_tokens": 128, "temperature": 0, "repeat_penalty": 1.0, "stream": stream}
     begun = time.perf_counter()
-    reply = session.post(f"{server.url}/v1/chat/completions", json=body, stream=stream, timeout=600)
+    reply = requests.post(f"{server.url}/v1/chat/completions", json=body, stream=stream, timeout=600)
     reply.raise_for_status()
     if not stream:
         return reply.json()["choices"][0]["message"]["content"].strip(), time.perf_counter() - begun
@@ -122,8 +122,7 @@ def ask(server: Server, session: requests.Session, chat: Messages, stream: bool)
 def measure(server: Server, chats: list[Messages], stream: bool) -> Measured:
     """Ask everything once."""
     wall, cpu = time.perf_counter(), server.cpu_seconds()
-    with requests.Session() as session:
-        answers = [ask(server, session, chat, stream) for chat in chats]
+    answers = [ask(server, chat, stream) for chat in chats]
     wall, cpu = time.perf_counter() - wall, server.cpu_seconds() - cpu
     return Measured([text for text, _ in answers], wall, cpu, statistics.median(first for _, first in answers))
 
@@ -160,13 +159,15 @@ def main() -> None:
             servers.append(stack.enter_context(started(name, SERVE, base, given.adapter)))
         found: dict[tuple[str, bool], list[Measured]] = {}
         for server in servers:
-            measure(server, chats[:2], False)  # warm
+            measure(server, chats[:1], False)  # warm
         for number in range(given.rounds):
             for stream in (False, True):
                 for server in servers[:: 1 if number % 2 else -1]:
-                    if number and "transformers" in server.name:
-                        continue
-                    found.setdefault((server.name, stream), []).append(measure(server, chats, stream))
+                    is_slow = "transformers" in server.name
+                    if not number or not is_slow:
+                        asked = chats[:1] if is_slow else chats
+                        found.setdefault((server.name, stream), []).append(measure(server, asked, stream))
+                        print(server.name, stream, found[server.name, stream][-1], flush=True)
     show(tokenizer, [server.name for server in servers], found)
 
 
