@@ -62,6 +62,18 @@ def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monke
         assert f"PARAMETER {parameter}\n" in modelfile
 
 
+def test_by_default_the_modelfile_and_the_server_take_the_file_whose_weights_are_not_rounded(
+    fused, tmp_path, monkeypatch
+):
+    from apeagent_pipeline.defs.profiles import PROFILES
+
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    for config in (ExportConfig(), *(profile.ollama_model for profile in PROFILES.values())):
+        *_, modelfile = export_gguf(fused, tmp_path / "out", config, tmp_path)
+        assert modelfile.read_text().startswith("FROM ./apeagent-f16.gguf\n")
+
+
 def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_write(
     tiny_base, tiny_adapter, tmp_path, monkeypatch
 ):
