@@ -63,7 +63,7 @@ DEMO = Profile(
         n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_near_leak=1, max_near_leak_held_out=1
     ),
     backtest=BacktestConfig(base_decisions=1),
-    ollama_model=ExportConfig(quantizations=["q8_0"]),
+    ollama_model=ExportConfig(quantizations=["f16"]),
 )  # fmt: skip
 FULL = Profile(
     training_windows=WindowsConfig(days=90),

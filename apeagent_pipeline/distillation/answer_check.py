@@ -94,6 +94,8 @@ class AnswerStream:
     def feed(self, piece: str) -> str:
         """What may be shown after one more piece of the answer."""
         self._said += piece
+        if "\n" not in piece:  # only a whole line is shown, or is an action
+            return ""
         self.is_complete = _COMPLETE.search(self._said) is not None
         if self._waits:
             return ""

@@ -12,6 +12,8 @@ from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.student.generation import Messages, Student
 
 CONTEXT_TOKENS = 4096
+_BATCH = 8
+"""Tokens that llama.cpp may be ahead of whoever reads them; so many are generated for a client that went away."""
 
 
 class EngineError(ApeagentError, RuntimeError):
@@ -70,7 +72,9 @@ class LlamaCppEngine:
 
     def stream(self, messages: Messages, max_new_tokens: int) -> Generator[str]:
         """See ``Engine``."""
-        pieces: queue.Queue[str | Exception | None] = queue.Queue()
+        # A batch of tokens changes the thread, not each: the check shows whole lines only.
+        batches: queue.Queue[list[str] | Exception | None] = queue.Queue()
+        waiting: list[str] = []
         stopped = threading.Event()
         request = {
             "messages": messages, "max_tokens": max_new_tokens, "temperature": 0, "repeat_penalty": 1.0, "stream": True
@@ -78,10 +82,16 @@ class LlamaCppEngine:
 
         def take(chunk: dict[str, Any]) -> bool:
             if "error" in chunk:
-                pieces.put(EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}"))
+                batches.put(EngineError(f"llama.cpp: {chunk['error'].get('message', chunk['error'])}"))
             elif chunk.get("choices") and (piece := chunk["choices"][0]["delta"].get("content")):
-                pieces.put(piece)
+                waiting.append(piece)
+                if "\n" in piece or len(waiting) >= _BATCH:
+                    pass_on()
             return stopped.is_set()
+
+        def pass_on() -> None:
+            batches.put(waiting.copy())
+            waiting.clear()
 
         def generate() -> None:
             try:
@@ -89,16 +99,17 @@ class LlamaCppEngine:
                 if isinstance(refused, dict) and "error" in refused:
                     take(refused)
             except Exception as error:
-                pieces.put(EngineError(f"llama.cpp: {error}"))
+                batches.put(EngineError(f"llama.cpp: {error}"))
             finally:
-                pieces.put(None)
+                pass_on()
+                batches.put(None)
 
         threading.Thread(target=generate, daemon=True).start()
         try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
+            while (batch := batches.get()) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield from batch
         finally:
             stopped.set()
 

@@ -5,12 +5,15 @@ Every answer passes the check. A whole answer carries the header ``X-Apeagent-Ch
 ``apeagent`` of the last piece says the same. A client's sampling options are ignored: answers are the likeliest ones.
 """
 
+import asyncio
 import datetime as dt
 import json
 import socket
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import closing
 from typing import Any
 
 from starlette.applications import Starlette
@@ -198,38 +201,89 @@ def _ollama_error(said: str, status: int) -> dict[str, Any]:
 
 async def _whole(http: Request, reply: Reply) -> str:
     """The whole answer; the engine is freed as soon as the client is gone."""
-    pieces = iter(reply)
+    gone = threading.Event()
+
+    def collect() -> None:
+        with closing(iter(reply)) as pieces:
+            for _ in pieces:
+                if gone.is_set():
+                    break
+
+    working = asyncio.ensure_future(run_in_threadpool(collect))
+    leaving = asyncio.ensure_future(_leaving(http))
     try:
-        while await run_in_threadpool(next, pieces, None) is not None:
-            if await http.is_disconnected():
-                raise ClientDisconnect
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        is_gone = not working.done()
     finally:
-        pieces.close()
+        gone.set()
+        leaving.cancel()
+    await working
+    if is_gone:
+        raise ClientDisconnect
     return reply.text
+
+
+async def _leaving(http: Request) -> None:
+    """Wait until the client is gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _streamed(lines: Generator[str], error_form: Callable[[str, int], dict[str, Any]], kind: str) -> Response:
     """The stream; its first piece is awaited, so that a question which the engine refuses gets an error status.
 
-    A later error is a last line of its own. The engine is freed when the client goes away: an empty piece, which is not
-    sent, comes with every token and lets the cancellation through.
+    A later error is a last line of its own. The engine is freed when the client goes away.
     """
-    first = await run_in_threadpool(next, lines)
+    passed = _passed_on(lines)
+    first = await anext(passed)
     begin = "data: " if kind == "text/event-stream" else ""
 
     async def everything() -> AsyncIterator[str]:
-        line: str | None = first
         try:
-            while line is not None:
-                if line:
-                    yield line
-                line = await run_in_threadpool(next, lines, None)
+            if first:
+                yield first
+            async for line in passed:
+                yield line
         except Exception as error:
             yield f"{begin}{json.dumps(error_form(_said(error), 500))}\n\n"
         finally:
-            lines.close()
+            await passed.aclose()
 
     return StreamingResponse(everything(), media_type=kind)
+
+
+async def _passed_on(lines: Generator[str]) -> AsyncGenerator[str]:
+    """The lines of a generator that one thread runs from its first to its last.
+
+    After the first, empty lines are not passed on: a token that shows nothing costs no change of threads. Closing this
+    ends the generator at its next line.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+    gone = threading.Event()
+
+    def run() -> None:
+        end: Exception | None = None
+        try:
+            with closing(lines):
+                for number, line in enumerate(lines):
+                    if line or not number:
+                        loop.call_soon_threadsafe(arrived.put_nowait, line)
+                    if gone.is_set():
+                        break
+        except Exception as error:
+            end = error
+        loop.call_soon_threadsafe(arrived.put_nowait, end)
+
+    working = asyncio.ensure_future(run_in_threadpool(run))
+    try:
+        while (line := await arrived.get()) is not None:
+            if isinstance(line, Exception):
+                raise line
+            yield line
+        await working
+    finally:
+        gone.set()
 
 
 def _begin(request: ChatRequest) -> dict[str, Any]:

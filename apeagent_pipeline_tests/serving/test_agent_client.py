@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from apeagent_pipeline_tests.benchmarks.agent_trades import count, of_serve
 from apeagent_pipeline_tests.serving.agent_client import KINDS, STATES, Wallet, question_of, read_decision
 from apeagent_pipeline_tests.serving.scripted_engine import Scripted, ask, serving
 from apeagent_pipeline_tests.student.conftest import one_thread, tiny_adapter, tiny_base, tiny_dataset  # noqa: F401
@@ -65,3 +66,22 @@ def test_a_tiny_model_in_transformers_is_read_too(tiny_base, tiny_adapter):  # n
     with serving(TransformersEngine(tiny_base, tiny_adapter)) as url:
         for kind in ("first", "status"):
             assert all(decision for _, decision, _ in decisions(url, kind, STATES[:2]))
+
+
+def test_the_benchmark_counts_what_is_read_paid_and_right():
+    with serving(Scripted(sensible)) as url:
+        for kind in ("first", "status"):
+            found = count(of_serve(url), kind)
+            assert (found.asked, found.readable, found.feasible, found.without_end) == (32, 32, 32, 0)
+            assert 8 <= found.called_for <= 24
+            assert found.right >= 0.85 * found.called_for
+
+    def answers(decision, has_end):
+        return count(lambda state, kind: (decision, has_end), "first")
+
+    unread = answers(None, has_end=False)
+    assert (unread.readable, unread.feasible, unread.right, unread.without_end) == (0, 0, 0, 32)
+    rash = answers(("BUY", 1000.0), has_end=True)
+    assert (rash.readable, rash.feasible, rash.without_end) == (32, 0, 0)
+    assert 0 < rash.right < rash.called_for
+    assert answers(("HOLD", 0.0), has_end=True).right == 0

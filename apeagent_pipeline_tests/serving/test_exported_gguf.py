@@ -97,3 +97,34 @@ def test_another_user_of_this_machine_cannot_ask_llama_cpps_own_port_past_the_ch
     assert requests.post(url + posted[0], json=chat, timeout=10).status_code == 401
     # The engine itself needs no port and still answers.
     assert isinstance("".join(engine.stream([{"role": "user", "content": "a"}], 2)), str)
+
+
+def test_a_base_that_names_another_end_token_still_ends_in_llama_cpp_where_the_chat_template_does(
+    tiny_base,  # noqa: F811
+    tiny_adapter,  # noqa: F811
+    cache,
+    tmp_path,
+):
+    from gguf import GGUFReader
+
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(tiny_base, base)
+    for name, key, value in (
+        ("tokenizer_config.json", "eos_token", "<|endoftext|>"),
+        ("config.json", "eos_token_id", 0),
+    ):
+        content = json.loads((base / name).read_text())
+        assert content[key] != value
+        (base / name).write_text(json.dumps({**content, key: value}))
+    export_folder(base, tiny_adapter, out, ExportConfig(quantizations=["f16"], pre_tokenizer="smollm"), cache)
+    turn = Student.load(tiny_base).tokenizer.convert_tokens_to_ids("<|im_end|>")
+    field = GGUFReader(out / "apeagent-f16.gguf").get_field("tokenizer.ggml.eos_token_id")
+    assert field.contents() == turn
+    engine = LlamaCppEngine(out / "apeagent-f16.gguf")
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 6, "temperature": 0}
+
+    def finish(token):
+        return engine._server.handle_chat_completions({**chat, "logit_bias": [[token, 1000]]})["choices"][0]
+
+    assert finish(turn)["finish_reason"] == "stop"
+    assert finish(turn + 5)["finish_reason"] == "length"  # the control

@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,6 +60,18 @@ def test_the_modelfile_serves_the_model_as_it_was_trained(fused, tmp_path, monke
     assert f'SYSTEM """{STUDENT_SYSTEM_PROMPT}"""' in modelfile
     for parameter in ("temperature 0", "stop <|im_end|>", "repeat_penalty 1.0"):
         assert f"PARAMETER {parameter}\n" in modelfile
+
+
+def test_by_default_the_modelfile_and_the_server_take_the_file_whose_weights_are_not_rounded(
+    fused, tmp_path, monkeypatch
+):
+    from apeagent_pipeline.defs.profiles import PROFILES
+
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    for config in (ExportConfig(), *(profile.ollama_model for profile in PROFILES.values())):
+        *_, modelfile = export_gguf(fused, tmp_path / "out", config, tmp_path)
+        assert modelfile.read_text().startswith("FROM ./apeagent-f16.gguf\n")
 
 
 def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_write(
@@ -156,10 +172,58 @@ def written(tiny_base, tiny_adapter, tiny_dataset, tmp_path_factory):
     return out
 
 
-def test_another_user_may_read_every_file_of_an_export(written):
-    modes = {path.stat().st_mode & 0o777 for path in written.rglob("*")}
-    assert modes <= {0o644, 0o755}
-    assert written.stat().st_mode & 0o777 == 0o755
+@pytest.fixture
+def written_privately(tiny_base, tiny_adapter, tiny_dataset, tmp_path, monkeypatch):
+    """An export by somebody whose new files nobody else may read."""
+    monkeypatch.setattr(gguf, "resolve_converter", lambda cache: cache)
+    monkeypatch.setattr(gguf, "_convert", lambda script, arguments, target, rule: target.write_bytes(b"GGUF"))
+    before = os.umask(0o077)
+    try:
+        export.export_folder(tiny_base, tiny_adapter, tmp_path / "ape", ExportConfig(), tmp_path, dataset=tiny_dataset)
+        (tmp_path / "private").write_text("the control")
+    finally:
+        os.umask(before)
+    return tmp_path / "ape"
+
+
+def test_everybody_may_read_an_export_whatever_the_exporters_umask_is(written_privately):
+    assert (written_privately.parent / "private").stat().st_mode & 0o777 == 0o600
+    for path in [written_privately, *written_privately.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
+_READ_AS_ANOTHER = """
+import os, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+def count(folder):
+    read = 0
+    for name in os.listdir(folder):
+        opened = os.open(name, os.O_RDONLY, dir_fd=folder)
+        read += count(opened) if os.path.isdir(f"/proc/self/fd/{opened}") else bool(os.read(opened, 1))
+        os.close(opened)
+    return read
+print(count(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_user_reads_every_file_of_an_export_to_its_first_byte(written_privately):
+    folder = os.open(written_privately, os.O_RDONLY)  # the folders above it belong to the test alone
+    command = [sys.executable, "-I", "-S", "-c", _READ_AS_ANOTHER, str(folder)]
+
+    def read():
+        return subprocess.run(command, pass_fds=[folder], capture_output=True, text=True, check=False)
+
+    try:
+        found = read()
+        assert found.returncode == 0, found.stderr
+        assert int(found.stdout) == len([path for path in written_privately.rglob("*") if path.is_file()])
+        (written_privately / "fused/model.safetensors").chmod(0o600)  # the control: as safetensors writes it
+        assert "PermissionError" in read().stderr
+    finally:
+        os.close(folder)
 
 
 def test_old_readers_find_the_rotary_base_a_tokenizer_class_they_know_and_the_end_of_an_answer(written):
@@ -178,8 +242,6 @@ def test_old_readers_find_the_rotary_base_a_tokenizer_class_they_know_and_the_en
 def test_a_base_that_ends_with_another_token_still_ends_its_answers_where_the_chat_template_does(
     tiny_base, tiny_adapter, tmp_path
 ):
-    import shutil
-
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     for name, key, value in (
@@ -200,6 +262,26 @@ def test_a_base_that_ends_with_another_token_still_ends_its_answers_where_the_ch
     assert (config["eos_token_id"], tokenizer["eos_token"]) == (turn, "<|im_end|>")
     assert generation["eos_token_id"] == [turn, 0]
     assert generation["repetition_penalty"] == 1.0
+    assert generated_before(tmp_path / "fused", turn) == 3
+    # The control: the same weights with the base's own idea of an end run into the next turn.
+    shutil.copyfile(base / "generation_config.json", tmp_path / "fused/generation_config.json")
+    assert generated_before(tmp_path / "fused", turn) == 12
+
+
+def generated_before(folder, token):
+    """How many tokens transformers' ``generate`` gives by the folder's own settings if the third is a given one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(PROMPTS[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    length = asked["input_ids"].shape[1]
+    word = tokenizer.convert_tokens_to_ids("a")
+
+    def allowed(_, ids):
+        return [token if len(ids) == length + 2 else word]
+
+    found = model.generate(**asked, max_new_tokens=12, prefix_allowed_tokens_fn=allowed)
+    return found.shape[1] - length
 
 
 def test_every_card_has_front_matter_that_the_hub_reads_and_an_example(written):
@@ -228,8 +310,6 @@ def test_every_card_has_front_matter_that_the_hub_reads_and_an_example(written):
 @pytest.mark.slow
 def test_the_examples_of_the_cards_run_as_they_are_printed(written, tmp_path):
     import re
-    import subprocess
-    import sys
 
     code = re.search(r"```python\n(.*?)```", (written / "fused/README.md").read_text(), re.DOTALL)[1]
     code = code.replace("max_new_tokens=96", "max_new_tokens=2")
@@ -239,8 +319,6 @@ def test_the_examples_of_the_cards_run_as_they_are_printed(written, tmp_path):
 def test_an_adapter_of_the_embedded_base_names_the_published_model_and_what_is_unknown(
     tiny_base, tiny_adapter, tmp_path
 ):
-    import shutil
-
     from apeagent_pipeline.settings import SMOLLM2
     from apeagent_pipeline.student.base_identity import BaseIdentity
 
@@ -285,6 +363,17 @@ def test_a_dora_adapter_is_exported_merged_and_the_card_says_why(tiny_base, tiny
     assert {"fused", "adapter", "apeagent-q8_0.gguf"} <= names
     assert not {"mlx", "apeagent-adapter-f16.gguf"} & names
     assert "This is a DoRA adapter" in (tmp_path / "out/README.md").read_text()
+    # What is merged is DoRA, its magnitudes included: without them the same adapter says other things.
+    both, alone = (
+        Student.load(*folders, dtype="float32").logits(PROMPTS)
+        for folders in ((tiny_base, tmp_path / "dora"), (tmp_path / "out/fused",))
+    )
+    plain = tmp_path / "plain"
+    shutil.copytree(tmp_path / "dora", plain)
+    settings = json.loads((plain / "adapter_config.json").read_text())
+    (plain / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": False}))
+    as_lora = Student.load(tiny_base, plain, dtype="float32").logits(PROMPTS)
+    assert (both - alone).abs().max() < 0.1 * (both - as_lora).abs().max()
 
 
 def test_the_modelfile_limits_answers_names_the_licence_and_has_no_windows_line_ends(written):
@@ -297,8 +386,6 @@ def test_the_modelfile_limits_answers_names_the_licence_and_has_no_windows_line_
 
 def rounded_to_four_bits(base, folder):
     """The base with its linear weights rounded to 16 levels a row, as a reader of a quantised base sees them."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, folder)

@@ -111,6 +111,8 @@ def test_the_template_gives_the_chat_templates_text_even_after_an_editor_changed
     assert "\n" not in instructions["TEMPLATE"]
     assert rendered(instructions["TEMPLATE"], chat) == expected(student, chat)
     assert instructions["stop"] == "<|im_end|>"
+    assert not any("\n" in value for value in instructions.values())  # nothing that a line end is part of
+    assert instructions == read_modelfile(text)
 
 
 @pytest.mark.slow
