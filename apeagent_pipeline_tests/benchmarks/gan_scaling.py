@@ -7,7 +7,7 @@ Each row of the table is a GAN: so many days of the embedded chain (or, with ``-
 so many times the steps of the default configuration, and a width. The cheapest rows come first. FOLDER keeps finished
 rows and the checkpoint of the one that was stopped, so that the same command goes on where it was; ``--minutes`` begins
 no row later than that. ``--record`` writes the table, with what was not run, to the recorded results. One CPU thread;
-the default steps take about three minutes at any number of days, and the judges about two.
+the default steps take about three minutes at any number of days, and the judges one.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.atomic_files import write_atomically
@@ -30,7 +31,8 @@ from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.chain.source import open_swap_source
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.quality.config import QualityConfig
-from apeagent_pipeline.gan.quality.report import quality_report
+from apeagent_pipeline.gan.quality.report import comparisons, later_scores
+from apeagent_pipeline.gan.quality.scores import SCORES as REPORT_SCORES
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
 from apeagent_pipeline.gan.training import train_gan
 from apeagent_pipeline.market.features import swap_features
@@ -115,15 +117,31 @@ class Rows:
         same_days = SamplingConfig(n_windows=self._samples)
         later_days = SamplingConfig(n_windows=self._samples // 2, conditions=["holdout"])
         made, later = (sample_windows(gan, windows, BASE_ETH_USDC, each, cell.seed) for each in (same_days, later_days))
-        report = quality_report(made, windows, BASE_ETH_USDC, self._judges, cell.seed, later=later)
+        metrics = _judged(made, later, windows, self._judges, cell.seed)
         result = {
             "swaps": windows.table.height,
             "steps": cell.config.generator_steps,
             "seconds": float(spent_file.read_text()),
-            "metrics": {name: report.metrics[name] for name in SCORES.values()},
+            "metrics": {name: metrics[name] for name in SCORES.values()},
         }
         write_atomically(self._folder / f"{cell.name}.json", json.dumps(result, indent=2))
         return result
+
+
+def _judged(
+    made: pl.DataFrame, later: pl.DataFrame, windows: TrainingWindows, judges: QualityConfig, seed: int
+) -> dict[str, float]:
+    """The metrics of `SCORES`, as the quality report has them; the report's baselines are left out."""
+    rng = np.random.default_rng([seed, 0])
+    with threadpool_limits(1):
+        compared = comparisons({"": made}, windows, BASE_ETH_USDC, judges, seed=seed, rng=rng, baselines={})
+        metrics = {
+            score.name + suffix: score.measure(each)
+            for suffix, each in compared.items()
+            for score in REPORT_SCORES
+            if score.name + suffix in SCORES.values()
+        }
+        return metrics | later_scores(compared[""], later, windows, judges, rng)
 
 
 def windows_of(days: int, swaps: Path | None) -> TrainingWindows:

@@ -112,8 +112,8 @@ def main() -> None:
     if arguments.record:
         command = "python -m apeagent_pipeline_tests.benchmarks.windows_memory --record"
         notes = [
-            f"{DAYS} days, each with the swaps of one made day; the features are not measured. Both ways wrote the same "
-            "bytes, of the table and of the scaler, for each number of swaps.",
+            f"{DAYS} days, each with the swaps of one made day; the features are not measured. Both ways wrote the "
+            "same bytes, of the table and of the scaler, for each number of swaps.",
             f"The target is {TARGET_MIB:,} MiB for any number of days. Two bytes of each swap stay in memory. Each "
             "free feature is fitted in files of eight bytes a row that are mapped, not read.",
         ]
