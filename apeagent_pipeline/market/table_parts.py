@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import pyarrow as pa
 
 _GROUP_ROWS = 122_880
+_LONGEST_IN_MEMORY = 500_000
 
 
 class Part(NamedTuple):
@@ -86,6 +88,25 @@ def write_parquet(tables: Iterable[pl.DataFrame], height: int, last: int, path: 
             table.write_ipc(piece, record_batch_size=table.height)
         # An Arrow file is mapped, not read, and each is released before the next but one is needed.
         pl.scan_ipc(pieces).sink_parquet(path)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """The table of a file. A long one is mapped from an uncompressed temporary file, not read.
+
+    The system then keeps in memory what is used and what fits. The temporary file has no name any more when this
+    returns, and is gone with the table.
+    """
+    scanned = pl.scan_parquet(path)
+    if scanned.select(pl.len()).collect().item() <= _LONGEST_IN_MEMORY:
+        return scanned.collect()
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "table.arrow"
+        scanned.sink_ipc(copy, compression="uncompressed")
+        # Since its version 2 polars reads Arrow files; Arrow's own reader maps them.
+        with pa.memory_map(str(copy)) as file:
+            table = pl.from_arrow(pa.ipc.open_file(file).read_all(), rechunk=False)
+    assert isinstance(table, pl.DataFrame)
+    return table
 
 
 def _row_groups(rows: int) -> list[int]:

@@ -32,7 +32,7 @@ from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.atomic_files import replacing
 from apeagent_pipeline.market.free_features import FREE_FEATURES
 from apeagent_pipeline.market.scales import ColumnFiles
-from apeagent_pipeline.market.table_parts import write_parquet
+from apeagent_pipeline.market.table_parts import read_parquet, write_parquet
 from apeagent_pipeline.market.window_rows import SPLITS, WindowRows, WindowsConfig, WindowsError
 
 COLUMN_DESCRIPTIONS = {
@@ -111,7 +111,7 @@ class TrainingWindows:
         missing = [name for name in (TABLE_FILE, SCALER_FILE) if not (folder / name).is_file()]
         if missing:
             raise WindowsError(f"{folder} has no {missing}; materialize training_windows first")
-        return cls(pl.read_parquet(folder / TABLE_FILE), json.loads((folder / SCALER_FILE).read_text()))
+        return cls(read_parquet(folder / TABLE_FILE), json.loads((folder / SCALER_FILE).read_text()))
 
 
 def make_training_windows(features: pl.DataFrame, pool: PoolSpec, config: WindowsConfig) -> TrainingWindows:

@@ -1,9 +1,11 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from apeagent_pipeline.market import table_parts
 from apeagent_pipeline.market.scales import ColumnFiles
 from apeagent_pipeline.market.table_parts import between_neighbours, in_batches, in_sizes, write_parquet
 
@@ -46,6 +48,25 @@ def test_a_file_written_in_parts_has_the_bytes_of_one_written_at_once(rows, tmp_
     write_parquet(whole.iter_slices(77_777), whole.height, 43, tmp_path / "parts.parquet")
     assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "once.parquet").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_long_table_is_mapped_and_a_short_one_read(tmp_path, monkeypatch):
+    whole = table(30_000)
+    whole.write_parquet(tmp_path / "table.parquet")
+    assert table_parts.read_parquet(tmp_path / "table.parquet").equals(whole)
+    assert "table.arrow" not in maps()
+    monkeypatch.setattr(table_parts, "_LONGEST_IN_MEMORY", 10_000)
+    mapped = table_parts.read_parquet(tmp_path / "table.parquet")
+    if Path("/proc/self/maps").exists():
+        assert "table.arrow (deleted)" in maps()
+    assert mapped.equals(whole)
+    assert mapped.filter(pl.col("row") % 7 == 0)["text"].n_unique() == 1
+
+
+def maps() -> str:
+    """The files that are mapped by this process; empty where the system does not tell."""
+    told = Path("/proc/self/maps")
+    return told.read_text() if told.exists() else ""
 
 
 def test_scales_of_files_are_those_of_arrays_bit_for_bit():

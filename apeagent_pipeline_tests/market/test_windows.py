@@ -203,16 +203,16 @@ def test_a_million_swaps_need_no_more_memory_than_their_days(features, tmp_path)
             block_timestamp=(pl.lit(start) + pl.duration(seconds=seconds)).cast(pl.Datetime("us", "UTC")),
         ).write_parquet(tmp_path / f"{day:02}.parquet")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        height, peak = process.submit(_peak_of_writing, tmp_path).result()
+        height, peak = process.submit(_peak_of_windows, tmp_path).result()
     assert height > 0.99 * days * swaps
     assert peak < 500
 
 
-def _peak_of_writing(folder: Path) -> tuple[int, float]:
-    """Rows of the windows of all days, and the peak memory of this process, MiB."""
+def _peak_of_windows(folder: Path) -> tuple[int, float]:
+    """Rows of the windows of all days, written and read again, and the peak memory of this process, MiB."""
     scanned = [pl.scan_parquet(path) for path in sorted(folder.glob("*.parquet"))]
     write_training_windows(scanned, BASE_ETH_USDC, WindowsConfig(days=60), folder / "windows")
-    height = pl.scan_parquet(folder / "windows" / TABLE_FILE).select(pl.len()).collect().item()
+    height = TrainingWindows.load(folder / "windows").table.height
     return height, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
