@@ -39,7 +39,7 @@ AHEAD = 10
 
 BLOCK_SECONDS = 3600
 DRAWS = 2_000
-COLUMNS = ["trained on", "windows", "volatility: error", "gain over real", "sign: log loss", "gain over real "]
+COLUMNS = ["trained on", "windows", "volatility: error", "volatility: gain", "sign: log loss", "sign: gain"]
 CONSTANT, REAL, SYNTHETIC, BOTH = "nothing (the mean of the real windows)", "real", "synthetic", "real + synthetic"
 TASKS = ("volatility", "sign")
 
@@ -169,8 +169,8 @@ def main() -> None:
             f"an hour, which are resampled for the 95 % intervals. Seed {told} of the GAN of the profile demo; the "
             "intervals do not cover the spread between its seeds.",
             f"From 14 swaps the next {AHEAD} are forecast: the logarithm of the root mean square of their returns "
-            "(absolute error), and whether the price rises (log loss). A positive gain is a smaller loss than after "
-            "training on real windows alone.",
+            "(absolute error), and whether the price rises (log loss). A gain is how much smaller the loss is than after "
+            "training on the real windows alone.",
         ]
         command = "python -m apeagent_pipeline_tests.benchmarks.gan_usefulness SWAPS.csv --record"
         record("gan_usefulness", command, COLUMNS, rows, notes, "one thread of a busy core")
