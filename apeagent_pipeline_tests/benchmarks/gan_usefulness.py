@@ -169,8 +169,8 @@ def main() -> None:
             f"an hour, which are resampled for the 95 % intervals. Seed {told} of the GAN of the profile demo; the "
             "intervals do not cover the spread between its seeds.",
             f"From 14 swaps the next {AHEAD} are forecast: the logarithm of the root mean square of their returns "
-            "(absolute error), and whether the price rises (log loss). A gain is how much smaller the loss is than after "
-            "training on the real windows alone.",
+            "(absolute error), and whether the price rises (log loss). A gain is how much smaller the loss is than "
+            "after training on the real windows alone.",
         ]
         command = "python -m apeagent_pipeline_tests.benchmarks.gan_usefulness SWAPS.csv --record"
         record("gan_usefulness", command, COLUMNS, rows, notes, "one thread of a busy core")
