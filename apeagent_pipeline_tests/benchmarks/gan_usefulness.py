@@ -40,7 +40,7 @@ AHEAD = 10
 BLOCK_SECONDS = 3600
 DRAWS = 2_000
 COLUMNS = ["trained on", "windows", "volatility: error", "volatility: gain", "sign: log loss", "sign: gain"]
-CONSTANT, REAL, SYNTHETIC, BOTH = "nothing (the mean of the real windows)", "real", "synthetic", "real + synthetic"
+CONSTANT, REAL, SYNTHETIC, BOTH = "nothing (one value, of the real windows)", "real", "synthetic", "real + synthetic"
 TASKS = ("volatility", "sign")
 
 
@@ -74,7 +74,7 @@ def losses(train: Examples | None, real: Examples, test: Examples, seed: int) ->
     """Loss of every test example [n]: of the volatility the absolute error of its log, of the sign the log loss.
 
     Args:
-        train: What the forecasters learn from; None: they always say the mean of ``real``.
+        train: What the forecasters learn from; None: they always say the median volatility and the mean sign of ``real``.
         real: The real examples.
         test: What is forecast.
         seed: Seed of the forecasters.
