@@ -74,7 +74,7 @@ def losses(train: Examples | None, real: Examples, test: Examples, seed: int) ->
     """Loss of every test example [n]: of the volatility the absolute error of its log, of the sign the log loss.
 
     Args:
-        train: What the forecasters learn from; None: they always say the median volatility and the mean sign of ``real``.
+        train: What the forecasters learn from; None: nothing, they always say the median or mean of ``real``.
         real: The real examples.
         test: What is forecast.
         seed: Seed of the forecasters.
