@@ -135,10 +135,10 @@ class ArtifactIOManager(dg.IOManager):
                 work.mkdir(parents=True, exist_ok=True)
                 obj.save(work)
                 manifest = self.store.publish_folder(work, **made_from)
-                if f"{asset}.parquet" in manifest.files:
-                    context.add_output_metadata(table_metadata(self.store.table(manifest).collect()))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(obj, pl.DataFrame) and f"{asset}.parquet" in manifest.files:
+            context.add_output_metadata(table_metadata(self.store.table(manifest)))
         step.set_data_version(context.asset_key, dg.DataVersion(manifest.data_version))
         context.add_output_metadata(artifact_metadata(manifest, self.store))
         self.watcher.stored(asset, None, manifest.rows)

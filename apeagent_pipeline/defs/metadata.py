@@ -58,10 +58,12 @@ def experiments_in_words(experiments: Mapping[str, str]) -> str:
     return "; ".join(f"{asset} was launched with {other}" for asset, other in experiments.items())
 
 
-def table_metadata(table: pl.DataFrame, *, partition: bool = False) -> dict[str, Any]:
-    """Row count, column schema and a preview of a table."""
+def table_metadata(table: pl.DataFrame | pl.LazyFrame, *, partition: bool = False) -> dict[str, Any]:
+    """Row count, column schema and a preview of a table. Of a lazy one only the first rows are read."""
+    rows = table.lazy().select(pl.len()).collect().item()
+    table = table.lazy().head(_PREVIEW_ROWS).collect()
     return {
-        "dagster/partition_row_count" if partition else "dagster/row_count": table.height,
+        "dagster/partition_row_count" if partition else "dagster/row_count": rows,
         "dagster/column_schema": dg.TableSchema(
             columns=[
                 dg.TableColumn(name=name, type=str(kind), description=COLUMNS.get(name))

@@ -30,7 +30,7 @@ from apeagent_pipeline.amm.ticks import Q96, ticks_at_sqrt_prices
 from apeagent_pipeline.chain.days import BLOCK_SECONDS, FIRST_DAY, SECONDS_PER_DAY, first_block_of, timestamp_of
 from apeagent_pipeline.chain.events import RAW_SWAPS_SCHEMA
 from apeagent_pipeline.market.features import SWAP_FEATURES_SCHEMA, swap_features
-from apeagent_pipeline.market.windows import FREE_FEATURES, TABLE_FILE, WindowsConfig, make_training_windows
+from apeagent_pipeline.market.windows import FREE_FEATURES, TABLE_FILE, WindowsConfig, write_training_windows
 
 DAYS = 30
 SEED = 20_250_121
@@ -119,8 +119,7 @@ def with_this_package(folder: Path, output: Path) -> Cost:
 
     def windows() -> None:
         days = [pl.scan_parquet(path) for path in sorted((output / FEATURES).iterdir())]
-        made = make_training_windows(pl.concat(days).collect(), BASE_ETH_USDC, WindowsConfig())
-        made.save(output)
+        write_training_windows(days, BASE_ETH_USDC, WindowsConfig(), output)
 
     return _cost(features, windows)
 

@@ -20,3 +20,12 @@ def test_the_preview_of_the_widest_table_fits_the_page_and_shows_every_column() 
 def test_the_preview_of_an_empty_table_has_its_columns() -> None:
     lines = str(table_metadata(pl.DataFrame(schema={"tick": pl.Int32}))["preview"].value).splitlines()
     assert lines == ["| column |", "| --- |", "| tick |"]
+
+
+def test_a_table_in_a_file_is_described_without_being_read(tmp_path) -> None:
+    table = pl.DataFrame({"tick": range(5_000), "side": ["BUY"] * 5_000})
+    table.write_parquet(tmp_path / "training_windows.parquet")
+    lazy, eager = table_metadata(pl.scan_parquet(tmp_path / "training_windows.parquet")), table_metadata(table)
+    assert lazy["dagster/row_count"] == 5_000
+    assert lazy["preview"] == eager["preview"]
+    assert lazy["dagster/column_schema"] == eager["dagster/column_schema"]

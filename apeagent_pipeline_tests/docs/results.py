@@ -87,6 +87,23 @@ def stamp(name: str, note: str = "") -> None:
     (FOLDER / f"{name}.json").write_text(read_result(name).model_copy(update=measured).text())
 
 
+def record(
+    name: str, command: str, columns: list[str], rows: list[list[Cell]], notes: list[str], note: str = ""
+) -> None:
+    """Write the file of a result that was measured here, at the present commit."""
+    unstamped = Result(
+        command=command,
+        commit="0" * 7,
+        date=dt.datetime.now(dt.UTC).date(),
+        machine=this_machine(),
+        columns=columns,
+        rows=rows,
+        notes=notes,
+    )
+    (FOLDER / f"{name}.json").write_text(unstamped.text())
+    stamp(name, note)
+
+
 def read_result(name: str) -> Result:
     """The result of one file, without its suffix.
 

@@ -103,6 +103,20 @@ def test_a_new_result_is_stamped_with_commit_date_and_machine(tmp_path: Path, mo
     assert after.rows == before.rows
 
 
+def test_a_benchmark_records_its_table_with_commit_date_and_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        results.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="abcdef1\n")
+    )
+    results.record("peaks", "python -m peaks", ["swaps", "MiB"], [["1,000", 9]], ["Two ways."], note="busy")
+    found = read_result("peaks")
+    assert (found.commit, found.command, found.rows) == ("abcdef1", "python -m peaks", [["1,000", 9]])
+    assert found.machine == results.this_machine("busy")
+    assert "Two ways." in results.result_section("peaks")
+
+
 @every_document
 def test_links_lead_somewhere(page: Path) -> None:
     assert not references.wrong_links(page.read_text(), page)

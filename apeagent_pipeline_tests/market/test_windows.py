@@ -1,19 +1,31 @@
 import datetime as dt
+import itertools
+import json
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.market import window_rows
 from apeagent_pipeline.market.features import swap_features
 from apeagent_pipeline.market.windows import (
     FREE_FEATURES,
+    SCALER_FILE,
     SPLITS,
+    TABLE_FILE,
     TrainingWindows,
     WindowsConfig,
     WindowsError,
     make_training_windows,
+    write_training_windows,
 )
+from apeagent_pipeline_tests.market.whole_table import whole_table_windows
 
 CONFIG = WindowsConfig(fewest_train_windows=50)
 
@@ -26,6 +38,12 @@ def features(swaps):
 @pytest.fixture(scope="module")
 def windows(features):
     return make_training_windows(features, BASE_ETH_USDC, CONFIG)
+
+
+def days_of(features: pl.DataFrame) -> list[pl.LazyFrame]:
+    """Tables that follow each other as days do; some have fewer rows than a window."""
+    cuts = [0, 400, 420, 421, 1_100, features.height]
+    return [features[start:end].lazy() for start, end in itertools.pairwise(cuts)]
 
 
 def test_windows_lie_in_one_split_and_one_segment(windows):
@@ -120,6 +138,82 @@ def test_saved_windows_come_back(windows, tmp_path):
     assert again.free_features().shape == (windows.table.height, len(FREE_FEATURES))
     with pytest.raises(WindowsError, match="materialize training_windows"):
         TrainingWindows.load(tmp_path / "nowhere")
+
+
+def test_windows_of_days_have_the_bytes_of_windows_of_one_table(features, tmp_path):
+    config = WindowsConfig(days=9, fewest_train_windows=50)
+    write_training_windows(days_of(features), BASE_ETH_USDC, config, tmp_path / "days")
+    whole = whole_table_windows(features, BASE_ETH_USDC, config)
+    whole.table.write_parquet(tmp_path / TABLE_FILE)
+    assert (tmp_path / "days" / TABLE_FILE).read_bytes() == (tmp_path / TABLE_FILE).read_bytes()
+    assert json.loads((tmp_path / "days" / SCALER_FILE).read_text()) == whole.scaler
+    assert sorted(each.name for each in (tmp_path / "days").iterdir()) == [SCALER_FILE, TABLE_FILE]
+    make_training_windows(features, BASE_ETH_USDC, config).save(tmp_path / "saved")
+    for name in (TABLE_FILE, SCALER_FILE):
+        assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "days" / name).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_borders_of_parts_change_nothing(swaps, seed, tmp_path, monkeypatch):
+    """Flags, segments and moves look at rows before and after, which may lie in another part."""
+    monkeypatch.setattr(window_rows, "BATCH_ROWS", 251 + 60 * seed)
+    rng, n = np.random.default_rng(seed), 1_500
+    features = swap_features(swaps(n, seed=seed), BASE_ETH_USDC)
+    thin, jump, dust = (pl.Series(rng.random(n) < 0.008) for _ in range(3))
+    late = pl.int_range(pl.len()) >= int(rng.integers(n))
+    broken = features.with_columns(
+        liquidity=pl.when(thin).then(pl.lit("1000000000000")).otherwise("liquidity"),
+        price=pl.when(jump).then(pl.col("price") * 1.5).otherwise("price"),
+        amount0_eth=pl.when(dust).then(0.0).otherwise("amount0_eth"),
+        block_timestamp=pl.when(late)
+        .then(pl.col("block_timestamp") + dt.timedelta(hours=5))
+        .otherwise("block_timestamp"),
+    )
+    config = WindowsConfig(fewest_train_windows=1, context=4, length=6, days=2 + 28 * (seed % 2))
+    whole = whole_table_windows(broken, BASE_ETH_USDC, config)
+    assert sum(whole.scaler["flagged"].values()) > 10
+    made = make_training_windows(broken, BASE_ETH_USDC, config)
+    assert_frame_equal(made.table, whole.table, check_exact=True)
+    assert made.scaler == whole.scaler
+    write_training_windows(days_of(broken), BASE_ETH_USDC, config, tmp_path)
+    assert_frame_equal(TrainingWindows.load(tmp_path).table, whole.table, check_exact=True)
+
+
+def test_failed_windows_leave_the_former_ones(features, tmp_path):
+    write_training_windows(days_of(features), BASE_ETH_USDC, CONFIG, tmp_path)
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    with pytest.raises(WindowsError, match="Sync more days"):
+        write_training_windows(days_of(features), BASE_ETH_USDC, WindowsConfig(fewest_train_windows=10**6), tmp_path)
+    with pytest.raises(WindowsError, match="order"):
+        write_training_windows(days_of(features)[::-1], BASE_ETH_USDC, CONFIG, tmp_path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_million_swaps_need_no_more_memory_than_their_days(features, tmp_path):
+    """Made of one table they take about 900 MiB."""
+    days, swaps = 40, 25_000
+    many = pl.concat([features] * (swaps // features.height + 1)).head(swaps)
+    seconds = 3 * pl.int_range(pl.len())
+    for day in range(days):
+        start = dt.datetime(2025, 1, 21, tzinfo=dt.UTC) + dt.timedelta(days=day)
+        many.with_columns(
+            block_number=25_000_000 + 43_200 * day + seconds // 2,
+            seconds_since_previous=pl.lit(3),
+            block_timestamp=(pl.lit(start) + pl.duration(seconds=seconds)).cast(pl.Datetime("us", "UTC")),
+        ).write_parquet(tmp_path / f"{day:02}.parquet")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        height, peak = process.submit(_peak_of_windows, tmp_path).result()
+    assert height > 0.99 * days * swaps
+    assert peak < 500
+
+
+def _peak_of_windows(folder: Path) -> tuple[int, float]:
+    """Rows of the windows of all days, written and read again, and the peak memory of this process, MiB."""
+    scanned = [pl.scan_parquet(path) for path in sorted(folder.glob("*.parquet"))]
+    write_training_windows(scanned, BASE_ETH_USDC, WindowsConfig(days=60), folder / "windows")
+    height = TrainingWindows.load(folder / "windows").table.height
+    return height, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def test_too_few_swaps_are_counted_and_the_remedy_named(features):

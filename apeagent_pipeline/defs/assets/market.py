@@ -15,7 +15,7 @@ from apeagent_pipeline.defs.partitions import LastDays, PreviousDays
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.staleness import stale_artifacts
 from apeagent_pipeline.market.features import swap_features as features_of
-from apeagent_pipeline.market.windows import TrainingWindows, WindowsConfig, make_training_windows
+from apeagent_pipeline.market.windows import WindowsConfig, write_training_windows
 from apeagent_pipeline.reporting.progress import Progress
 
 _DAY_AND_THE_ONE_BEFORE = PreviousDays(1)
@@ -98,9 +98,9 @@ def _training_windows(runtime: Runtime) -> dg.AssetsDefinition:
         if not swap_features:
             raise dg.Failure("no day of swap_features is stored: materialize raw_swaps and swap_features first")
         market = the_market_of(runtime.store, swap_features)
-        features = pl.concat(list(swap_features.values())).collect()
-        windows: TrainingWindows = make_training_windows(features, runtime.source.pool, config)
-        days = dg.MetadataValue.json(sorted(swap_features))
-        return dg.MaterializeResult(value=windows, metadata={"market": market, "days": days})
+        days = sorted(swap_features)
+        folder = runtime.scratch("training_windows") / context.run_id
+        write_training_windows([swap_features[day] for day in days], runtime.source.pool, config, folder)
+        return dg.MaterializeResult(value=folder, metadata={"market": market, "days": dg.MetadataValue.json(days)})
 
     return training_windows

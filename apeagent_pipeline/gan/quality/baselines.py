@@ -1,5 +1,7 @@
 """Baselines that the pool executes like the synthetic windows: a block bootstrap and a Gaussian copula."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 
@@ -43,5 +45,8 @@ def gaussian_copula(windows: TrainingWindows, pool: PoolSpec, n: int, seed: int)
     return synthetic_windows(windows, histories + windows.context - 1, sampled, pool)
 
 
-BASELINES = {"_block_bootstrap": block_bootstrap, "_gaussian_copula": gaussian_copula}
+Baseline = Callable[[TrainingWindows, PoolSpec, int, int], pl.DataFrame]
+"""Draws so many windows with a seed."""
+
+BASELINES: dict[str, Baseline] = {"_block_bootstrap": block_bootstrap, "_gaussian_copula": gaussian_copula}
 """Suffix of a baseline's metrics -> the function that draws its windows."""

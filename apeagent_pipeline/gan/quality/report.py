@@ -10,13 +10,15 @@ Windows are compared with real windows of the same days. Beside the synthetic wi
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.gan.quality.baselines import BASELINES
+from apeagent_pipeline.gan.quality.baselines import BASELINES, Baseline
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline.gan.quality.figures import paths_figure, quality_figures
 from apeagent_pipeline.gan.quality.page import CONTROL, FLOOR, Findings, quality_page
@@ -84,7 +86,7 @@ def quality_report(
         tables = {"": checked(synthetic)} | ({} if control is None else {CONTROL: checked(control)})
         parts = len(tables) + len(BASELINES) + 2
         progress(0, parts)
-        compared = _comparisons(tables, windows, pool, config, seed=seed, rng=rng)
+        compared = comparisons(tables, windows, pool, config, seed=seed, rng=rng)
         metrics: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
         for suffix, each in compared.items():
@@ -93,7 +95,7 @@ def quality_report(
             progress(len(intervals), parts)
         ours = compared[""]
         found = telltales(ours)
-        metrics |= _later_scores(ours, later, windows, config, rng)
+        metrics |= later_scores(ours, later, windows, config, rng)
     losses = {} if history is None else json.loads(history.read_text())
     figures = quality_figures(ours.real.rows, ours.other.rows, losses)
     figures["telltales.png"] = telltales_figure(found)
@@ -103,7 +105,7 @@ def quality_report(
     return Report("Quality of the synthetic windows", metrics, intervals, config.model_dump(), page, figures, HEADLINE)
 
 
-def _later_scores(
+def later_scores(
     ours: Comparison,
     later: pl.DataFrame | None,
     windows: TrainingWindows,
@@ -122,7 +124,7 @@ def _later_scores(
     }
 
 
-def _comparisons(
+def comparisons(
     tables: dict[str, pl.DataFrame],
     windows: TrainingWindows,
     pool: PoolSpec,
@@ -130,12 +132,17 @@ def _comparisons(
     *,
     seed: int,
     rng: np.random.Generator,
+    baselines: Mapping[str, Baseline] = MappingProxyType(BASELINES),
 ) -> dict[str, Comparison]:
-    """Comparisons of all kinds of windows, by suffix; ``tables`` lacks only the floor and the baselines."""
+    """Comparisons of all kinds of windows, by suffix; ``tables`` lacks only the floor and the baselines.
+
+    Raises:
+        QualityError: if there are too few windows.
+    """
     real = real_set(windows, windows.starts("train", "valid"))
     n = min(2 * config.windows, tables[""]["window_id"].n_unique())
-    baselines = {suffix: draw(windows, pool, n, seed) for suffix, draw in BASELINES.items()}
-    tables = {"": tables[""], **baselines, **tables}
+    drawn = {suffix: draw(windows, pool, n, seed) for suffix, draw in baselines.items()}
+    tables = {"": tables[""], **drawn, **tables}
     sets = {suffix: synthetic_set(table, windows, pool) for suffix, table in tables.items()}
     within = {suffix: each.within_blocks(config.block_rows) for suffix, each in {"real": real, **sets}.items()}
     fewest = min(len(each.at) for each in within.values())

@@ -9,7 +9,8 @@ from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.errors import ApeagentError
 from apeagent_pipeline.gan.swap_execution import SYNTHETIC_WINDOWS_SCHEMA
 from apeagent_pipeline.market.features import swap_key
-from apeagent_pipeline.market.windows import TrainingWindows, free_feature_expressions
+from apeagent_pipeline.market.free_features import free_feature_expressions
+from apeagent_pipeline.market.windows import TrainingWindows
 
 ROW_FEATURES = ("log seconds", "buy", "log size", "move", "liquidity change", "return")
 """Columns of the windows that are compared, [n, T, 6]."""
