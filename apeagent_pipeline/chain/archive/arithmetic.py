@@ -6,6 +6,7 @@ between the two prices must then be the amount paid less the fee. No neighbourin
 archive with gaps as well.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,23 @@ _DOUBLE_ERROR = 1e-11
 _LINK_ERROR = 1e-14
 
 
-def doubles(text: pl.Series) -> pl.Series:
-    """Decimal integers as the nearest doubles: through integers of 128 bits, which are read faster, where they fit."""
-    exact = text.cast(pl.Int128(), strict=False)
-    return exact.cast(pl.Float64()) if exact.null_count() == 0 else text.cast(pl.Float64())
+def doubles(text: pl.Series, exact: pl.Series) -> np.ndarray:
+    """Decimal integers as the nearest doubles: from integers of 128 bits, the faster way, where they fit.
+
+    Args:
+        text: Decimal integers.
+        exact: The same as Int128, null where that is too small.
+    """
+    return (exact if exact.null_count() == 0 else text).cast(pl.Float64()).to_numpy()
+
+
+INTEGERS = ("sqrt_price_x96", "liquidity", "amount0", "amount1")
+"""Columns of decimal text."""
+
+
+def integers(rows: pl.DataFrame) -> dict[str, pl.Series]:
+    """`INTEGERS` of RAW_SWAPS_SCHEMA as Int128, null where that is too small."""
+    return {name: rows[name].cast(pl.Int128(), strict=False) for name in INTEGERS}
 
 
 class Swaps(NamedTuple):
@@ -43,11 +57,15 @@ class Swaps(NamedTuple):
     fee: np.ndarray
 
     @classmethod
-    def of(cls, rows: pl.DataFrame) -> "Swaps":
-        """From RAW_SWAPS_SCHEMA."""
-        price, liquidity, amount0, amount1 = (
-            doubles(rows[name]).to_numpy() for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
-        )
+    def of(cls, rows: pl.DataFrame, exact: Mapping[str, pl.Series] | None = None) -> "Swaps":
+        """From RAW_SWAPS_SCHEMA.
+
+        Args:
+            rows: The swaps.
+            exact: The `INTEGERS` of them, where they are known already.
+        """
+        known = integers(rows) if exact is None else exact
+        price, liquidity, amount0, amount1 = (doubles(rows[name], known[name]) for name in INTEGERS)
         return cls(price / Q96, liquidity, amount0, amount1, rows["fee"].to_numpy() / FEE_UNIT)
 
 
