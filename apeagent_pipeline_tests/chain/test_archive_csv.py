@@ -53,7 +53,8 @@ def found(file: Path, every: int) -> object:
 
 @pytest.mark.parametrize("size", [24, 60, 1 << 20])
 def test_plain_text_is_cut_as_arrow_cuts_it(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_table, "_PLAIN_BYTES", size)
+    for name in ("_PLAIN_BYTES", "_READ_BYTES"):
+        monkeypatch.setattr(csv_table, name, size)
     chance = random.Random(size)
     file = tmp_path / "swaps.csv"
     for _ in range(150):
@@ -68,7 +69,8 @@ def test_plain_text_is_cut_as_arrow_cuts_it(size: int, tmp_path: Path, monkeypat
 def test_a_broken_row_after_many_plain_ones_is_named_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_table, "_PLAIN_BYTES", 1 << 12)
+    for name in ("_PLAIN_BYTES", "_READ_BYTES"):
+        monkeypatch.setattr(csv_table, name, 1 << 12)
     file = tmp_path / "swaps.csv"
     lines = ["a,b", *(f"{at},x" for at in range(10_000)), "1,2,3", *(f"{at},x" for at in range(10_000))]
     file.write_text("\n".join(lines))
