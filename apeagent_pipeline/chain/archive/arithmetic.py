@@ -18,6 +18,7 @@ from apeagent_pipeline.amm.ticks import Q96
 _ROUNDINGS = 3
 _DOUBLE_ERROR = 1e-11
 _LINK_ERROR = 1e-14
+_SHARPNESS = 1e-3
 
 
 def doubles(text: pl.Series, exact: pl.Series) -> np.ndarray:
@@ -112,8 +113,8 @@ def follows(reading: Reading, earlier_price: np.ndarray, rows: np.ndarray | slic
         return np.nan_to_num(difference, nan=np.inf) <= reading.unit[rows]
 
 
-def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """Whether no liquidity before a tick explains what was paid and what was received by a swap across it; bool [n].
+def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether no liquidity before a tick explains what was paid and what was received by a swap across it; bool, [n].
 
     The tick lies between the price before and the price after. The event tells the liquidity after it; the liquidity
     before it follows from the amount paid, and once more from the amount received.
@@ -122,6 +123,10 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
         swaps: That crossed one tick.
         prior: Square-root price before each.
         edge: Square-root price of the tick.
+
+    Returns:
+        Whether none explains it, and whether the test can tell: the two liquidities are known to a thousandth of the
+        liquidity after the tick. Close to the tick they are not.
     """
     price, liquidity, amount0, amount1, fee = swaps
     falls = amount0 < 0
@@ -136,7 +141,7 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
             rounding = liquidity * _LINK_ERROR * np.where(is_token0, 1 / price, price)
             found.append((amount - liquidity * after) / before)
             slack = slack + (2 * _ROUNDINGS + step + rounding + _DOUBLE_ERROR * amount) / before
-        return (np.abs(found[0] - found[1]) > slack) | (found[0] < -slack)
+        return (np.abs(found[0] - found[1]) > slack) | (found[0] < -slack), slack < _SHARPNESS * liquidity
 
 
 def worse_than_worst(swaps: Swaps, tolerance: np.ndarray) -> np.ndarray:

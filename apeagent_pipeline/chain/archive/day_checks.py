@@ -24,6 +24,14 @@ _FEWEST_SWAPS = 10
 _SILENCE_SPACINGS = 20
 _SHORTEST_SILENCE = 1_800
 _MOST_COMPARED_FILES = 20
+_MOST_PLACES = 100
+_SHOWN_PLACES = 5
+
+
+def between(places: Sequence[tuple[int, int]]) -> str:
+    """Such as ``between blocks 5 and 9, 12 and 13 and others``."""
+    shown = ", ".join(f"{first} and {last}" for first, last in places[:_SHOWN_PLACES])
+    return f"between blocks {shown}{' and others' if len(places) > _SHOWN_PLACES else ''}"
 
 
 class DayChecks:
@@ -75,7 +83,7 @@ class DayChecks:
         rows = ordered.rows
         judged = judge(rows, self._earlier, self._pool, self._clock)
         self._check_times(rows, judged)
-        notes = _notes(day, rows, judged, ordered.duplicates)
+        notes = _notes(day, rows, self._earlier, judged, ordered.duplicates)
         notes.notes += self._overlaps(gathered)
         self.days[day] = notes
         self._evidence.add(judged)
@@ -180,7 +188,13 @@ class DayChecks:
         gaps, rows = sum(notes.gaps for notes in days.values()), sum(notes.swaps for notes in days.values())
         if gaps:
             self.notices.append(
-                f"{gaps} of {rows} swaps do not follow from the swap before: swaps are missing before them"
+                f"{gaps} of {rows} swaps do not follow from the swap before: swaps are missing before them, "
+                f"{between([place for _, notes in sorted(days.items()) for place in notes.missing])}"
+            )
+        if undecided := sum(notes.undecided for notes in days.values()):
+            self.notices.append(
+                f"{undecided} places where a swap may be missing unseen, because the next swap crossed several ticks: "
+                f"{between([place for _, notes in sorted(days.items()) for place in notes.perhaps_missing])}"
             )
         if evidence.exact < evidence.compared:
             self.notices.append(
@@ -195,13 +209,15 @@ class DayChecks:
             )
 
 
-def _notes(day: date, rows: pl.DataFrame, judged: Judged, duplicates: int) -> DayNotes:
-    flags = judged.flags
+def _notes(day: date, rows: pl.DataFrame, earlier: pl.DataFrame, judged: Judged, duplicates: int) -> DayNotes:
     notes = DayNotes(
         swaps=rows.height,
         tested=judged.count("informative"),
         confirmed=judged.count("fits"),
-        gaps=int(np.count_nonzero(flags["linkable"] & ~flags["linked"] | flags["crossed_gap"])),
+        gaps=judged.count("gap"),
+        missing=_places(rows, earlier, judged.flags["gap"]),
+        undecided=judged.count("undecided"),
+        perhaps_missing=_places(rows, earlier, judged.flags["undecided"]),
         duplicates=duplicates,
     )
     if duplicates:
@@ -219,3 +235,10 @@ def _notes(day: date, rows: pl.DataFrame, judged: Judged, duplicates: int) -> Da
     if start + timedelta(days=1) - last > longest:
         notes.notes.append(f"the last swap is of {last:%H:%M:%S}: the day may be cut short at its end")
     return notes
+
+
+def _places(rows: pl.DataFrame, earlier: pl.DataFrame, flags: np.ndarray) -> list[tuple[int, int]]:
+    """Blocks of the first rows with a flag, each after that of the row before it."""
+    blocks = pl.concat([earlier["block_number"], rows["block_number"]])
+    at = np.flatnonzero(flags)[:_MOST_PLACES] + earlier.height
+    return list(zip(blocks.gather(at - 1).to_list(), blocks.gather(at).to_list(), strict=True))

@@ -88,14 +88,16 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
     # than it moved the price.
     elsewhere = np.abs(reading.before - prior) > np.abs(swaps.price - reading.before)
-    linkable = reading.fits & has_prior & (_between_ticks(both, pool) | same_liquidity | elsewhere)
+    between = _between_ticks(both, pool)
+    linkable = reading.fits & has_prior & (between | same_liquidity | elsewhere)
+    crossed_gap, crossed = _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool)
+    impossible = reading.informative & ~reading.fits & (better | (direction < 0) | between)
     columns: dict[str, np.ndarray] = {
         "informative": reading.informative,
         "fits": reading.fits,
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
-        "crossed_gap": _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool),
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
@@ -105,13 +107,15 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "rounded": _rounded_prices(both, exact_values["sqrt_price_x96"], swaps.price * Q96),
         **_doubles(both, exact_values),
         "unlikely": _unlikely_prices(swaps.price, pool),
-        "broken": has_prior
-        & ~silent
-        & reading.informative
-        & ~reading.fits
-        & (better | (direction < 0) | _between_ticks(both, pool)),
+        "broken": has_prior & ~silent & impossible,
         "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, seconds, clock),
     }
+    # Too small for the test of the fee, but not for the price before it, where the liquidity cannot have changed.
+    small = has_prior & ~reading.informative & between & (swaps.liquidity > 0) & (not pool.has_hooks)
+    against = (direction < 0) & ((swaps.amount0 != 0) | (swaps.amount1 != 0)) & (not pool.has_hooks)
+    gap = (linkable | small) & ~linked | crossed_gap | has_prior & (impossible | against)
+    columns["gap"] = gap
+    columns["undecided"] = has_prior & ~gap & ~linkable & ~small & ~crossed & (not pool.has_hooks)
     compared = np.flatnonzero(linked & linkable & same_liquidity)
     if len(compared) > _EXACT_PAIRS_A_DAY:
         compared = compared[:: len(compared) // _EXACT_PAIRS_A_DAY + 1]
@@ -173,23 +177,31 @@ def _between_ticks(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
     return np.r_[False, ranges[1:] == ranges[:-1]]
 
 
-def _gaps_at_ticks(rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec) -> np.ndarray:
+def _gaps_at_ticks(
+    rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows that crossed one tick and do not follow from the row before, whatever liquidity there was before the tick.
 
     Doubles find the suspects, exact arithmetic decides. Hooks may change amounts, so that their pools are exempt.
+
+    Returns:
+        The gaps, and the rows of which the test can tell; both bool, [n].
     """
-    found = np.zeros(rows.height, bool)
+    found, tested = np.zeros(rows.height, bool), np.zeros(rows.height, bool)
     if pool.has_hooks:
-        return found
+        return found, tested
     ranges = rows["tick"].to_numpy() // pool.tick_spacing
     step = np.diff(ranges, prepend=ranges[:1])
     at = np.flatnonzero(among & (step == np.where(swaps.amount0 < 0, -1, 1)))
     edge = np.exp(np.maximum(ranges[at], ranges[at - 1]) * pool.tick_spacing * _TICK_LOG)
-    fails = arithmetic.crossing_fails(arithmetic.Swaps(*(column[at] for column in swaps)), swaps.price[at - 1], edge)
-    for row in at[fails][:_EXACT_PAIRS_A_DAY].tolist():
+    crossing = arithmetic.Swaps(*(column[at] for column in swaps))
+    fails, tells = arithmetic.crossing_fails(crossing, swaps.price[at - 1], edge)
+    suspects = at[fails][:_EXACT_PAIRS_A_DAY]
+    for row in suspects.tolist():
         pair = replay(rows.slice(row - 1, 2).select(RAW_SWAPS_SCHEMA.names()), empty_liquidity(), pool.tick_spacing)
         found[row] = any(gap.certain for gap in pair.gaps)
-    return found
+    tested[at[~fails & tells]] = tested[suspects] = True
+    return found, tested
 
 
 def _wrong_ticks(rows: pl.DataFrame, price: np.ndarray) -> np.ndarray:

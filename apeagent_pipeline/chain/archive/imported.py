@@ -13,6 +13,9 @@ class DayNotes:
         tested: Rows whose amounts are large enough to test signs, units and fee.
         confirmed: Of those, rows that fit the price and the liquidity.
         gaps: Rows that do not follow from the row before: swaps are missing there.
+        missing: Blocks of the first of them and of the rows before: swaps are missing between the two.
+        undecided: Rows that crossed so many ticks that nothing tells whether they follow from the row before.
+        perhaps_missing: Blocks of the first of those and of the rows before: a swap may be missing between the two.
         duplicates: Rows that were merged into equal ones.
         notes: Sentences for people.
     """
@@ -21,6 +24,9 @@ class DayNotes:
     tested: int = 0
     confirmed: int = 0
     gaps: int = 0
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    undecided: int = 0
+    perhaps_missing: list[tuple[int, int]] = field(default_factory=list)
     duplicates: int = 0
     notes: list[str] = field(default_factory=list)
 
