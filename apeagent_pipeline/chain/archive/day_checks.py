@@ -239,6 +239,8 @@ def _notes(day: date, rows: pl.DataFrame, earlier: pl.DataFrame, judged: Judged,
 
 def _places(rows: pl.DataFrame, earlier: pl.DataFrame, flags: np.ndarray) -> list[tuple[int, int]]:
     """Blocks of the first rows with a flag, each after that of the row before it."""
-    blocks = pl.concat([earlier["block_number"], rows["block_number"]])
+    if not flags.any():
+        return []
+    blocks = np.r_[earlier["block_number"].to_numpy(), rows["block_number"].to_numpy()]
     at = np.flatnonzero(flags)[:_MOST_PLACES] + earlier.height
-    return list(zip(blocks.gather(at - 1).to_list(), blocks.gather(at).to_list(), strict=True))
+    return list(zip(blocks[at - 1].tolist(), blocks[at].tolist(), strict=True))

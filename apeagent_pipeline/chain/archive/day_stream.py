@@ -77,7 +77,7 @@ class DayStream:
     def _continues(self, rows: pl.DataFrame) -> bool:
         if not rows.height:
             return True
-        times = rows["block_timestamp"].to_physical().to_numpy()
+        times = rows["block_timestamp"].cast(pl.Int64()).to_numpy()
         if not ascends(rows, self._last) or (np.diff(times, prepend=self._last_time or times[0]) < 0).any():
             return False
         self._last = rows["block_number"][-1], rows["log_index"][-1]

@@ -128,7 +128,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
 
 def epoch_seconds(rows: pl.DataFrame) -> np.ndarray:
     """Times of rows, int64."""
-    return rows["block_timestamp"].to_physical().to_numpy() // 1_000_000
+    return rows["block_timestamp"].cast(pl.Int64()).to_numpy() // 1_000_000
 
 
 def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: PoolSpec) -> dict[str, np.ndarray]:
@@ -235,17 +235,16 @@ def _off_clock(rows: pl.DataFrame, seconds: np.ndarray, clock: ChainClock) -> np
 def _rounded_prices(rows: pl.DataFrame, exact: pl.Series, double: np.ndarray) -> np.ndarray:
     """Prices that a double, or 17 decimal digits, hold without a rest although they are much longer."""
     text = rows["sqrt_price_x96"]
-    large = pl.Series(double > 2.0 ** (53 + _SPARE_BITS))
-    binary = large & (pl.Series(double).cast(pl.Int128(), strict=False) == exact).fill_null(False)
-    beyond = exact.is_null().arg_true()
-    if len(beyond):
-        binary = binary.scatter(beyond, [int(double[at]) == int(text[at]) for at in beyond.to_list()])
+    large = double > 2.0 ** (53 + _SPARE_BITS)
+    binary = large & _without_nulls(pl.Series(double).cast(pl.Int128(), strict=False) == exact)
+    for at in exact.is_null().arg_true().to_list() if exact.null_count() else []:
+        binary[at] = int(double[at]) == int(text[at])
     # Few prices end in zeros, and only those are looked at digit by digit.
     decimal = text.str.ends_with("0" * _SPARE_DIGITS)
     if decimal.any():
         zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
         decimal = decimal.scatter(decimal.arg_true(), text.filter(decimal).str.len_bytes() - zeros <= _DOUBLE_DIGITS)
-    suspects = (decimal | binary).fill_null(False).to_numpy().copy()
+    suspects = _without_nulls(decimal) | binary
     for at in np.flatnonzero(suspects):
         price, tick = int(text[int(at)]), int(rows["tick"][int(at)])
         limits = {MIN_SQRT_PRICE + 1, MAX_SQRT_PRICE - 1}
@@ -271,13 +270,18 @@ def _doubles(rows: pl.DataFrame, exact: Mapping[str, pl.Series]) -> dict[str, np
         flags = {f"{kind}_{name}": np.zeros(rows.height, bool) for kind in ("long", "double")}
         found |= flags
         column = exact[name].head(_DOUBLES_A_DAY)
-        at = (column > 1 << (53 + _FEW_BITS)).fill_null(False).arg_true()
-        values = column.gather(at)
+        places = np.flatnonzero(_without_nulls(column > 1 << (53 + _FEW_BITS)))
+        if not len(places):
+            continue
+        values = column[places]
         if name == "liquidity":
             first = values.is_first_distinct()
-            at, values = at.filter(first), values.filter(first)
-        places = at.to_numpy()
+            places, values = places[first.to_numpy()], values.filter(first)
         flags[f"long_{name}"][places] = True
-        double = (values.cast(pl.Float64()).cast(pl.Int128(), strict=False) == values).fill_null(False)
-        flags[f"double_{name}"][places[double.to_numpy()]] = True
+        double = _without_nulls(values.cast(pl.Float64()).cast(pl.Int128(), strict=False) == values)
+        flags[f"double_{name}"][places[double]] = True
     return found
+
+
+def _without_nulls(flags: pl.Series) -> np.ndarray:
+    return (flags.fill_null(False) if flags.null_count() else flags).to_numpy()

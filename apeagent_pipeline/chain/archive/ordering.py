@@ -255,16 +255,19 @@ def _suspected(table: pl.DataFrame, transactions: int) -> dict[str, bool]:
 
 def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) -> pl.DataFrame:
     """Put rows of one block in the order that their prices prove."""
-    changes = pl.col("block_number") != pl.col("block_number").shift(1)
-    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
-        pl.col("transaction_index").shift(1)
-    )
-    group = table.select(changes.fill_null(True).cum_sum()).to_series().to_numpy()
+    block = table["block_number"].to_numpy()
+    changes = np.r_[True, block[1:] != block[:-1]]
+    if table["log_index"].null_count():
+        other = pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
+        changes |= table.select(pl.col("log_index").is_null() & other).to_series().to_numpy()
+    group = np.cumsum(changes)
     size = np.bincount(group)[group]
     at = np.flatnonzero((size > 1) & (size <= _LARGEST_GROUP))
     if not len(at):
         return table
-    ties = table[at].with_columns(pl.Series("_group", group[at]))
+    ties = table.select(FILE, LINE, "log_index", "fee", *arithmetic.INTEGERS)[at].with_columns(
+        pl.Series("_group", group[at])
+    )
     depth, proven = _depths(ties)
     given = ties.select(pl.int_range(pl.len()).over("_group")).to_series().to_numpy()
     agrees = pl.DataFrame({"_group": ties["_group"], "differs": depth != given, "proven": proven})
