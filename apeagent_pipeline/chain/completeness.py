@@ -63,11 +63,11 @@ def exactly_follows(swaps: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
     if not len(rows):
         return np.zeros(0, dtype=bool)
     price, liquidity, amount0, amount1 = (
-        np.array([int(value) for value in swaps[name].gather(rows)], dtype=object)
+        np.array([int(value) for value in swaps[name][rows].to_list()], dtype=object)
         for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
     )
-    before = np.array([int(value) for value in swaps["sqrt_price_x96"].gather(rows - 1)], dtype=object)
-    return _FOLLOWS(before, price, liquidity, amount0, amount1, swaps["fee"].gather(rows).to_numpy()).astype(bool)
+    before = np.array([int(value) for value in swaps["sqrt_price_x96"][rows - 1].to_list()], dtype=object)
+    return _FOLLOWS(before, price, liquidity, amount0, amount1, swaps["fee"].to_numpy()[rows]).astype(bool)
 
 
 def _rate_of_slice(swaps: pl.DataFrame) -> ChainRate:

@@ -11,6 +11,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import DynamicFeeError, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
+from apeagent_pipeline.chain.archive.day_checks import between
 from apeagent_pipeline.chain.archive.swap_archive import IMPORT_VERSION
 from apeagent_pipeline.chain.day_records import DayRecords, notes_of
 from apeagent_pipeline.chain.days import FIRST_DAY
@@ -140,6 +141,9 @@ class ArchiveSource:
             "confirmed_swaps": notes.confirmed,
             "testable_swaps": notes.tested,
             "gaps": notes.gaps,
+            "swaps_missing": between(notes.missing) if notes.missing else "none",
+            "undecided_gaps": notes.undecided,
+            "swaps_perhaps_missing": between(notes.perhaps_missing) if notes.perhaps_missing else "none",
             "merged_rows": notes.duplicates,
             "notes": "; ".join(notes.notes) or "none",
         }

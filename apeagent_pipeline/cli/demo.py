@@ -2,7 +2,7 @@
 
 import json
 from datetime import date
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -80,12 +80,23 @@ def sync(
     console = Console()
     console.print(table)
     for day in days:
-        if (note := notes.get(day, {}).get("notes", "none")) != "none":
+        for note in told(notes.get(day, {})):
             console.print(f"[yellow]• {day}: {plain(note)}", soft_wrap=True)
     for each in rounds:
         for error in each.errors:
             ERROR_CONSOLE.print(f"[red]{plain(error)}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if not missing and all(each.success for each in rounds) else 1)
+
+
+def told(notes: "Mapping[str, Any]") -> "Iterator[str]":
+    """What a source tells of a day: what is wrong with it, and where swaps are missing or may be."""
+    if notes.get("notes", "none") != "none":
+        yield notes["notes"]
+    if notes.get("swaps_missing", "none") != "none":
+        yield f"{notes['gaps']} swaps do not follow from the swap before: swaps are missing {notes['swaps_missing']}"
+    if notes.get("swaps_perhaps_missing", "none") != "none":
+        where = notes["swaps_perhaps_missing"]
+        yield f"{notes['undecided_gaps']} places where a swap may be missing unseen, {where}"
 
 
 def show_canary(graph: "Graph") -> int:

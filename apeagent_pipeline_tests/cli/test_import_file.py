@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
-from apeagent_pipeline.chain.source import EmbeddedSource
+from apeagent_pipeline.chain.source import ArchiveSource, EmbeddedSource
 from apeagent_pipeline.cli import app
+from apeagent_pipeline.cli.demo import told
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
 from apeagent_pipeline.settings import load_settings
@@ -41,6 +42,16 @@ def test_a_dry_run_shows_layout_days_and_first_rows_and_stores_nothing(swaps: pl
     ):
         assert expected in shown.output
     assert not Runtime(load_settings(), LogWatcher()).store.days("raw_swaps")
+
+
+def test_a_missing_swap_is_told_with_the_blocks_around_it(swaps: pl.DataFrame, tmp_path: Path) -> None:
+    pl.concat([swaps.head(30), swaps.slice(31)]).write_parquet(tmp_path / "swaps.parquet")
+    place = f"between blocks {swaps['block_number'][29]} and {swaps['block_number'][31]}"
+    shown = CliRunner().invoke(app, ["import", "swaps.parquet", "--dry-run"])
+    assert f"swaps are missing before them, {place}" in shown.output
+    source = ArchiveSource(BASE_ETH_USDC, tmp_path / "swaps.parquet")
+    assert source.day_notes(FIRST_DAY)["swaps_missing"] == place
+    assert f"1 swaps do not follow from the swap before: swaps are missing {place}" in told(source.day_notes(FIRST_DAY))
 
 
 def test_a_refusal_names_the_setting_that_mends_it(

@@ -6,6 +6,7 @@ between the two prices must then be the amount paid less the fee. No neighbourin
 archive with gaps as well.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,26 @@ from apeagent_pipeline.amm.ticks import Q96
 _ROUNDINGS = 3
 _DOUBLE_ERROR = 1e-11
 _LINK_ERROR = 1e-14
+_SHARPNESS = 1e-3
 
 
-def doubles(text: pl.Series) -> pl.Series:
-    """Decimal integers as the nearest doubles: through integers of 128 bits, which are read faster, where they fit."""
-    exact = text.cast(pl.Int128(), strict=False)
-    return exact.cast(pl.Float64()) if exact.null_count() == 0 else text.cast(pl.Float64())
+def doubles(text: pl.Series, exact: pl.Series) -> np.ndarray:
+    """Decimal integers as the nearest doubles: from integers of 128 bits, the faster way, where they fit.
+
+    Args:
+        text: Decimal integers.
+        exact: The same as Int128, null where that is too small.
+    """
+    return (exact if exact.null_count() == 0 else text).cast(pl.Float64()).to_numpy()
+
+
+INTEGERS = ("sqrt_price_x96", "liquidity", "amount0", "amount1")
+"""Columns of decimal text."""
+
+
+def integers(rows: pl.DataFrame) -> dict[str, pl.Series]:
+    """`INTEGERS` of RAW_SWAPS_SCHEMA as Int128, null where that is too small."""
+    return {name: rows[name].cast(pl.Int128(), strict=False) for name in INTEGERS}
 
 
 class Swaps(NamedTuple):
@@ -43,11 +58,15 @@ class Swaps(NamedTuple):
     fee: np.ndarray
 
     @classmethod
-    def of(cls, rows: pl.DataFrame) -> "Swaps":
-        """From RAW_SWAPS_SCHEMA."""
-        price, liquidity, amount0, amount1 = (
-            doubles(rows[name]).to_numpy() for name in ("sqrt_price_x96", "liquidity", "amount0", "amount1")
-        )
+    def of(cls, rows: pl.DataFrame, exact: Mapping[str, pl.Series] | None = None) -> "Swaps":
+        """From RAW_SWAPS_SCHEMA.
+
+        Args:
+            rows: The swaps.
+            exact: The `INTEGERS` of them, where they are known already.
+        """
+        known = integers(rows) if exact is None else exact
+        price, liquidity, amount0, amount1 = (doubles(rows[name], known[name]) for name in INTEGERS)
         return cls(price / Q96, liquidity, amount0, amount1, rows["fee"].to_numpy() / FEE_UNIT)
 
 
@@ -94,8 +113,8 @@ def follows(reading: Reading, earlier_price: np.ndarray, rows: np.ndarray | slic
         return np.nan_to_num(difference, nan=np.inf) <= reading.unit[rows]
 
 
-def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """Whether no liquidity before a tick explains what was paid and what was received by a swap across it; bool [n].
+def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether no liquidity before a tick explains what was paid and what was received by a swap across it; bool, [n].
 
     The tick lies between the price before and the price after. The event tells the liquidity after it; the liquidity
     before it follows from the amount paid, and once more from the amount received.
@@ -104,6 +123,10 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
         swaps: That crossed one tick.
         prior: Square-root price before each.
         edge: Square-root price of the tick.
+
+    Returns:
+        Whether none explains it, and whether the test can tell: the two liquidities are known to a thousandth of the
+        liquidity after the tick. Close to the tick they are not.
     """
     price, liquidity, amount0, amount1, fee = swaps
     falls = amount0 < 0
@@ -118,7 +141,7 @@ def crossing_fails(swaps: Swaps, prior: np.ndarray, edge: np.ndarray) -> np.ndar
             rounding = liquidity * _LINK_ERROR * np.where(is_token0, 1 / price, price)
             found.append((amount - liquidity * after) / before)
             slack = slack + (2 * _ROUNDINGS + step + rounding + _DOUBLE_ERROR * amount) / before
-        return (np.abs(found[0] - found[1]) > slack) | (found[0] < -slack)
+        return (np.abs(found[0] - found[1]) > slack) | (found[0] < -slack), slack < _SHARPNESS * liquidity
 
 
 def worse_than_worst(swaps: Swaps, tolerance: np.ndarray) -> np.ndarray:

@@ -3,10 +3,44 @@
 import tempfile
 from datetime import date
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
+from apeagent_pipeline.atomic_files import replacing
+
 _ROWS_IN_MEMORY = 1 << 20
+
+
+class KeptDays(Protocol):
+    """Where days go that were checked."""
+
+    def put(self, day: date, rows: pl.DataFrame) -> None:
+        """Keep the rows of a day, instead of others that it may have."""
+
+    def rows(self, day: date) -> pl.DataFrame:
+        """The rows of a day that has some."""
+        ...
+
+
+class DayFolder:
+    """Days in files of a folder.
+
+    Args:
+        folder: That exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, day: date, rows: pl.DataFrame) -> None:
+        """Write the rows of a day."""
+        with replacing(self._folder / f"{day}.arrow") as temporary:
+            rows.write_ipc(temporary)
+
+    def rows(self, day: date) -> pl.DataFrame:
+        """Read the rows of a day that has some."""
+        return pl.read_ipc(self._folder / f"{day}.arrow")
 
 
 class DayStore:
@@ -39,7 +73,8 @@ class DayStore:
             self._write()
 
     def put(self, day: date, rows: pl.DataFrame) -> None:
-        """Keep the rows of one day, which has none yet."""
+        """Keep the rows of a day, instead of others that it may have."""
+        self.forget(day)
         self._held[day] = [rows]
         self._rows += rows.height
         if self._rows > _ROWS_IN_MEMORY:
@@ -67,4 +102,4 @@ class DayStore:
         """Free the rows of a day."""
         for path in self._written.pop(day, []):
             path.unlink()
-        self._held.pop(day, None)
+        self._rows -= sum(part.height for part in self._held.pop(day, []))

@@ -3,6 +3,7 @@
 Each test is a flag of a row; `verdict` says which flags refuse an archive.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.amm.swap_math import FEE_UNIT
-from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, sqrt_price_at_tick
+from apeagent_pipeline.amm.ticks import MAX_SQRT_PRICE, MIN_SQRT_PRICE, Q96, sqrt_price_at_tick
 from apeagent_pipeline.chain.archive import arithmetic
 from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.normalise import FILE
@@ -43,14 +44,20 @@ class Judged(NamedTuple):
     """The evidence of some rows.
 
     Attributes:
-        rows: `FILE`, `LINE` and ``day`` of every row, and one bool column a test.
+        rows: Where they stand: `FILE`, `LINE` and ``day``.
+        flags: One test each: bool, [n].
         exact: Of the compared pairs, those in which the second price follows from the first to the last unit.
         compared: Pairs of consecutive swaps, a sample of the day, that were recomputed in integers.
     """
 
     rows: pl.DataFrame
+    flags: dict[str, np.ndarray]
     exact: int
     compared: int
+
+    def count(self, flag: str) -> int:
+        """How many rows have a flag."""
+        return int(np.count_nonzero(self.flags[flag]))
 
 
 def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: ChainClock | None) -> Judged:
@@ -63,11 +70,13 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         clock: Of the pool's chain, where it is exact.
     """
     both = pl.concat([earlier, rows])
-    swaps = arithmetic.Swaps.of(both)
+    exact_values = arithmetic.integers(both)
+    swaps = arithmetic.Swaps.of(both, exact_values)
     reading = arithmetic.read(swaps)
+    seconds = epoch_seconds(both)
     prior = np.roll(swaps.price, 1)
     has_prior = np.arange(both.height) > 0
-    silent = _after_silence(both)
+    silent = _after_silence(seconds)
     linked = arithmetic.follows(reading, prior) & has_prior
     same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
@@ -79,39 +88,47 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
     # than it moved the price.
     elsewhere = np.abs(reading.before - prior) > np.abs(swaps.price - reading.before)
-    linkable = reading.fits & has_prior & (_between_ticks(both, pool) | same_liquidity | elsewhere)
+    between = _between_ticks(both, pool)
+    linkable = reading.fits & has_prior & (between | same_liquidity | elsewhere)
+    crossed_gap, crossed = _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool)
+    impossible = reading.informative & ~reading.fits & (better | (direction < 0) | between)
     columns: dict[str, np.ndarray] = {
         "informative": reading.informative,
         "fits": reading.fits,
         "linked": linked & linkable,
         "linkable": linkable,
         "unlinked": linkable & ~linked & ~silent,
-        "crossed_gap": _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool),
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
         "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
         "worse": worse & (signs < 0),
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
-        "rounded": _rounded_prices(both),
-        **_doubles(both),
+        "rounded": _rounded_prices(both, exact_values["sqrt_price_x96"], swaps.price * Q96),
+        **_doubles(both, exact_values),
         "unlikely": _unlikely_prices(swaps.price, pool),
-        "broken": has_prior
-        & ~silent
-        & reading.informative
-        & ~reading.fits
-        & (better | (direction < 0) | _between_ticks(both, pool)),
-        "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, clock),
+        "broken": has_prior & ~silent & impossible,
+        "clock": np.zeros(both.height, bool) if clock is None else _off_clock(both, seconds, clock),
     }
+    # Too small for the test of the fee, but not for the price before it, where the liquidity cannot have changed.
+    small = has_prior & ~reading.informative & between & (swaps.liquidity > 0) & (not pool.has_hooks)
+    against = (direction < 0) & ((swaps.amount0 != 0) | (swaps.amount1 != 0)) & (not pool.has_hooks)
+    gap = (linkable | small) & ~linked | crossed_gap | has_prior & (impossible | against)
+    columns["gap"] = gap
+    columns["undecided"] = has_prior & ~gap & ~linkable & ~small & ~crossed & (not pool.has_hooks)
     compared = np.flatnonzero(linked & linkable & same_liquidity)
     if len(compared) > _EXACT_PAIRS_A_DAY:
         compared = compared[:: len(compared) // _EXACT_PAIRS_A_DAY + 1]
     exact = exactly_follows(both, compared)
     columns["inexact"] = np.isin(np.arange(both.height), compared[~exact])
-    table = both.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day")).with_columns(
-        **{name: pl.Series(values) for name, values in columns.items()}
-    )
-    return Judged(table.slice(earlier.height), int(exact.sum()), len(compared))
+    table = rows.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day"))
+    flags = {name: values[earlier.height :] for name, values in columns.items()}
+    return Judged(table, flags, int(exact.sum()), len(compared))
+
+
+def epoch_seconds(rows: pl.DataFrame) -> np.ndarray:
+    """Times of rows, int64."""
+    return rows["block_timestamp"].cast(pl.Int64()).to_numpy() // 1_000_000
 
 
 def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: PoolSpec) -> dict[str, np.ndarray]:
@@ -145,9 +162,8 @@ def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: Po
     return found
 
 
-def _after_silence(rows: pl.DataFrame) -> np.ndarray:
+def _after_silence(seconds: np.ndarray) -> np.ndarray:
     """Rows after a time in which swaps are likely to be missing, and the first."""
-    seconds = rows["block_timestamp"].dt.epoch("s").to_numpy()
     since = np.diff(seconds, prepend=seconds[:1])
     spacing = np.mean(since) if len(since) else 0.0
     silent = since > max(_SHORTEST_SILENCE, _SILENCE_SPACINGS * spacing)
@@ -161,23 +177,31 @@ def _between_ticks(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
     return np.r_[False, ranges[1:] == ranges[:-1]]
 
 
-def _gaps_at_ticks(rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec) -> np.ndarray:
+def _gaps_at_ticks(
+    rows: pl.DataFrame, swaps: arithmetic.Swaps, among: np.ndarray, pool: PoolSpec
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows that crossed one tick and do not follow from the row before, whatever liquidity there was before the tick.
 
     Doubles find the suspects, exact arithmetic decides. Hooks may change amounts, so that their pools are exempt.
+
+    Returns:
+        The gaps, and the rows of which the test can tell; both bool, [n].
     """
-    found = np.zeros(rows.height, bool)
+    found, tested = np.zeros(rows.height, bool), np.zeros(rows.height, bool)
     if pool.has_hooks:
-        return found
+        return found, tested
     ranges = rows["tick"].to_numpy() // pool.tick_spacing
     step = np.diff(ranges, prepend=ranges[:1])
     at = np.flatnonzero(among & (step == np.where(swaps.amount0 < 0, -1, 1)))
     edge = np.exp(np.maximum(ranges[at], ranges[at - 1]) * pool.tick_spacing * _TICK_LOG)
-    fails = arithmetic.crossing_fails(arithmetic.Swaps(*(column[at] for column in swaps)), swaps.price[at - 1], edge)
-    for row in at[fails][:_EXACT_PAIRS_A_DAY].tolist():
+    crossing = arithmetic.Swaps(*(column[at] for column in swaps))
+    fails, tells = arithmetic.crossing_fails(crossing, swaps.price[at - 1], edge)
+    suspects = at[fails][:_EXACT_PAIRS_A_DAY]
+    for row in suspects.tolist():
         pair = replay(rows.slice(row - 1, 2).select(RAW_SWAPS_SCHEMA.names()), empty_liquidity(), pool.tick_spacing)
         found[row] = any(gap.certain for gap in pair.gaps)
-    return found
+    tested[at[~fails & tells]] = tested[suspects] = True
+    return found, tested
 
 
 def _wrong_ticks(rows: pl.DataFrame, price: np.ndarray) -> np.ndarray:
@@ -204,25 +228,23 @@ def _foreign_fees(rows: pl.DataFrame, pool: PoolSpec) -> np.ndarray:
     return (fee < pool.fee) | (fee > pool.fee + LARGEST_PROTOCOL_FEE)
 
 
-def _off_clock(rows: pl.DataFrame, clock: ChainClock) -> np.ndarray:
-    seconds = rows["block_timestamp"].dt.epoch("s")
-    return (seconds != clock.seconds(rows["block_number"])).to_numpy()
+def _off_clock(rows: pl.DataFrame, seconds: np.ndarray, clock: ChainClock) -> np.ndarray:
+    return seconds != clock.seconds(rows["block_number"]).to_numpy()
 
 
-def _rounded_prices(rows: pl.DataFrame) -> np.ndarray:
+def _rounded_prices(rows: pl.DataFrame, exact: pl.Series, double: np.ndarray) -> np.ndarray:
     """Whether a price was rounded: it needs more than a double or 17 decimal digits, and yet fits into them exactly."""
     text = rows["sqrt_price_x96"]
-    exact = text.cast(pl.Int128(), strict=False)
-    double = arithmetic.doubles(text)
     large = double > 2.0 ** (53 + _SPARE_BITS)
-    binary = large & (double.cast(pl.Int128(), strict=False) == exact).fill_null(False)
-    beyond = exact.is_null().arg_true()
-    binary = binary.scatter(beyond, [int(double[at]) == int(text[at]) for at in beyond.to_list()])
+    binary = large & _without_nulls(pl.Series(double).cast(pl.Int128(), strict=False) == exact)
+    for at in exact.is_null().arg_true().to_list() if exact.null_count() else []:
+        binary[at] = int(double[at]) == int(text[at])
     # Few prices end in zeros, and only those are looked at digit by digit.
     decimal = text.str.ends_with("0" * _SPARE_DIGITS)
-    zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
-    decimal = decimal.scatter(decimal.arg_true(), text.filter(decimal).str.len_bytes() - zeros <= _DOUBLE_DIGITS)
-    suspects = (decimal | binary).fill_null(False).to_numpy().copy()
+    if decimal.any():
+        zeros = text.filter(decimal).str.extract("(0*)$", 1).str.len_bytes()
+        decimal = decimal.scatter(decimal.arg_true(), text.filter(decimal).str.len_bytes() - zeros <= _DOUBLE_DIGITS)
+    suspects = _without_nulls(decimal) | binary
     for at in np.flatnonzero(suspects):
         price, tick = int(text[int(at)]), int(rows["tick"][int(at)])
         limits = {MIN_SQRT_PRICE + 1, MAX_SQRT_PRICE - 1}
@@ -238,19 +260,28 @@ def _unlikely_prices(price: np.ndarray, pool: PoolSpec) -> np.ndarray:
     return np.abs(given + decades) > np.abs(decades - given)
 
 
-def _doubles(rows: pl.DataFrame) -> dict[str, np.ndarray]:
+def _doubles(rows: pl.DataFrame, exact: Mapping[str, pl.Series]) -> dict[str, np.ndarray]:
     """Large values of some rows of each column, and which of them are doubles without a rest.
 
     Amounts that were paid are left out: people type round ones.
     """
     found = {}
     for name in ROUNDED_COLUMNS:
-        column = rows[name].head(_DOUBLES_A_DAY).cast(pl.Int128(), strict=False)
-        long = (column > 1 << (53 + _FEW_BITS)).fill_null(False)
+        flags = {f"{kind}_{name}": np.zeros(rows.height, bool) for kind in ("long", "double")}
+        found |= flags
+        column = exact[name].head(_DOUBLES_A_DAY)
+        places = np.flatnonzero(_without_nulls(column > 1 << (53 + _FEW_BITS)))
+        if not len(places):
+            continue
+        values = column[places]
         if name == "liquidity":
-            long &= column.is_first_distinct()
-        double = long & (column.cast(pl.Float64()).cast(pl.Int128(), strict=False) == column)
-        for flag, values in ((f"long_{name}", long), (f"double_{name}", double.fill_null(False))):
-            found[flag] = np.zeros(rows.height, bool)
-            found[flag][: len(values)] = values.to_numpy()
+            first = values.is_first_distinct()
+            places, values = places[first.to_numpy()], values.filter(first)
+        flags[f"long_{name}"][places] = True
+        double = _without_nulls(values.cast(pl.Float64()).cast(pl.Int128(), strict=False) == values)
+        flags[f"double_{name}"][places[double]] = True
     return found
+
+
+def _without_nulls(flags: pl.Series) -> np.ndarray:
+    return (flags.fill_null(False) if flags.null_count() else flags).to_numpy()

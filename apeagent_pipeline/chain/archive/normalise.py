@@ -13,6 +13,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.archive import values
+from apeagent_pipeline.chain.archive.canonical import plain_integers
 from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.columns import Columns
 from apeagent_pipeline.chain.archive.layouts import REQUIRED_COLUMNS, SWAP_COLUMNS
@@ -47,6 +48,12 @@ _DATA = r"^0x[0-9a-f]{384}$"
 _COMPARED = frozenset({"sender", "pool_id", "tx_from", "tx_to", "block_number", "transaction_hash", "log_index"})
 
 
+def _lies_within(numbers: pl.Series, low: int, high: int) -> bool:
+    if not numbers.dtype.is_integer():
+        return False
+    return low <= int(numbers.min()) and int(numbers.max()) <= high  # type: ignore[arg-type]
+
+
 class FileReader:
     """Reads one file of an archive.
 
@@ -76,6 +83,7 @@ class FileReader:
         self.left_out: Counter[str] = Counter()
         self.notices: set[str] = set()
         self._plain: set[str] = set()
+        self._one_pool = False
         self.rewritten: dict[str, tuple[int, str, str]] = {}
         self.rows = 0
         self._number = number
@@ -149,13 +157,14 @@ class FileReader:
     def _value(self, rows: pl.DataFrame, name: str) -> pl.Series:
         """The canonical text of a column; rewritten numbers are counted."""
         column = self._column(rows, name)
-        if column.dtype.is_integer() and name in _SMALL_INTEGERS and column.null_count() == 0:
+        if name in _SMALL_INTEGERS and len(column) and column.null_count() == 0:
             low, high = _SMALL_INTEGERS[name]
-            if column.len() and low <= int(column.min()) and int(column.max()) <= high:  # type: ignore[arg-type]
-                return column.cast(pl.Int64()).alias(name)
+            numbers = plain_integers(column, pl.Int64) if column.dtype == pl.String() else column
+            if numbers is not None and _lies_within(numbers, low, high):
+                return numbers.cast(pl.Int64()).alias(name)
         self._plain.discard(name)  # Other columns may have been compared with this one.
         canonical = self._canonical(column, name).alias(name)
-        if name not in values.HEX_COLUMNS and column.dtype == pl.String():
+        if name not in values.HEX_COLUMNS and column.dtype == pl.String() and name not in self._plain:
             changed = (column != canonical).fill_null(False)
             if changed.any():
                 count, *example = self.rewritten.get(name, (0, column.filter(changed)[0], canonical.filter(changed)[0]))
@@ -184,9 +193,11 @@ class FileReader:
                 rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
         pool = rows["topic1"] if self.columns.raw else self._canonical(self._column(rows, "pool_id"), "pool_id")
         rows = rows.with_columns(pool.alias("pool_id"))
-        if not self._is_pool(rows["pool_id"]):
+        self._one_pool = self._is_pool(rows["pool_id"])
+        if not self._one_pool:
             other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
             rows = self._keep(rows, ~other.fill_null(False), "of other pools")
+            self._one_pool = self._is_pool(rows["pool_id"])
         if "chain_id" in found and rows.height and not self._all_of_chain(rows):
             chain = self._value(rows, "chain_id")
             known = chain.str.contains(values.RULES["chain_id"][0]).fill_null(True)
@@ -241,7 +252,7 @@ class FileReader:
         required = {*REQUIRED_COLUMNS, "log_index"} if self._has_every(columns, "log_index") else set(REQUIRED_COLUMNS)
         for name, column in columns.items():
             pattern, expected = values.RULES[name]
-            if column.dtype.is_integer() or name in self._plain or (name == "pool_id" and self._is_pool(column)):
+            if column.dtype.is_integer() or name in self._plain or (name == "pool_id" and self._one_pool):
                 continue
             wrong = ~column.str.contains(pattern)
             wrong = wrong.fill_null(name in required)
@@ -275,8 +286,13 @@ class FileReader:
     def _has_every(columns: Mapping[str, pl.Series], name: str) -> bool:
         return name in columns and columns[name].null_count() < len(columns[name])
 
+    def _pool_ids(self, rows: pl.DataFrame) -> pl.Series:
+        # One text that all rows share is copied and written faster than one text a row.
+        own = self._pool.pool_id.lower()
+        return pl.Series([own]).new_from_index(0, rows.height) if self._one_pool else rows["pool_id"]
+
     def _decoded_columns(self, rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series]]:
-        yield "pool_id", rows["pool_id"]
+        yield "pool_id", self._pool_ids(rows)
         for name in SWAP_COLUMNS[1:]:
             yield name, self._value(rows, name)
 
@@ -296,7 +312,7 @@ class FileReader:
             words = decode_swap_data(rows["data"])
         except LogError as error:
             raise ArchiveError(f"{self.file}: {error}") from None
-        yield "pool_id", rows["pool_id"]
+        yield "pool_id", self._pool_ids(rows)
         yield "sender", values.hex_values(rows["topic2"], "sender")
         for name in words.columns:
             yield name, words[name]

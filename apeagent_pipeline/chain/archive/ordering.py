@@ -29,6 +29,7 @@ _IDENTITY = [
 ]
 """What no two swaps of a pool share: the price moves with each, so that even equal trades differ in it."""
 _LARGEST_GROUP = 256
+_FILE_ROWS = 1 << 44
 
 
 @dataclass
@@ -55,11 +56,13 @@ class Ordered:
     Attributes:
         rows: NORMAL_SCHEMA, sorted by (block_number, log_index).
         duplicates: Rows that were merged into equal ones.
+        transactions: How many different transactions there are.
         wrong: Cause of refusal -> the rows that it concerns.
     """
 
     rows: pl.DataFrame
     duplicates: int = 0
+    transactions: int = 0
     wrong: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def refuse(self, rows: pl.DataFrame, cause: str) -> None:
@@ -78,7 +81,9 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
     """
     ordered = Ordered(rows)
     _merge(ordered, ranks)
-    table = ordered.rows.sort("block_number", "log_index", "transaction_index", _ORDER)
+    table = ordered.rows
+    if not ascends(table):
+        table = table.sort("block_number", "log_index", "transaction_index", _ORDER)
     _check_blocks(ordered, table)
     unknown = table["log_index"].null_count()
     if 0 < unknown < table.height:
@@ -96,22 +101,14 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
 
 
 def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
-    frame = pl.DataFrame(
-        {
-            FILE: list(ranks),
-            "_rank": [rank for rank, _ in ranks.values()],
-            "_backwards": [backwards for _, backwards in ranks.values()],
-        },
-        schema={FILE: pl.Int32(), "_rank": pl.Int64(), "_backwards": pl.Boolean()},
-    )
-    line = pl.when(pl.col("_backwards")).then(-pl.col(LINE)).otherwise(pl.col(LINE))
-    rows = (
-        ordered.rows.join(frame, on=FILE, how="left", maintain_order="left")
-        .with_columns((pl.col("_rank") * (1 << 44) + line).alias(_ORDER))
-        .drop("_rank", "_backwards")
-    )
+    rows = _with_order(ordered.rows, ranks)
     # Most rows are told apart by few columns; the others are compared in all of them.
-    trade = rows["transaction_hash"].hash(1) ^ rows["sqrt_price_x96"].hash(2)
+    transaction = rows["transaction_hash"].hash(1)
+    ordered.transactions = transaction.n_unique()
+    if ordered.transactions == rows.height:
+        ordered.rows = rows
+        return
+    trade = transaction ^ rows["sqrt_price_x96"].hash(2)
     if trade.n_unique() == rows.height:
         ordered.rows = rows
         return
@@ -140,6 +137,45 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
     ordered.rows = pl.concat([rows.filter(~repeated), merged])
 
 
+def _with_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]]) -> pl.DataFrame:
+    """With the place of each row in the archive in `_ORDER`."""
+    if rows.height and rows[FILE].min() == rows[FILE].max():
+        rank, backwards = ranks[rows[FILE][0]]
+        line = -pl.col(LINE) if backwards else pl.col(LINE)
+        return rows.with_columns((line + rank * _FILE_ROWS).alias(_ORDER))
+    frame = pl.DataFrame(
+        {
+            FILE: list(ranks),
+            "_rank": [rank for rank, _ in ranks.values()],
+            "_backwards": [backwards for _, backwards in ranks.values()],
+        },
+        schema={FILE: pl.Int32(), "_rank": pl.Int64(), "_backwards": pl.Boolean()},
+    )
+    line = pl.when(pl.col("_backwards")).then(-pl.col(LINE)).otherwise(pl.col(LINE))
+    return (
+        rows.join(frame, on=FILE, how="left", maintain_order="left")
+        .with_columns((pl.col("_rank") * _FILE_ROWS + line).alias(_ORDER))
+        .drop("_rank", "_backwards")
+    )
+
+
+def ascends(rows: pl.DataFrame, after: tuple[int, int] = (-1, -1)) -> bool:
+    """Whether each row has a log index and a later place, (block_number, log_index), than the row before it.
+
+    Args:
+        rows: NORMAL_SCHEMA.
+        after: Place before the first row.
+    """
+    if rows["log_index"].null_count():
+        return False
+    block, index = (rows[name].to_numpy() for name in ("block_number", "log_index"))
+    if not len(block):
+        return True
+    step = np.diff(block)
+    later = (step > 0) | ((step == 0) & (np.diff(index) > 0))
+    return bool(later.all()) and after < (int(block[0]), int(index[0]))
+
+
 def _refuse_differing(ordered: Ordered, several: pl.DataFrame, keys: list[str | pl.Expr]) -> None:
     for name in ("block_hash", "block_timestamp", "transaction_index", "tx_from", "tx_to"):
         values = pl.col(name).drop_nulls().n_unique().over(keys)
@@ -156,7 +192,7 @@ def _check_blocks(ordered: Ordered, table: pl.DataFrame) -> None:
         ordered: Takes what is wrong; its rows are named in the order in which they were read.
         table: The same rows, sorted: in a right archive, a look at the row before each decides.
     """
-    suspected = _suspected(table)
+    suspected = _suspected(table, ordered.transactions)
     rows = ordered.rows
     again = "two versions of a reorganised block, or two chains in one file. Keep the final one"
     for name in ("block_hash", "block_timestamp"):
@@ -190,11 +226,12 @@ def _check_blocks(ordered: Ordered, table: pl.DataFrame) -> None:
         )
 
 
-def _suspected(table: pl.DataFrame) -> dict[str, bool]:
+def _suspected(table: pl.DataFrame, transactions: int) -> dict[str, bool]:
     """Which columns may contradict each other; where none does, each row but the first of a run repeats the one before.
 
     Args:
         table: Rows sorted by (block_number, log_index, transaction_index).
+        transactions: How many different transactions they have.
     """
     log_index, transaction_index = pl.col("log_index"), pl.col("transaction_index")
     same_block = (pl.col("block_number") == pl.col("block_number").shift(1)).fill_null(False)
@@ -208,7 +245,7 @@ def _suspected(table: pl.DataFrame) -> dict[str, bool]:
         block_hash=(same_block & other["block_hash"]).any(),
         block_timestamp=(same_block & other["block_timestamp"]).any(),
         # Each transaction is one run of rows: then it lies in one block.
-        transaction_hash=starts.sum() > pl.col("transaction_hash").hash().n_unique(),
+        transaction_hash=starts.sum() > transactions,
         transaction_index=((~starts & other["transaction_index"]) | (same_block & starts & ~rises)).any(),
         log_index=(same_block & ~(log_index > log_index.shift(1)).fill_null(False)).any(),
     ).row(0, named=True)
@@ -218,16 +255,19 @@ def _suspected(table: pl.DataFrame) -> dict[str, bool]:
 
 def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) -> pl.DataFrame:
     """Put rows of one block in the order that their prices prove."""
-    changes = pl.col("block_number") != pl.col("block_number").shift(1)
-    changes |= pl.col("log_index").is_null() & pl.col("transaction_index").ne_missing(
-        pl.col("transaction_index").shift(1)
-    )
-    group = table.select(changes.fill_null(True).cum_sum()).to_series().to_numpy()
+    block = table["block_number"].to_numpy()
+    changes = np.r_[True, block[1:] != block[:-1]]
+    if table["log_index"].null_count():
+        other = pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
+        changes |= table.select(pl.col("log_index").is_null() & other).to_series().to_numpy()
+    group = np.cumsum(changes)
     size = np.bincount(group)[group]
     at = np.flatnonzero((size > 1) & (size <= _LARGEST_GROUP))
     if not len(at):
         return table
-    ties = table[at].with_columns(pl.Series("_group", group[at]))
+    ties = table.select(FILE, LINE, "log_index", "fee", *arithmetic.INTEGERS)[at].with_columns(
+        pl.Series("_group", group[at])
+    )
     depth, proven = _depths(ties)
     given = ties.select(pl.int_range(pl.len()).over("_group")).to_series().to_numpy()
     agrees = pl.DataFrame({"_group": ties["_group"], "differs": depth != given, "proven": proven})

@@ -4,18 +4,15 @@ The kind is told by the content, not by the name. Text is read as text, so that 
 it stands in the file.
 """
 
-import csv
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from apeagent_pipeline.chain.archive.csv_table import CsvTable
 from apeagent_pipeline.chain.archive.json_table import JsonTable
 from apeagent_pipeline.chain.archive.layouts import NESTED_KEYS, key
 from apeagent_pipeline.chain.archive.problems import ArchiveError, Problems
@@ -23,7 +20,6 @@ from apeagent_pipeline.chain.archive.streams import LINE, first_words, open_stre
 
 BATCH_ROWS = 1 << 17
 _HEAD_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 20
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or export the swaps as CSV or Parquet",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: export the swaps as CSV or Parquet from their source",
@@ -76,170 +72,6 @@ def open_table(file: Path) -> Table | None:
     if head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in {b"{", b"["}:
         return JsonTable(file, notices)
     return CsvTable(file, head, notices)
-
-
-class CsvTable:
-    """Separated values."""
-
-    def __init__(self, file: Path, head: bytes, notices: list[str]) -> None:
-        self.file = file
-        self.notices = notices
-        self._encoding = _encoding(head)
-        if self._encoding != "utf-8":
-            notices.append(f"{file.name} is encoded as {self._encoding}")
-        text = head.decode("utf-8-sig" if self._encoding == "utf-8" else self._encoding, errors="replace")
-        lines = re.split(r"\r*\n|\r", text)
-        self._skipped = next((n for n, line in enumerate(lines) if not _is_comment(line)), len(lines))
-        if self._skipped == len(lines):
-            raise ArchiveError(f"{file} holds no header line; expected a header line and one line a swap")
-        header = lines[self._skipped]
-        self._delimiter = max(",;\t|", key=lambda mark: _outside_quotes(header).count(mark))
-        self._own = [name.strip().strip('"').strip() for name in self._split(header)]
-        second = self._split(lines[self._skipped + 1]) if len(lines) > self._skipped + 1 else []
-        self._check_header(header)
-        self._nested = _nested_members(self._own, second)
-        self.headers = [*self._own, *(f"{self._own[at]}.{member}" for at, member in self._nested)]
-
-    def _split(self, line: str) -> list[str]:
-        try:
-            return next(csv.reader([line], delimiter=self._delimiter, skipinitialspace=True), [])
-        except csv.Error:
-            return line.split(self._delimiter)
-
-    def _check_header(self, header: str) -> None:
-        if "\0" in header:
-            raise ArchiveError(f"{self.file} is not a readable CSV file: its header line holds NUL bytes")
-        values = [name for name in self._own if re.fullmatch(r"0x[0-9a-fA-F]{16,}|-?\d{3,}|\d{4}-\d\d-\d\d.*", name)]
-        if len(values) > 1:
-            raise ArchiveError(
-                f"{self.file} has no header line: its first line holds values such as {values[0][:40]!r}. Add a line "
-                "with the names of the columns above it"
-            )
-
-    def batches(self, columns: Sequence[int], problems: Problems) -> Iterator[pl.DataFrame]:
-        """Rows of some columns as text.
-
-        Raises:
-            ArchiveError: if the text cannot be cut into rows.
-        """
-        names = [f"c{at}" for at in range(len(self._own))]
-        needed = sorted({at if at < len(self._own) else self._nested[at - len(self._own)][0] for at in columns})
-        try:
-            with open_stream(self.file) as stream:
-                reader = pa_csv.open_csv(
-                    stream,
-                    read_options=pa_csv.ReadOptions(
-                        use_threads=False,  # or the number of a broken row is not told
-                        block_size=_BLOCK_BYTES,
-                        skip_rows=self._skipped + 1,
-                        column_names=names,
-                        encoding=self._encoding,
-                    ),
-                    parse_options=pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-                    convert_options=pa_csv.ConvertOptions(
-                        column_types=dict.fromkeys(names, pa.large_string()),
-                        include_columns=[names[at] for at in needed],
-                        strings_can_be_null=False,
-                    ),
-                )
-                line = self._skipped + 2
-                for table in _gathered(reader):
-                    rows = _to_polars(table)
-                    rows = rows.with_columns(pl.int_range(line, line + rows.height, dtype=pl.Int64()).alias(LINE))
-                    line += rows.height
-                    yield self._without_repeated_headers(self._with_nested(rows))
-        except StopIteration:
-            return
-        except (pa.ArrowException, OSError, UnicodeError, EOFError) as error:
-            if "Empty CSV file" in str(error):
-                return
-            raise ArchiveError(self._told(error)) from error
-
-    def _told(self, error: BaseException) -> str:
-        ragged = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)(?:: (.*))?", str(error), re.DOTALL)
-        if not ragged:
-            return f"{self.file} is not a readable CSV file: {first_words(error)}"
-        line, expected, found, text = ragged.groups()
-        cause = ". A short last line is a download that was cut off: fetch the file again"
-        return (
-            f"{self.file} line {line} has {found} values, expected {expected} as in its header: {(text or '')[:60]!r}"
-            f"{cause if int(found) < int(expected) else ''}"
-        )
-
-    def _with_nested(self, rows: pl.DataFrame) -> pl.DataFrame:
-        own = len(self._own)
-        members = {}
-        for number, (at, member) in enumerate(self._nested):
-            if f"c{at}" in rows.columns:
-                text = _as_json(rows[f"c{at}"])
-                members[f"c{own + number}"] = text.str.json_path_match(f"$.{member}")
-        return rows.with_columns(**members)
-
-    def _without_repeated_headers(self, rows: pl.DataFrame) -> pl.DataFrame:
-        shown = [name for name in rows.columns if name != LINE and int(name[1:]) < len(self._own)]
-        # One column tells nearly always that there is none.
-        if not shown or not rows[shown[0]].str.contains(self._own[int(shown[0][1:])], literal=True).any():
-            return rows
-        repeated = pl.all_horizontal(pl.col(n).str.strip_chars(' "') == self._own[int(n[1:])] for n in shown)
-        if not rows.select(repeated.any()).item():
-            return rows
-        self.notices.append(f"{self.file.name} repeats its header line; the repetitions are left out")
-        return rows.filter(~repeated)
-
-
-def _gathered(batches: Iterable[Any]) -> Iterator[Any]:
-    """Tables of `BATCH_ROWS` or more: text is cut fastest in pieces that fit the processor's cache."""
-    held: list[Any] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(each.num_rows for each in held) >= BATCH_ROWS:
-            yield pa.Table.from_batches(held)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held)
-
-
-def _encoding(head: bytes) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    if head[1:64:2].count(0) > 20:
-        return "utf-16-le"
-    return "utf-8"
-
-
-def _is_comment(line: str) -> bool:
-    bare = line.strip()
-    return not bare or bare.startswith(("#", "--", "//")) or re.fullmatch(r"sep=.", bare) is not None
-
-
-def _outside_quotes(line: str) -> str:
-    return re.sub(r'"[^"]*"', "", line)
-
-
-def _nested_members(headers: Sequence[str], values: Sequence[str]) -> list[tuple[int, str]]:
-    members: list[tuple[int, str]] = []
-    for at, (header, value) in enumerate(zip(headers, values, strict=False)):
-        if key(header) in NESTED_KEYS:
-            try:
-                found = json.loads(_as_json(pl.Series([value])).item())
-            except (ValueError, TypeError, RecursionError):
-                continue
-            if isinstance(found, dict):
-                members += [(at, str(name)) for name in found if re.fullmatch(r"\w{1,40}", str(name))]
-    return members
-
-
-def _as_json(text: pl.Series) -> pl.Series:
-    # Python's notation of a dict of plain values, as pandas writes it, is JSON with other quotes.
-    python = text.str.contains(r"^\s*(?:AttributeDict\()?\{'").fill_null(False)
-    if not python.any():
-        return text
-    changed = (
-        text.str.replace(r"^\s*AttributeDict\((.*)\)\s*$", "$1")
-        .str.replace_all(r"HexBytes\('([^']*)'\)", "'$1'")
-        .str.replace_all("'", '"')
-    )
-    return changed.zip_with(python, text)
 
 
 class ParquetTable:

@@ -11,10 +11,11 @@ from typing import Any
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
-from apeagent_pipeline.atomic_files import replacing, write_atomically
-from apeagent_pipeline.chain.archive.day_store import DayStore
+from apeagent_pipeline.atomic_files import write_atomically
+from apeagent_pipeline.chain.archive.day_store import DayFolder, DayStore
 from apeagent_pipeline.chain.archive.files import ArchiveFiles, archive_files
-from apeagent_pipeline.chain.archive.importing import DayNotes, Imported, Importer
+from apeagent_pipeline.chain.archive.imported import DayNotes, Imported
+from apeagent_pipeline.chain.archive.importing import Importer
 from apeagent_pipeline.chain.archive.problems import ArchiveError
 from apeagent_pipeline.chain.events import empty_raw_swaps
 
@@ -86,7 +87,7 @@ class SwapArchive:
             ArchiveError: naming file, line, what was found and what was expected.
         """
         if self._folder is None:
-            return Importer(self.path, self._found, self.pool, self._flips).run(self._store.put)
+            return Importer(self.path, self._found, self.pool, self._flips).run(self._store)
         report = self._folder / "import.json"
         if not report.is_file():
             self._import_into(self._folder, report)
@@ -98,14 +99,9 @@ class SwapArchive:
 
     def _import_into(self, folder: Path, report: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-
-        def keep(day: date, swaps: pl.DataFrame) -> None:
-            with replacing(folder / f"{day}.arrow") as temporary:
-                swaps.write_ipc(temporary)
-
         told: dict[str, Any]
         try:
-            imported = Importer(self.path, self._found, self.pool, self._flips).run(keep)
+            imported = Importer(self.path, self._found, self.pool, self._flips).run(DayFolder(folder))
         except ArchiveError as error:
             for part in folder.glob("*.arrow"):
                 part.unlink(missing_ok=True)
@@ -131,7 +127,7 @@ class SwapArchive:
             return empty_raw_swaps()
         if self._folder is None:
             return self._store.rows(day)
-        return pl.read_ipc(self._folder / f"{day}.arrow")
+        return DayFolder(self._folder).rows(day)
 
     def span(self) -> tuple[date, date]:
         """First and last UTC day with a swap."""

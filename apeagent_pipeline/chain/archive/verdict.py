@@ -6,9 +6,11 @@ gaps, each row must also follow from the row before. A complete, right archive s
 swaps shows gaps, which are told and not refused.
 """
 
-from datetime import timedelta
-from typing import NamedTuple
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
@@ -40,39 +42,53 @@ _SUSPICIOUS = (
 )
 
 
+def _groups(rows: pl.DataFrame) -> Iterator[tuple[int, date, slice | np.ndarray]]:
+    """File, day and places of the rows of each, in the order in which they appear."""
+    if not rows.height:
+        return
+    if rows[FILE].min() == rows[FILE].max() and rows["day"].min() == rows["day"].max():
+        yield rows[FILE][0], rows["day"][0], slice(None)
+        return
+    places = rows.select(FILE, "day", at=pl.int_range(pl.len())).group_by(FILE, "day", maintain_order=True).agg("at")
+    for file, day, at in zip(places[FILE], places["day"], places["at"], strict=True):
+        yield file, day, at.to_numpy()
+
+
 class Evidence:
     """The evidence of an archive, added up by file and day: its size does not grow with the rows."""
 
     def __init__(self) -> None:
-        self._sums: list[pl.DataFrame] = []
+        self._sums: list[dict[str, Any]] = []
         self._suspects: list[pl.DataFrame] = []
         self.exact = 0
         self.compared = 0
 
     def add(self, judged: Judged) -> None:
         """Count the rows of a day and keep those that may be denied."""
-        rows = judged.rows
         self.exact += judged.exact
         self.compared += judged.compared
-        flags = [name for name, kind in rows.schema.items() if kind == pl.Boolean()]
-        unfit = pl.col("informative") & ~pl.col("fits")
-        self._sums.append(
-            rows.group_by(FILE, "day", maintain_order=True).agg(
-                pl.len().alias("rows"),
-                pl.col(flags).sum(),
-                pl.col(LINE).filter(unfit).first().alias("unfit_line"),
-                pl.col(LINE).first().alias("first_line"),
-            )
-        )
-        suspicious = pl.any_horizontal(*_SUSPICIOUS)
-        if gapless(rows):
-            suspicious |= pl.col("broken")
-        self._suspects.append(rows.filter(suspicious))
+        rows, flags = judged.rows, judged.flags
+        unfit = flags["informative"] & ~flags["fits"]
+        for file, day, at in _groups(rows):
+            places = np.arange(rows.height)[at]
+            counts = {name: int(np.count_nonzero(values[at])) for name, values in flags.items()}
+            lines = {
+                "unfit_line": next((rows[LINE][int(place)] for place in places[unfit[at]][:1]), None),
+                "first_line": rows[LINE][int(places[0])],
+            }
+            self._sums.append({FILE: file, "day": day, "rows": len(places)} | counts | lines)
+        suspicious = np.logical_or.reduce([flags[name] for name in _SUSPICIOUS])
+        if gapless(judged.count("linked"), judged.count("unlinked")):
+            suspicious |= flags["broken"]
+        places = np.flatnonzero(suspicious)
+        if len(places) or not self._suspects:
+            shown = {name: pl.Series(name, values[places]) for name, values in flags.items()}
+            self._suspects.append(rows[places].with_columns(**shown))
 
     @property
     def sums(self) -> pl.DataFrame:
         """One row a file and day: the number of rows, and of rows that have each flag."""
-        return pl.concat(self._sums)
+        return pl.DataFrame(self._sums, infer_schema_length=None)
 
     @property
     def suspects(self) -> pl.DataFrame:
@@ -80,9 +96,8 @@ class Evidence:
         return pl.concat(self._suspects)
 
 
-def gapless(flags: pl.DataFrame) -> bool:
+def gapless(linked: int, unlinked: int) -> bool:
     """Whether every swap that can tell starts at the price of the swap before it, silences aside."""
-    linked, unlinked = flags.select(pl.col("linked", "unlinked").sum()).row(0)
     return linked >= _FEWEST_LINKS and not unlinked
 
 
@@ -147,7 +162,7 @@ def denials(evidence: Evidence, pool: PoolSpec, flips: bool) -> list[Denial]:
     found = [Denial(judged.filter(mask), *words) for mask, words in _row_rules(pool, flips)]
     found.append(_digits(judged, evidence.exact, evidence.compared))
     found += _rounded_columns(sums)
-    if gapless(sums):
+    if gapless(sums["linked"].sum(), sums["unlinked"].sum()):
         cause = "contradicts the price of the row before, in an archive whose other rows all follow from each other"
         found.append(Denial(judged.filter("broken"), cause, "Export these rows again; a row may be missing or changed"))
     return [denial for denial in found if denial.rows.height]
@@ -305,7 +320,7 @@ def _rounded_columns(sums: pl.DataFrame) -> list[Denial]:
     ]
 
 
-def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain_id: int) -> Denial | None:
+def off_clock(judged: Judged, rows: pl.DataFrame, clock: ChainClock, chain_id: int) -> Denial | None:
     """Block times that are not those of the chain, with the likeliest cause.
 
     Args:
@@ -314,7 +329,7 @@ def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain
         clock: Of the chain.
         chain_id: Named in the cause.
     """
-    wrong = judged["clock"]
+    wrong = pl.Series(judged.flags["clock"], dtype=pl.Boolean())
     if not wrong.any():
         return None
     off = rows.filter(wrong).select(
@@ -344,4 +359,4 @@ def off_clock(judged: pl.DataFrame, rows: pl.DataFrame, clock: ChainClock, chain
         cause, remedy = "times that are not those of their blocks", "Export the timestamp of the block itself"
     detail = f": block {off['block_number'][0]} of chain {chain_id} is of {right:%Y-%m-%d %H:%M:%S} UTC"
     remedy += "; without a time column, times are computed from block numbers"
-    return Denial(judged.filter(wrong), cause, remedy, detail)
+    return Denial(judged.rows.filter(wrong), cause, remedy, detail)
