@@ -60,7 +60,8 @@ def promotions(quarter: Quarter) -> list[tuple[bool, str, bool]]:
             assert record.asset_materialization is not None
             values = {name: each.value for name, each in record.asset_materialization.metadata.items()}
             if "promoted" in values:
-                found.append((bool(values["promoted"]), str(values["why_not"]), bool(values["why_not"])))
+                why = str(values.get("why", ""))
+                found.append((bool(values["promoted"]), why, len(why.split()) > 2))
     return found
 
 
