@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.defs.automation.freshness import swaps_freshness
 from apeagent_pipeline.defs.automation.nightly import nightly_ranges
 from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.conditions import retraining
@@ -357,23 +356,3 @@ def test_an_archive_has_no_nights(tmp_path) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2025, 1, 23, 2, tzinfo=UTC))
         assert "archive" in schedule.evaluate_tick(context).skip_message
-
-
-def test_a_backfilled_old_day_does_not_hide_that_yesterday_is_missing(tmp_path) -> None:
-    settings = Settings(home=tmp_path, rpc_urls="http://127.0.0.1:9")
-    (check,), (sensor,) = swaps_freshness(settings)
-    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
-    assert swaps_freshness(Settings(home=tmp_path)) == ([], [])
-    raw_swaps = next(each for each in build_graph(settings).assets if each.key == dg.AssetKey("raw_swaps"))
-    jobs = [dg.define_asset_job("fresh", dg.AssetSelection.checks(check))]
-    job = dg.Definitions([raw_swaps], asset_checks=[check], jobs=jobs).resolve_job_def("fresh")
-    with dg.DagsterInstance.ephemeral() as instance:
-
-        def passes(day: date) -> bool:
-            instance.report_runless_asset_event(dg.AssetMaterialization("raw_swaps", partition=str(day)))
-            return job.execute_in_process(instance=instance).get_asset_check_evaluations()[0].passed
-
-        today = datetime.now(UTC).date()
-        assert not passes(date(2025, 1, 21))
-        # Until the deadline of today has passed, it is the day before yesterday that must be there.
-        assert passes(today - timedelta(days=2)) or passes(today - timedelta(days=1))

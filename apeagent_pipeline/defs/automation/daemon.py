@@ -31,7 +31,7 @@ def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecks
         warning: The checks that warn and hold nothing back.
     """
     settings = runtime.settings
-    freshness_checks, freshness_sensors = swaps_freshness(settings)
+    freshness_checks, freshness_sensors = swaps_freshness(runtime)
     told = [key for check in [*warning, *freshness_checks] for key in check.check_keys]
     webhook = settings.alert_webhook
     sensors = [
