@@ -24,6 +24,7 @@ from rich.table import Table
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.service_checks import RETRAINED
 from apeagent_pipeline.student.promotion import PROMOTED, history
 from apeagent_pipeline_tests.benchmarks.quarter.figure import draw
 from apeagent_pipeline_tests.benchmarks.quarter.life import Quarter, live
@@ -76,6 +77,7 @@ def verdict(quarter: Quarter) -> tuple[Rows, bool]:
     dated = sum(bool(each.trained_on and each.metrics) for each in past)
     false, resumed = without_cause(quarter), sum("the retry succeeded" in each for each in daemon.resumed)
     stale = quarter.stale(last)
+    waiting = [each for each in stale if each.asset in RETRAINED and each.changed_inputs]
     reports = store.days("service_report")
     rows: Rows = [
         ("days read", plan.first, len(store.days("raw_swaps"))),
@@ -88,7 +90,7 @@ def verdict(quarter: Quarter) -> tuple[Rows, bool]:
         ("runs killed; resumed by the retry", None, f"{len(daemon.resumed)}; {resumed}"),
         ("candidates; promoted", None, f"{len(candidates)}; {len(past)}"),
         ("candidates with a reason; promotions with their days of training", None, f"{explained}; {dated}"),
-        ("artifacts out of date at the end", None, len(stale)),
+        ("artifacts out of date at the end; of these waiting for Sunday", None, f"{len(stale)}; {len(waiting)}"),
         *((name, f"{value:.1f}", f"{quarter.end[name]:.1f}") for name, value in quarter.start.items()),
     ]
     met = (
