@@ -69,6 +69,6 @@ def test_dg_loads_what_the_workspace_loads_and_nothing_at_the_root_shadows_the_w
     root = Path(__file__).parents[2]
     (location,) = yaml.safe_load((root / "workspace.yaml").read_text())["load_from"]
     project = tomllib.loads((DEPLOY / "dg.toml").read_text())["project"]
-    assert project["code_location_target_module"] == location["python_module"]
+    assert project["code_location_target_module"] == project["code_location_name"] == location["python_module"]
     tools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
     assert not {"dg", "dagster"} & tools.keys(), "`dagster dev` would read it instead of workspace.yaml"

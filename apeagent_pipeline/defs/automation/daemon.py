@@ -22,12 +22,15 @@ class Automation:
     checks: list[dg.AssetChecksDefinition]
 
 
-def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecksDefinition]) -> Automation:
+def automation(
+    runtime: Runtime, sync_job: str, synced: Sequence[dg.AssetKey], warning: Sequence[dg.AssetChecksDefinition]
+) -> Automation:
     """Everything that the settings ask the daemon to do.
 
     Args:
         runtime: Settings and store.
         sync_job: Name of the job that reads days.
+        synced: The assets of that job.
         warning: The checks that warn and hold nothing back.
     """
     settings = runtime.settings
@@ -41,7 +44,7 @@ def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecks
         *freshness_sensors,
         *([failure_alert(webhook, settings.ui_url), warning_alert(webhook, settings.ui_url, told)] if webhook else []),
     ]
-    return Automation([nightly_resync(runtime, sync_job)], sensors, freshness_checks)
+    return Automation([nightly_resync(runtime, sync_job, synced)], sensors, freshness_checks)
 
 
 def automation_sensor() -> dg.AutomationConditionSensorDefinition:
