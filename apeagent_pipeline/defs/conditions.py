@@ -53,7 +53,10 @@ def on_change(due: When | None = None, read: AssetSelection | None = None) -> Wh
     # job: what they have built is built once more.
     beside = When.executed_with_root_target()
     by_others = _any_input(When.data_version_changed() & ~beside, read).since(handled)
-    by_its_run = _any_input(When.data_version_changed() & beside, read).since(handled | When.newly_updated())
+    by_its_run = _any_input(When.data_version_changed() & beside, read)
+    # Dagster remembers a since-condition by an id that does not look into any_deps_match: without another kind of
+    # trigger, the two would share one memory.
+    by_its_run = (by_its_run & ~When.initial_evaluation()).since(handled | When.newly_updated())
     changed = by_others | by_its_run
     begun = change if due is None else change | due.newly_true()
     recent = begun.since(When.cron_tick_passed(RETRIES_END, "UTC"))
