@@ -88,9 +88,9 @@ def promotions() -> None:
     """
     from rich.markdown import Markdown
 
-    from apeagent_pipeline.student.promotion import history_table
+    from apeagent_pipeline.student.promotion import history_page
 
-    Console().print(Markdown(history_table(open_runtime().store)))
+    Console().print(Markdown(history_page(open_runtime().store)))
 
 
 def rollback(
@@ -110,7 +110,7 @@ def rollback(
 
     from apeagent_pipeline.defs.instance import open_instance
     from apeagent_pipeline.defs.metadata import artifact_metadata
-    from apeagent_pipeline.student.promotion import PROMOTED, history_table, roll_back
+    from apeagent_pipeline.student.promotion import PROMOTED, history_page, roll_back
 
     runtime = open_runtime()
     store = runtime.store
@@ -122,7 +122,7 @@ def rollback(
         metadata = {
             "page": dg.MetadataValue.md(f"**{told}**, by `apeagent rollback`."),
             "in_service": service.adapter,
-            "history": dg.MetadataValue.md(history_table(store)),
+            "history": dg.MetadataValue.md(history_page(store)),
             **artifact_metadata(manifest, store),
         }
         tags = {"dagster/data_version": manifest.data_version}

@@ -100,7 +100,8 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
     checks = asset_checks(runtime)
     runtime.artifacts.gates = Gates((key for check in checks for key in check.check_keys), judges)
     warning = service_checks(runtime)
-    automatic = automation(runtime, SYNC_JOB, warning)
+    assets = [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)]
+    automatic = automation(runtime, SYNC_JOB, [asset.key for asset in assets if is_synced(asset)], warning)
     definitions = dg.Definitions(
         assets=declared,
         asset_checks=[*checks, *warning, *automatic.checks],
@@ -121,7 +122,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
         resources={"io_manager": _artifacts(runtime)},
         executor=dg.in_process_executor,
     )
-    return Graph(runtime, [asset for asset in declared if isinstance(asset, dg.AssetsDefinition)], checks, definitions)
+    return Graph(runtime, assets, checks, definitions)
 
 
 def _artifacts(runtime: Runtime) -> dg.ResourceDefinition:

@@ -225,8 +225,9 @@ def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -
     rates = {day: chain_rate(swaps.collect()) for day, swaps in store.scan_days("raw_swaps", days).items()}
     wrong = {
         day: [
-            f"only {found.rate:.0%} of its swaps follow from the swap before (limit {SMALLEST_RATE:.0%}), so some are "
-            "missing; materialize the day again from another endpoint"
+            f"swaps are missing: {found.judged - found.followed:,} of {found.judged:,} judged swaps do not follow from "
+            f"the one stored before them (limit {1 - SMALLEST_RATE:.0%}), so at least one is missing before each; "
+            "materialize the day again from another endpoint"
         ]
         for day, found in rates.items()
         if demanded and found.too_low

@@ -43,22 +43,36 @@ def on_change(due: When | None = None, read: AssetSelection | None = None) -> Wh
         due: A further condition that a change waits for; None: none.
         read: The inputs whose changes count; None: all.
     """
-    # This also counts changes made by a run that includes this asset. `executed_with_root_target` would exclude them,
-    # but only for the last day of a run, never for a job, and for good if the run is cancelled before it reaches this
-    # asset.
-    change = When.any_deps_match(When.data_version_changed())
-    change = change if read is None else change.allow(read)
-    # A change between the request and the next evaluation may have come too late for the requested run.
-    # An artifact that was registered (see `reconcile`) was built by no run, and was up to date or not before.
-    registered = When.newly_updated() & ~When.executed_with_tags(tag_keys={HOST_TAG})
-    handled = When.initial_evaluation() | (When.newly_requested() & ~change) | registered
-    changed = change.since(handled)
+    change = _any_input(When.data_version_changed(), read)
+    # A run that builds this asset too reads what it has changed, so the change is handled when this asset is built, and
+    # stays pending if the run ends before. Dagster tells such runs for the last day of a range only, and never for a
+    # job: what they have built is built once more.
+    beside = When.executed_with_root_target()
+    by_others = _any_input(When.data_version_changed() & ~beside, read)
+    # Dagster remembers a since-condition by an id that does not look into any_deps_match: without another kind of
+    # trigger, the two would share one memory.
+    by_its_run = _any_input(When.data_version_changed() & beside, read) & ~When.initial_evaluation()
+    changed = by_others.since(_handled(by_others)) | by_its_run.since(_handled(by_its_run) | When.newly_updated())
     begun = change if due is None else change | due.newly_true()
     recent = begun.since(When.cron_tick_passed(RETRIES_END, "UTC"))
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC") & recent
     idle = ~When.any_deps_missing().allow(WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
+
+
+def _handled(change: When) -> When:
+    """When a change no longer counts, because a run was requested for it, or because it was before our time."""
+    # A change between the request and the next evaluation may have come too late for the requested run.
+    # An artifact that was registered (see `reconcile`) was built by no run, and was up to date or not before.
+    registered = When.newly_updated() & ~When.executed_with_tags(tag_keys={HOST_TAG})
+    return When.initial_evaluation() | (When.newly_requested() & ~change) | registered
+
+
+def _any_input(condition: When, read: AssetSelection | None) -> When:
+    """Whether a condition holds for any input, or for any of those in ``read``."""
+    found = When.any_deps_match(condition)
+    return found if read is None else found.allow(read)
 
 
 def on_new_day() -> When:

@@ -27,7 +27,7 @@ def materialize_days(
 
     Each day is published as soon as it is computed, and recorded with its own data version. When a day fails, the run
     continues with the next one and fails at the end, naming the failed days. After three failures in a row the
-    remaining days are skipped.
+    remaining days are skipped. A cancelled run records the days that it has published.
 
     Args:
         context: Of the asset; its partition keys are the days.
@@ -43,8 +43,10 @@ def materialize_days(
         run.publish(asked)
         while days := overtaken():
             run.publish(days)
-    except Exception:
+    except BaseException as error:
         run.record()
+        if not isinstance(error, Exception):  # cancelled, or interrupted at the keyboard
+            context.log.warning(run.when_interrupted())
         raise
     of_asked = {day: run.versions[day] for day in asked}
     if len(asked) == 1:
@@ -117,6 +119,14 @@ class _Run:
         # What people look for comes first, and what only programs read at the end.
         self.metadata[day] = (report_metadata(more) if isinstance(more, Report) else more) | usual
         self._artifacts.watcher.stored(self._context.asset_key.to_user_string(), day, table.height)
+
+    def when_interrupted(self) -> str:
+        """What a run that was cancelled leaves, and what builds the rest."""
+        asked = list(self._context.partition_keys)
+        left = [day for day in asked if day not in self.versions]
+        name = self._context.asset_key.to_user_string()
+        rest = f"; to build the rest, launch {name} for {left[0]} to {left[-1]} again" if left else ""
+        return f"interrupted: {len(asked) - len(left)} of {len(asked)} days are stored and recorded{rest}"
 
     def record(self) -> None:
         """Tell Dagster the data version of each published day that it does not know yet."""

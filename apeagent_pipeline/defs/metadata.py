@@ -29,9 +29,8 @@ COLUMNS = {
 }
 """What each column of a stored table means; shown in the UI. The descriptions stand beside the schemas."""
 
-WHY_NOT = "why_not"
-"""Key of what `promoted_adapter` says about the newest adapter: why it is not in service, or `PROMOTED_TEXT`."""
-PROMOTED_TEXT = "promoted"
+PROMOTED_NOW, WHY = "promoted", "why"
+"""Keys of what `promoted_adapter` says about the newest adapter: whether it is in service, and why or why not."""
 _PREVIEW_ROWS = 3
 _CELL_CHARACTERS = 24
 

@@ -4,7 +4,7 @@ import dagster as dg
 
 from apeagent_pipeline.defs.last_time import seconds_last_time, teacher_cost
 from apeagent_pipeline.defs.markets import RAW_SWAPS, REMEDY, markets_in_words, stored_markets
-from apeagent_pipeline.defs.metadata import PROMOTED_TEXT, WHY_NOT
+from apeagent_pipeline.defs.metadata import PROMOTED_NOW, WHY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
 from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
@@ -57,10 +57,10 @@ def _newest_in_service(runtime: Runtime) -> dg.AssetChecksDefinition:
     def newest_in_service(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         event = context.instance.get_latest_materialization_event(dg.AssetKey(PROMOTED))
         made = event.asset_materialization if event else None
-        why = str(made.metadata[WHY_NOT].value) if made and WHY_NOT in made.metadata else PROMOTED_TEXT
+        said = {name: each.value for name, each in made.metadata.items()} if made else {}
         newest = runtime.store.manifest("lora_adapter")
-        refused = why != PROMOTED_TEXT
-        told = f"adapter {newest.data_version if newest else ''} was not promoted: {why}"
+        refused = not said.get(PROMOTED_NOW, True)
+        told = f"adapter {newest.data_version if newest else ''} was not promoted: {said.get(WHY, 'see its page')}"
         return dg.AssetCheckResult(
             passed=not refused,
             severity=dg.AssetCheckSeverity.WARN,

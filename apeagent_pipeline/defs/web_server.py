@@ -8,11 +8,13 @@ The pages also get a few lines of style, because Dagster puts the Markdown of an
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from subprocess import Popen
 from typing import Any
 from urllib.parse import urlsplit
 
+import dagster
 import dagster._cli
 import dagster._cli.dev
 import dagster_webserver.app
@@ -90,6 +92,8 @@ def _develop() -> None:
         return start([ours if part == "dagster_webserver" else part for part in parts], **kwargs)
 
     dagster._cli.dev.open_ipc_subprocess = start_ours
+    # Dagster tells whoever calls `dagster dev` to call `dg dev`; the user has called `apeagent ui`.
+    warnings.filterwarnings("ignore", "Function `dev_command` is superseded", dagster.SupersessionWarning)
     dagster._cli.main()
 
 

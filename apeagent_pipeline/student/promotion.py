@@ -37,6 +37,8 @@ _HIGHER_IS_BETTER = (
     "controls_preserved",
 )
 _LOWER_IS_BETTER = ("control_leak_rate", "near_control_leak_rate", "near_control_leak_rate_held_out")
+_TOLD = ("canary_rate_adapter", "agreement", "control_leak_rate", "near_control_leak_rate")
+"""The measures that a reason and the history show; the page of a promotion shows all."""
 
 
 class Service(BaseModel):
@@ -44,6 +46,7 @@ class Service(BaseModel):
 
     adapter: str = Field(description="Data version of its lora_adapter")
     why: Literal["promoted", "rollback"] = "promoted"
+    reason: str = Field("", description="Why, in words; empty: it went into service before reasons were kept")
     at: str = Field(description="When, UTC")
     metrics: dict[str, float] = Field(description="Of its canary report")
     withdrawn: list[str] = Field([], description="Adapters that were given up by a rollback and may not come back")
@@ -136,7 +139,10 @@ def promote(
     if not past or version != past[-1].adapter:
         metrics = {name: float(value) for name, value in report["metrics"].items()}
         withdrawn = past[-1].withdrawn if past else []
-        service = Service(adapter=version, at=_now(), metrics=metrics, withdrawn=withdrawn, origins=origins)
+        reason = reason_for(version, report, past)
+        service = Service(
+            adapter=version, reason=reason, at=_now(), metrics=metrics, withdrawn=withdrawn, origins=origins
+        )
         _record(store, [*past, service], adapter)
     return []
 
@@ -164,7 +170,11 @@ def roll_back(store: ArtifactStore, to: str = "") -> Service:
         raise PromotionError(f"{earlier.adapter} is in service already")
     if earlier.adapter in given_up:
         given_up -= {earlier.adapter, past[-1].adapter}
-    service = earlier.model_copy(update={"why": "rollback", "at": _now(), "withdrawn": sorted(given_up)})
+    left = "was withdrawn" if past[-1].adapter in given_up else "can come back"
+    reason = f"a rollback from {past[-1].adapter}, which {left}"
+    service = earlier.model_copy(
+        update={"why": "rollback", "reason": reason, "at": _now(), "withdrawn": sorted(given_up)}
+    )
     folder = store.cache / "rollback"
     _copy(archived(store, earlier.adapter), folder)
     # With the inputs of before: nothing that was read has changed, so nothing makes the present one again. And before
@@ -215,19 +225,47 @@ def in_service(store: ArtifactStore) -> Path:
 def history_table(store: ArtifactStore) -> str:
     """Every promotion and rollback as a Markdown table, the newest first.
 
-    Four measures, so that the table fits a page: the page of each promotion shows all.
+    Four measures, so that the table fits a page: see `_TOLD`.
     """
-    shown = ("canary_rate_adapter", "agreement", "control_leak_rate", "near_control_leak_rate")
     rows = [
         [
             each.at[:16].replace("T", " "),
             each.adapter,
             each.why,
-            *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in shown),
+            *(f"{each.metrics[m]:.3f}" if m in each.metrics else "" for m in _TOLD),
         ]
         for each in reversed(history(store))
     ]
-    return markdown_table(["at (UTC)", "adapter", "why", *(name.replace("_", " ") for name in shown)], rows)
+    return markdown_table(["at (UTC)", "adapter", "why", *(name.replace("_", " ") for name in _TOLD)], rows)
+
+
+def history_page(store: ArtifactStore) -> str:
+    """`history_table`, and below it the reason for each line as far as it was kept, the newest first."""
+    reasons = [
+        f"- {each.at[:16].replace('T', ' ')}, {each.adapter}: {each.reason}" for each in history(store) if each.reason
+    ]
+    return "\n".join([history_table(store), "", *reversed(reasons)])
+
+
+def reason_for(version: str, report: Mapping[str, Any], before: Sequence[Service]) -> str:
+    """Why a candidate that nothing speaks against is in service, in words.
+
+    Args:
+        version: Data version of the candidate.
+        report: ``report.json`` of its canary evaluation.
+        before: The history without the candidate's promotion.
+    """
+    if not before:
+        return "within the limits of its check, and the first adapter"
+    old = before[-1]
+    if old.adapter == version:
+        return "no other adapter was trained since"
+    both = [name for name in _TOLD if name in report["metrics"] and name in old.metrics]
+    measured = [
+        f"{name.replace('_', ' ')} {report['metrics'][name]:.3f} after {old.metrics[name]:.3f}" for name in both
+    ]
+    told = f": {', '.join(measured)}" if measured else ""
+    return f"within the limits of its check and not shown worse than {old.adapter}{told}"
 
 
 def explanation(version: str, report: Mapping[str, Any], before: Sequence[Service], wrong: Sequence[str]) -> str:
@@ -243,14 +281,9 @@ def explanation(version: str, report: Mapping[str, Any], before: Sequence[Servic
     if wrong:
         verdict = [f"**{version} was not promoted; {old.adapter if old else 'no adapter'} stays in service:**", ""]
         verdict += [f"- {reason}" for reason in wrong]
-    elif old is None:
-        verdict = [f"**{version} is in service:** it is within the limits of its check, and it is the first."]
-    elif old.adapter == version:
-        verdict = [f"**{version} stays in service:** no other adapter was trained since."]
     else:
-        verdict = [
-            f"**{version} is in service:** within the limits of its check and not shown worse than {old.adapter}."
-        ]
+        stays = "stays" if old and old.adapter == version else "is"
+        verdict = [f"**{version} {stays} in service:** {reason_for(version, report, before)}."]
     rows = []
     for name in (*_HIGHER_IS_BETTER, *_LOWER_IS_BETTER):
         if name in report["metrics"]:

@@ -1,6 +1,7 @@
 """``apeagent clean``: frees what can be made again, and nothing that was paid for or is in service."""
 
 import os
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from apeagent_pipeline import cli
+from apeagent_pipeline.artifacts import store as artifact_store
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.cli import clean
+from apeagent_pipeline.student.promotion import KEPT, PROMOTED, archived, history, promote
 
 DAY_SECONDS = 86_400
 
@@ -72,3 +75,64 @@ def test_superseded_versions_go_and_the_present_one_is_read_as_before(
         len([name for name in files(home) if name.startswith("storage/raw_swaps/.versions/") and "parquet" in name])
         == 1
     )
+
+
+class Retraining:
+    """Retrainings, as far as the disk is concerned: the files of the demo's model, a thousand times smaller."""
+
+    SIZES = {"trained_gan": 2_000, "training_windows": 3_000, "teacher_traces": 4_000, "lora_adapter": 20_000}  # noqa: RUF012
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = ArtifactStore(str(home / "storage"), home / "cache" / "artifacts")
+
+    def __call__(self, number: int) -> None:
+        for asset, size in self.SIZES.items():
+            self.publish(asset, asset, size)
+        adapter = self.store.local_folder("lora_adapter")
+        report = {"metrics": {}, "intervals": {}, "provenance": {"inputs": {"lora_adapter": str(number)}}}
+        out = self.home / "work" / "promoted_adapter"
+        assert promote(self.store, adapter, str(number), report, failures=[], origins=[], out=out) == []
+        self.store.publish_folder(out, asset=PROMOTED, code_version="1")
+        shutil.rmtree(out)
+        self.publish("fused_model", "model.safetensors", 269_000)
+        self.publish("ollama_model", "model.gguf", 290_000)
+        for folder in (f"tensorboard/{number}", "checkpoints/lora_adapter"):
+            (self.home / folder).mkdir(parents=True, exist_ok=True)
+            (self.home / folder / "events").write_bytes(os.urandom(5_000))
+
+    def publish(self, asset: str, name: str, size: int) -> None:
+        self.store.publish_bytes({name: os.urandom(size)}, asset=asset, code_version="1")
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the home, as ``du`` counts them."""
+        return clean._bytes(self.home)
+
+
+def test_ten_retrainings_within_a_day_take_less_than_three_times_the_disk_of_one_after_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APEAGENT_HOME", str(tmp_path))
+    retrain = Retraining(tmp_path)
+    retrain(0)
+    after_one = retrain.taken
+    for number in range(1, 10):
+        retrain(number)
+    assert retrain.taken > 8 * after_one
+    monkeypatch.setattr(clean, "SUPERSEDED_AFTER", timedelta(0))  # an hour later
+    run()
+    assert retrain.taken < 1.5 * after_one
+    assert len(history(retrain.store)) == 10
+    for version in range(10 - KEPT, 10):
+        assert archived(retrain.store, str(version)).is_dir(), "promoted adapters stay"
+
+
+def test_weekly_retrainings_need_no_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact_store, "_KEPT_AFTER_ITS_SUCCESSOR", timedelta(0))  # a week is longer than a day
+    retrain = Retraining(tmp_path)
+    retrain(0)
+    after_one = retrain.taken
+    for number in range(1, 10):
+        retrain(number)
+    assert retrain.taken < 3 * after_one

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from apeagent_pipeline.chain.source import EmbeddedSource
-from apeagent_pipeline.defs.automation.freshness import swaps_freshness
 from apeagent_pipeline.defs.automation.nightly import nightly_ranges
 from apeagent_pipeline.defs.build import Graph, build_graph
 from apeagent_pipeline.defs.conditions import retraining
@@ -125,9 +124,22 @@ def test_a_new_day_is_taken_in(daemon: Daemon) -> None:
     assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
 
 
-def test_what_one_run_made_with_its_inputs_is_made_once_more_and_nothing_below_it_twice(daemon: Daemon) -> None:
+def test_what_one_run_made_with_its_inputs_is_not_made_once_more_and_what_lies_below_once(daemon: Daemon) -> None:
     assert daemon.run("raw_swaps swap_features", *DAYS[1:])
-    assert daemon.settle() == [f"swap_features/{DAYS[2]}", "training_windows"]
+    assert daemon.settle() == ["training_windows"]
+    assert daemon.settle() == []
+
+
+def test_what_the_daemon_has_built_in_one_run_with_its_input_is_not_built_once_more(
+    daemon: Daemon, changing: set[str]
+) -> None:
+    """As the parts of a retraining are, of which each costs minutes or hours."""
+    changing.add(DAYS[1])
+    daemon.run("raw_swaps", DAYS[1])
+    assert daemon.due() == {"swap_features": {DAYS[1]}}
+    before = daemon.graph.runtime.store.whole("swap_features", DAYS[1]).data_version
+    assert daemon.run("swap_features training_windows", DAYS[1])
+    assert daemon.graph.runtime.store.whole("swap_features", DAYS[1]).data_version != before
     assert daemon.settle() == []
 
 
@@ -340,15 +352,23 @@ def test_a_cause_that_stays_is_not_retried_for_ever(daemon: Daemon, monkeypatch:
     assert 2 <= tried <= 7
 
 
-def test_a_request_of_the_night_makes_its_days(tmp_path) -> None:
-    """The run that the schedule asks for is one that Dagster can carry out."""
+def test_a_request_of_the_night_makes_its_days_and_the_daemon_makes_them_not_once_more(tmp_path) -> None:
+    """The run that the schedule asks for is one that Dagster can carry out, with its checks."""
     graph = build_graph(Settings(home=tmp_path))
     (schedule,) = graph.definitions.schedules
     with dg.DagsterInstance.local_temp(str(tmp_path), overrides=QUIET) as instance:
         context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2025, 1, 23, 2, tzinfo=UTC))
         (request,) = schedule.evaluate_tick(context).run_requests
+        daemon = Daemon(graph, instance)
+        daemon.due("liquidity_changes")  # the first look only remembers
         job = graph.definitions.resolve_job_def(schedule.job_name)
-        assert job.execute_in_process(instance=instance, tags=request.tags).success
+        done = job.execute_in_process(instance=instance, asset_selection=request.asset_selection, tags=request.tags)
+        assert done.success
+        assert {each.check_name for each in done.get_asset_check_evaluations()} >= {
+            "no_swap_missing",
+            "final_when_read",
+        }
+        assert not {DAYS[1]} & {day for days in daemon.due("liquidity_changes").values() for day in days}
     assert graph.runtime.store.days("swap_features") == DAYS[:2]
 
 
@@ -357,23 +377,3 @@ def test_an_archive_has_no_nights(tmp_path) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2025, 1, 23, 2, tzinfo=UTC))
         assert "archive" in schedule.evaluate_tick(context).skip_message
-
-
-def test_a_backfilled_old_day_does_not_hide_that_yesterday_is_missing(tmp_path) -> None:
-    settings = Settings(home=tmp_path, rpc_urls="http://127.0.0.1:9")
-    (check,), (sensor,) = swaps_freshness(settings)
-    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
-    assert swaps_freshness(Settings(home=tmp_path)) == ([], [])
-    raw_swaps = next(each for each in build_graph(settings).assets if each.key == dg.AssetKey("raw_swaps"))
-    jobs = [dg.define_asset_job("fresh", dg.AssetSelection.checks(check))]
-    job = dg.Definitions([raw_swaps], asset_checks=[check], jobs=jobs).resolve_job_def("fresh")
-    with dg.DagsterInstance.ephemeral() as instance:
-
-        def passes(day: date) -> bool:
-            instance.report_runless_asset_event(dg.AssetMaterialization("raw_swaps", partition=str(day)))
-            return job.execute_in_process(instance=instance).get_asset_check_evaluations()[0].passed
-
-        today = datetime.now(UTC).date()
-        assert not passes(date(2025, 1, 21))
-        # Until the deadline of today has passed, it is the day before yesterday that must be there.
-        assert passes(today - timedelta(days=2)) or passes(today - timedelta(days=1))

@@ -1,7 +1,9 @@
 """The deployment files that come with the package: what an operator relies on without looking."""
 
 import re
+import tomllib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +63,12 @@ def test_pods_run_without_root_and_on_a_read_only_file_system_too() -> None:
         assert {"secretRef": {"name": "apeagent"}} in pod.get("envFrom", []) or {"name": "apeagent"} in pod[
             "envSecrets"
         ]
+
+
+def test_dg_loads_what_the_workspace_loads_and_nothing_at_the_root_shadows_the_workspace() -> None:
+    root = Path(__file__).parents[2]
+    (location,) = yaml.safe_load((root / "workspace.yaml").read_text())["load_from"]
+    project = tomllib.loads((DEPLOY / "dg.toml").read_text())["project"]
+    assert project["code_location_target_module"] == project["code_location_name"] == location["python_module"]
+    tools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
+    assert not {"dg", "dagster"} & tools.keys(), "`dagster dev` would read it instead of workspace.yaml"

@@ -102,4 +102,4 @@ def test_limits_that_the_launchpad_lowered_are_an_experiment_too(house: House) -
     told = {"canary_eval": "max_control_leak 1.0 instead of 0.05"}
     publish_candidate(house.store, "leaking", {**GOOD, "control_leak_rate": 0.04}, told)
     assert house.launch(PROMOTED).success
-    assert "max_control_leak 1.0 instead of 0.05" in json.dumps(house.metadata(PROMOTED)["why_not"])
+    assert "max_control_leak 1.0 instead of 0.05" in json.dumps(house.metadata(PROMOTED)["why"])

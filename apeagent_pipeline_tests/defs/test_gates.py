@@ -74,7 +74,7 @@ def cause(result: dg.ExecuteInProcessResult) -> str:
 def test_a_run_builds_the_neighbours_of_a_bad_day_and_says_why_it_does_not_build_its_readers(house: House) -> None:
     result = house.run("swap_features", *DAYS)
     assert house.features == GOOD
-    assert f"check no_swap_missing of raw_swaps of {BAD} failed: only" in cause(result)
+    assert f"check no_swap_missing of raw_swaps of {BAD} failed: swaps are missing: " in cause(result)
     assert "2 of 4 days failed" in cause(result)
 
 

@@ -11,6 +11,7 @@ from apeagent_pipeline.student.promotion import (
     PROMOTED,
     PromotionError,
     history,
+    history_page,
     history_table,
     in_service,
     promote,
@@ -120,6 +121,25 @@ def test_a_rollback_brings_the_one_before_back_and_keeps_the_other_out(candidate
     table = history_table(candidates.store)
     assert table.count("rollback") == 2
     assert max(map(len, table.splitlines())) <= 110, "it fits a page of 1,280 pixels"
+
+
+def test_every_change_of_the_adapter_in_service_is_kept_with_its_reason(candidates: Candidates) -> None:
+    candidates.apply("first", report(0.7))
+    candidates.apply("second", report(0.9))
+    roll_back(candidates.store)
+    assert [each.reason for each in history(candidates.store)] == [
+        "within the limits of its check, and the first adapter",
+        "within the limits of its check and not shown worse than first: agreement 0.900 after 0.700, "
+        "control leak rate 0.000 after 0.000",
+        "a rollback from second, which was withdrawn",
+    ]
+    page = history_page(candidates.store)
+    assert page.startswith(history_table(candidates.store))
+    assert (
+        page.index("a rollback from second")
+        < page.index("not shown worse than first")
+        < page.index("the first adapter")
+    )
 
 
 def test_a_rollback_goes_to_any_kept_adapter_and_can_be_undone(candidates: Candidates) -> None:

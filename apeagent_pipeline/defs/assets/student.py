@@ -8,12 +8,12 @@ import dagster as dg
 
 from apeagent_pipeline.artifacts.provenance import provenance
 from apeagent_pipeline.defs.declaration import OWNER, declare, launched_config
-from apeagent_pipeline.defs.metadata import PROMOTED_TEXT, WHY_NOT, experiments_in_words, picture
+from apeagent_pipeline.defs.metadata import PROMOTED_NOW, WHY, experiments_in_words, picture
 from apeagent_pipeline.defs.resources import STUDENT_BASE, Runtime
 from apeagent_pipeline.evaluation.canary.config import failures_of
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig
 from apeagent_pipeline.student.gguf import ExportConfig
-from apeagent_pipeline.student.promotion import explanation, history, history_table, promote
+from apeagent_pipeline.student.promotion import explanation, history, history_page, promote, reason_for
 
 
 def student_assets(runtime: Runtime) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -124,9 +124,9 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             metadata={
                 "page": dg.MetadataValue.md(explanation(manifest.data_version, report, before, wrong)),
                 "in_service": serving.adapter,
-                "promoted": not wrong,
-                WHY_NOT: "; ".join(wrong) or PROMOTED_TEXT,
-                "history": dg.MetadataValue.md(history_table(runtime.store)),
+                PROMOTED_NOW: not wrong,
+                WHY: "; ".join(wrong) or reason_for(manifest.data_version, report, before),
+                "history": dg.MetadataValue.md(history_page(runtime.store)),
             },
         )
 

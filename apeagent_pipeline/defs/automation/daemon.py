@@ -22,16 +22,19 @@ class Automation:
     checks: list[dg.AssetChecksDefinition]
 
 
-def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecksDefinition]) -> Automation:
+def automation(
+    runtime: Runtime, sync_job: str, synced: Sequence[dg.AssetKey], warning: Sequence[dg.AssetChecksDefinition]
+) -> Automation:
     """Everything that the settings ask the daemon to do.
 
     Args:
         runtime: Settings and store.
         sync_job: Name of the job that reads days.
+        synced: The assets of that job.
         warning: The checks that warn and hold nothing back.
     """
     settings = runtime.settings
-    freshness_checks, freshness_sensors = swaps_freshness(settings)
+    freshness_checks, freshness_sensors = swaps_freshness(runtime)
     told = [key for check in [*warning, *freshness_checks] for key in check.check_keys]
     webhook = settings.alert_webhook
     sensors = [
@@ -41,7 +44,7 @@ def automation(runtime: Runtime, sync_job: str, warning: Sequence[dg.AssetChecks
         *freshness_sensors,
         *([failure_alert(webhook, settings.ui_url), warning_alert(webhook, settings.ui_url, told)] if webhook else []),
     ]
-    return Automation([nightly_resync(runtime, sync_job)], sensors, freshness_checks)
+    return Automation([nightly_resync(runtime, sync_job, synced)], sensors, freshness_checks)
 
 
 def automation_sensor() -> dg.AutomationConditionSensorDefinition:

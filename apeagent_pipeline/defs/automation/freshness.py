@@ -1,34 +1,77 @@
-"""Freshness of `raw_swaps`, judged by partition: backfilling an old day does not hide that yesterday is missing.
+"""Freshness of `raw_swaps`, judged by day: reading an old day again does not hide that yesterday is missing.
 
-Dagster's newer `FreshnessPolicy` judges the whole asset by its last materialization, so any backfill would turn it
-green. That is why the partition-aware checks stay, although Dagster calls them superseded.
+Dagster's `FreshnessPolicy` cannot say this. It judges an asset by the time of its last materialization, of whichever
+partition, so any backfill and any re-reading of an old day would turn it green. Dagster's partition-aware freshness
+checks could, and are superseded by that policy; so this is a check of our own.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 
 from apeagent_pipeline.chain.days import FIRST_DAY
-from apeagent_pipeline.settings import Settings
+from apeagent_pipeline.defs.automation.nightly import night_of
+from apeagent_pipeline.defs.markets import RAW_SWAPS
+from apeagent_pipeline.defs.resources import Runtime
 
-_GRACE = timedelta(hours=4)
+GRACE = timedelta(hours=4)
+"""How long after the nightly re-sync should have begun yesterday may be missing."""
 
 
-def swaps_freshness(settings: Settings) -> tuple[list[dg.AssetChecksDefinition], list[dg.SensorDefinition]]:
-    """A check that warns four hours after the nightly re-sync should have started, and the sensor that runs it.
+def swaps_freshness(runtime: Runtime) -> tuple[list[dg.AssetChecksDefinition], list[dg.SensorDefinition]]:
+    """A check that warns four hours after the nightly re-sync should have begun, and the sensor that runs it.
 
     Only for swaps read from a node: the embedded chain and an archive are only read on request.
     """
-    if not settings.rpc_urls:
+    if not runtime.settings.rpc_urls:
         return [], []
-    begun = datetime.combine(FIRST_DAY, settings.nightly_at) + _GRACE
-    checks = dg.build_time_partition_freshness_checks(
-        assets=[dg.AssetKey("raw_swaps")],
-        deadline_cron=f"{begun.minute} {begun.hour} * * *",
-        timezone="UTC",
-        severity=dg.AssetCheckSeverity.WARN,
+    nightly_at = runtime.settings.nightly_at
+
+    @dg.asset_check(
+        asset=RAW_SWAPS,
+        name="fresh",
+        description=f"Yesterday's swaps are stored {GRACE.seconds // 3600} hours after the nightly re-sync should have "
+        "begun. Warns if they are missing",
+        blocking=False,
     )
-    sensor = dg.build_sensor_for_freshness_checks(
-        freshness_checks=checks, name="swaps_freshness", default_status=dg.DefaultSensorStatus.RUNNING
+    def fresh() -> dg.AssetCheckResult:
+        due = day_due(datetime.now(UTC), nightly_at)
+        stored = runtime.store.days(RAW_SWAPS)
+        passed = str(due) in stored or due < FIRST_DAY
+        told = (
+            f"the swaps of {due} are missing, {GRACE.seconds // 3600} hours after the re-sync of "
+            f"{nightly_at:%H:%M} UTC should have begun. Look at the runs of `nightly_resync`, or materialize raw_swaps "
+            f"for {due}"
+        )
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{due} is stored" if passed else told,
+            metadata={"newest stored day": stored[-1] if stored else "none"},
+        )
+
+    @dg.sensor(
+        name="swaps_freshness",
+        asset_selection=dg.AssetSelection.checks(fresh),
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Runs the check {fresh.check_key.name} of {RAW_SWAPS} once a day, "
+        f"{GRACE.seconds // 3600} hours after the nightly re-sync should have begun",
     )
-    return list(checks), [sensor]
+    def sensor(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        due = str(day_due(datetime.now(UTC), nightly_at))
+        if context.cursor == due:
+            return dg.SkipReason(f"{due} was looked for already")
+        context.update_cursor(due)
+        return dg.RunRequest(run_key=f"fresh-{due}", asset_check_keys=[fresh.check_key])
+
+    return [fresh], [sensor]
+
+
+def day_due(now: datetime, nightly_at: time) -> date:
+    """The newest day that should be stored by now."""
+    deadline = (datetime.combine(FIRST_DAY, nightly_at) + GRACE).time()
+    begun = night_of(now, deadline)  # the date of the newest deadline
+    if deadline < nightly_at:
+        begun -= timedelta(days=1)  # the deadline of a night lies beyond midnight
+    return begun - timedelta(days=1)

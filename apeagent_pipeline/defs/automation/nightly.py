@@ -18,13 +18,19 @@ NIGHT = "apeagent/night"
 """Tag of the run that reads yesterday: the date of its night."""
 
 
-def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
+def nightly_resync(runtime: Runtime, job: str, assets: Sequence[dg.AssetKey]) -> dg.ScheduleDefinition:
     """Every night: read yesterday, read some days before it again, and read days that are missing.
 
     A day that is read again with equal content keeps its data version, so nothing downstream is rebuilt. Days are read
     again because a node may have answered wrongly. After downtime, Dagster only evaluates the newest tick of such a
     schedule, so that tick requests all missing days of the last month. A night that failed is tried again in the
     morning, by the later ticks.
+
+    Args:
+        runtime: Settings and store.
+        job: Name of the job that reads days.
+        assets: All assets of that job. The run names them, so that the daemon's conditions know what it has built of
+            yesterday and do not build it once more.
     """
     settings = runtime.settings
     begins = [
@@ -56,10 +62,11 @@ def nightly_resync(runtime: Runtime, job: str) -> dg.ScheduleDefinition:
         *earlier, newest = nightly_ranges(night, settings.nightly_recheck_days, stored, unconfirmed)
         # The run key is the night and the try, so a restarted daemon requests nothing twice.
         key = f"nightly-{night}-{len(tries) + 1}" if tries else f"nightly-{night}"
-        yield dg.RunRequest(run_key=key, tags={**_range(*newest), NIGHT: str(night)})
+        yield dg.RunRequest(run_key=key, asset_selection=assets, tags={**_range(*newest), NIGHT: str(night)})
         # Days further back fail by themselves, and are not tried again before the next night.
         for first, last in [] if tries else earlier:
-            yield dg.RunRequest(run_key=f"nightly-{night}-of-{first}", tags=_range(first, last))
+            key = f"nightly-{night}-of-{first}"
+            yield dg.RunRequest(run_key=key, asset_selection=assets, tags=_range(first, last))
 
     return schedule
 

@@ -9,10 +9,11 @@ promotion is explained, and every manual step was asked for.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +24,7 @@ from rich.table import Table
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.defs.instance import open_instance
+from apeagent_pipeline.defs.service_checks import RETRAINED
 from apeagent_pipeline.student.promotion import PROMOTED, history
 from apeagent_pipeline_tests.benchmarks.quarter.figure import draw
 from apeagent_pipeline_tests.benchmarks.quarter.life import Quarter, live
@@ -60,24 +62,26 @@ def promotions(quarter: Quarter) -> list[tuple[bool, str, bool]]:
             assert record.asset_materialization is not None
             values = {name: each.value for name, each in record.asset_materialization.metadata.items()}
             if "promoted" in values:
-                found.append((bool(values["promoted"]), str(values["why_not"]), bool(values["why_not"])))
+                why = str(values.get("why", ""))
+                found.append((bool(values["promoted"]), why, len(why.split()) > 2))
     return found
 
 
 def verdict(quarter: Quarter) -> tuple[Rows, bool]:
     """The table of the quarter, and whether it shows what it must."""
     plan, daemon = quarter.daemon.plan, quarter.daemon
-    last = FIRST_DAY + timedelta(days=plan.days - 1)
+    last, lived = quarter.last, (quarter.last - FIRST_DAY).days + 1
     store = ArtifactStore(daemon.settings.storage_url, daemon.settings.home / "cache" / "artifacts")
     candidates, past, late = promotions(quarter), history(store), told_on(quarter)
     explained = sum(known for _, _, known in candidates)
     dated = sum(bool(each.trained_on and each.metrics) for each in past)
     false, resumed = without_cause(quarter), sum("the retry succeeded" in each for each in daemon.resumed)
     stale = quarter.stale(last)
+    waiting = [each for each in stale if each.asset in RETRAINED and each.changed_inputs]
     reports = store.days("service_report")
     rows: Rows = [
         ("days read", plan.first, len(store.days("raw_swaps"))),
-        ("days with a report on the adapter in service", None, f"{len(reports)} of {plan.days - plan.first} nights"),
+        ("days with a report on the adapter in service", None, f"{len(reports)} of {lived - plan.first} nights"),
         ("runs", None, daemon.runs),
         ("manual steps, each asked for by an alert or by `apeagent status` after an upgrade", None, len(quarter.steps)),
         ("calm days before the change", None, (plan.change - FIRST_DAY).days - plan.first),
@@ -86,7 +90,7 @@ def verdict(quarter: Quarter) -> tuple[Rows, bool]:
         ("runs killed; resumed by the retry", None, f"{len(daemon.resumed)}; {resumed}"),
         ("candidates; promoted", None, f"{len(candidates)}; {len(past)}"),
         ("candidates with a reason; promotions with their days of training", None, f"{explained}; {dated}"),
-        ("artifacts out of date at the end", None, len(stale)),
+        ("artifacts out of date at the end; of these waiting for Sunday", None, f"{len(stale)}; {len(waiting)}"),
         *((name, f"{value:.1f}", f"{quarter.end[name]:.1f}") for name, value in quarter.start.items()),
     ]
     met = (
@@ -105,12 +109,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A simulated quarter with tiny models.")
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--first", type=int, default=14, help="days of the first training")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no night later than so many minutes on")
     parser.add_argument("--figure", type=Path, help="PNG of the daily distances from the market of training")
     given = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", {"DAGSTER_HOME": ""}):
         begun, busy = time.monotonic(), time.process_time()
-        quarter = live(Plan(given.days, given.first), Path(folder), console.print)
+        quarter = live(Plan(given.days, given.first), Path(folder), console.print, given.minutes)
         took = f"{time.monotonic() - begun:.0f} s, {time.process_time() - busy:.0f} s of them computing"
         rows, met = verdict(quarter)
         if given.figure:
@@ -119,11 +124,14 @@ def main() -> int:
             console.print(f"{day}: {text}")
         for line in quarter.daemon.resumed:
             console.print(line)
+        for each in quarter.stale(quarter.last):
+            console.print(f"out of date at the end: {each.name}, {each.reason}")
         for day, text in without_cause(quarter):
             console.print(f"without a cause, {day}: {text}")
         for promoted, why, _ in promotions(quarter):
             console.print(f"{'promoted' if promoted else 'refused'}: {why}")
-    table = Table("", "start", "end", title=f"{given.days} days, tiny models, {took}")
+    lived = (quarter.last - FIRST_DAY).days + 1
+    table = Table("", "start", "end", title=f"{lived} of {given.days} days, tiny models, {took}")
     for name, start, end in rows:
         table.add_row(name, *("" if cell is None else str(cell) for cell in (start, end)))
     console.print(table)

@@ -89,7 +89,10 @@ class Daemon:
         (schedule,) = graph.definitions.schedules
         context = dg.build_schedule_context(instance, scheduled_execution_time=tick)
         requests = schedule.evaluate_tick(context).run_requests
-        launches = [Launch(job=schedule.job_name, tags=dict(request.tags)) for request in requests]
+        launches = [
+            Launch(tuple(key.to_user_string() for key in each.asset_selection), schedule.job_name, dict(each.tags))
+            for each in requests
+        ]
         well = [
             self.launch(instance, graph, today, each) for each in launches
         ]  # each of them, whatever became of another

@@ -3,12 +3,20 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from math import inf
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import dagster as dg
+import sqlalchemy
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 from pydantic import SecretStr
 
 from apeagent_pipeline.artifacts import store as artifact_store
@@ -40,6 +48,7 @@ class Quarter:
         notes: The day, and what else is worth knowing.
         start: Figures of the home after the first night.
         end: The same after the last one.
+        last: The day of the last night that was lived through.
     """
 
     daemon: Daemon
@@ -49,6 +58,7 @@ class Quarter:
     notes: list[tuple[date, str]] = field(default_factory=list)
     start: dict[str, float] = field(default_factory=dict)
     end: dict[str, float] = field(default_factory=dict)
+    last: date = FIRST_DAY
     _begun: dict[date, datetime] = field(default_factory=dict)
     """Day -> when its night began on the real clock."""
 
@@ -139,13 +149,34 @@ class Quarter:
         return {**disk(self.daemon.settings), **page_loads(self.daemon.settings)}
 
 
-def live(plan: Plan, work: Path, say: Callable[[str], None]) -> Quarter:
-    """Live through the whole quarter.
+@contextmanager
+def kept_engines() -> Iterator[None]:
+    """Keep the engine of each SQLite file.
+
+    Dagster makes one for every event that it stores, and a new engine compiles each statement anew: a quarter of the
+    processor time of a simulated night.
+    """
+    usual, engines = sqlalchemy.create_engine, {}
+
+    def create(url: str, **options: Any) -> sqlalchemy.Engine:
+        if url not in engines:
+            engines[url] = usual(url, **options)
+        return engines[url]
+
+    with ExitStack() as patches:
+        for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
+            patches.enter_context(mock.patch.object(module, "create_engine", create))
+        yield
+
+
+def live(plan: Plan, work: Path, say: Callable[[str], None], minutes: float = inf) -> Quarter:
+    """Live through the quarter.
 
     Args:
         plan: When what happens.
         work: Folder for home and student.
         say: Called with a line a day.
+        minutes: No night begins later than so long after the beginning.
     """
     webhook = Webhook()
     # Superseded versions are deleted a day after their successor: here with it, for a simulated day takes seconds.
@@ -157,11 +188,13 @@ def live(plan: Plan, work: Path, say: Callable[[str], None]) -> Quarter:
     quarter = Quarter(Daemon(settings, plan), webhook)
     begun = time.monotonic()
     try:
-        with planted(plan, quarter.daemon.mended):
+        with kept_engines(), planted(plan, quarter.daemon.mended):
             quarter.first_training()
             say(f"first training on {plan.first} days after {time.monotonic() - begun:.0f} s")
             for number in range(plan.first, plan.days):
-                today = FIRST_DAY + timedelta(days=number)
+                if time.monotonic() - begun > 60 * minutes:
+                    break
+                quarter.last = today = FIRST_DAY + timedelta(days=number)
                 if today in plan.upgrades:
                     quarter.upgrade(today)
                 if today == plan.move:
@@ -170,7 +203,8 @@ def live(plan: Plan, work: Path, say: Callable[[str], None]) -> Quarter:
                 quarter.night(today)
                 if number == plan.first:
                     quarter.start = quarter.figures()
-                say(f"{today} after {time.monotonic() - begun:.0f} s: {quarter.daemon.runs - runs} runs")
+                spent = f"{time.monotonic() - begun:.0f} s, {time.process_time():.0f} s of them computing"
+                say(f"{today} after {spent}: {quarter.daemon.runs - runs} runs")
                 for _, text in [*quarter.alerts[told:], *quarter.steps[done:]]:
                     say(f"    {text[:300]}")
             quarter.end = quarter.figures()

@@ -22,8 +22,12 @@ from apeagent_pipeline_tests.tiny_graph import TINY
 
 SIZES_TIMES = 5.0
 """The planted change: every trade is so many times larger."""
-QUARTER = replace(TINY, synthetic_quality=TINY.synthetic_quality.model_copy(update={"deals": 1}))
-"""The tiny options, with one assignment of blocks to folds: the quality report is no part of what is looked at here."""
+QUARTER = replace(
+    TINY,
+    synthetic_quality=TINY.synthetic_quality.model_copy(update={"deals": 1}),
+    lora_adapter=TINY.lora_adapter.model_copy(update={"valid_every": 4, "valid_examples": 2}),
+)
+"""The tiny options, with one assignment of blocks to folds and one validation: neither is looked at here."""
 
 
 @dataclass(frozen=True)
