@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow as pa
 
 _GROUP_ROWS = 122_880
 _LONGEST_IN_MEMORY = 500_000
@@ -96,6 +95,8 @@ def read_parquet(path: Path) -> pl.DataFrame:
     The system then keeps in memory what is used and what fits. The temporary file has no name any more when this
     returns, and is gone with the table.
     """
+    import pyarrow as pa
+
     scanned = pl.scan_parquet(path)
     if scanned.select(pl.len()).collect().item() <= _LONGEST_IN_MEMORY:
         return scanned.collect()

@@ -216,7 +216,9 @@ def main() -> None:
             f"Not run: {'; '.join(missing) or 'nothing'}.",
         ]
         swaps = "" if arguments.swaps is None else " --swaps SWAPS.csv"
-        command = f"python -m apeagent_pipeline_tests.benchmarks.gan_scaling --work FOLDER{swaps} --record"
+        options = ("days", "times", "widths", "seeds", "deals")
+        grid = " ".join(f"--{name} {getattr(arguments, name)}" for name in options)
+        command = f"python -m apeagent_pipeline_tests.benchmarks.gan_scaling --work FOLDER{swaps} {grid} --record"
         record(name, command, COLUMNS, table, notes, "one thread of a busy core")
 
 
