@@ -77,17 +77,19 @@ def test_superseded_versions_go_and_the_present_one_is_read_as_before(
     )
 
 
+RETRAINED = {"trained_gan": 2_000, "training_windows": 3_000, "teacher_traces": 4_000, "lora_adapter": 20_000}
+"""Asset -> bytes of its file, a thousandth of the demo's."""
+
+
 class Retraining:
     """Retrainings, as far as the disk is concerned: the files of the demo's model, a thousand times smaller."""
-
-    SIZES = {"trained_gan": 2_000, "training_windows": 3_000, "teacher_traces": 4_000, "lora_adapter": 20_000}  # noqa: RUF012
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.store = ArtifactStore(str(home / "storage"), home / "cache" / "artifacts")
 
     def __call__(self, number: int) -> None:
-        for asset, size in self.SIZES.items():
+        for asset, size in RETRAINED.items():
             self.publish(asset, asset, size)
         adapter = self.store.local_folder("lora_adapter")
         report = {"metrics": {}, "intervals": {}, "provenance": {"inputs": {"lora_adapter": str(number)}}}
