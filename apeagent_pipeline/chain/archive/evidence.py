@@ -265,7 +265,7 @@ def _doubles(rows: pl.DataFrame, exact: Mapping[str, pl.Series]) -> dict[str, np
 
     Amounts that were paid are left out: people type round ones.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in ROUNDED_COLUMNS:
         flags = {f"{kind}_{name}": np.zeros(rows.height, bool) for kind in ("long", "double")}
         found |= flags

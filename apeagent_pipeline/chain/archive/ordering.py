@@ -258,8 +258,8 @@ def _by_price(table: pl.DataFrame, ordered: Ordered, evidence: OrderEvidence) ->
     block = table["block_number"].to_numpy()
     changes = np.r_[True, block[1:] != block[:-1]]
     if table["log_index"].null_count():
-        other = pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
-        changes |= table.select(pl.col("log_index").is_null() & other).to_series().to_numpy()
+        elsewhere = pl.col("transaction_index").ne_missing(pl.col("transaction_index").shift(1))
+        changes |= table.select(pl.col("log_index").is_null() & elsewhere).to_series().to_numpy()
     group = np.cumsum(changes)
     size = np.bincount(group)[group]
     at = np.flatnonzero((size > 1) & (size <= _LARGEST_GROUP))

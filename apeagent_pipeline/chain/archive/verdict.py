@@ -162,7 +162,7 @@ def denials(evidence: Evidence, pool: PoolSpec, flips: bool) -> list[Denial]:
     found = [Denial(judged.filter(mask), *words) for mask, words in _row_rules(pool, flips)]
     found.append(_digits(judged, evidence.exact, evidence.compared))
     found += _rounded_columns(sums)
-    if gapless(sums["linked"].sum(), sums["unlinked"].sum()):
+    if gapless(int(sums["linked"].sum()), int(sums["unlinked"].sum())):
         cause = "contradicts the price of the row before, in an archive whose other rows all follow from each other"
         found.append(Denial(judged.filter("broken"), cause, "Export these rows again; a row may be missing or changed"))
     return [denial for denial in found if denial.rows.height]
