@@ -126,39 +126,39 @@ def _read(text: str) -> float:
 def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
-    Change and volatility are compared in whole basis points, holdings in two significant digits, all cut off. USDC and
-    price are whole from 100 on.
+    Everything is compared in two significant digits, cut off, which a reader can work with in the head. USDC and price
+    are copied first: they are whole from 100 on.
 
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.
         words: Edges between the words.
 
     Returns:
-        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``whole_change`` (ticks),
-        ``whole_volatility`` (basis points), ``rough_eth`` in two significant digits, ``rough_usdc``,
+        The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``rough_change`` (whole
+        ticks), ``rough_volatility`` (whole basis points) and ``rough_eth`` in two significant digits; ``rough_usdc``,
         ``rough_price``, and ``rough_bought`` (ETH that the ones buy at the other, see `one_digit`).
     """
     change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
-    whole_change = change.abs().floor().cast(pl.Int64)
+    rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
     rough_price, rough_usdc = (
         pl.when(pl.col(name) < 100).then(two_digits(pl.col(name))).otherwise(pl.col(name).floor())
         for name in ("price", "usdc")
     )
     states = states.with_columns(
-        whole_change=whole_change * change.sign().cast(pl.Int64),
-        whole_volatility=level.floor().cast(pl.Int64),
+        rough_change=rough_change * change.sign().cast(pl.Int64),
+        rough_volatility=two_digits(level.floor()).cast(pl.Int64),
         rough_usdc=rough_usdc,
         rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),
         rough_bought=one_digit(rough_usdc / rough_price),
     )
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
-    size, level = pl.col("whole_change").abs(), pl.col("whole_volatility")
+    size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")
     is_strong = size >= words.strong_from * level
     return states.with_columns(
         trend=pl.when((size < level) | (size < words.least_move_bps) | (size == 0))
         .then(flat)
-        .when(pl.col("whole_change") > 0)
+        .when(pl.col("rough_change") > 0)
         .then(pl.when(is_strong).then(up_strong).otherwise(up_weak))
         .otherwise(pl.when(is_strong).then(down_strong).otherwise(down_weak)),
         volatility=words.volatility_word(level),

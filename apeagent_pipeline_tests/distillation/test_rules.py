@@ -88,9 +88,9 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert answer.drafts == (
         "volatility 21.7bps, change -31.5",
         "2500, 1300 USDC, 0.6 ETH",
-        "-0031 vs 0021",
+        "-31 vs 21",
         "down, reduce",
-        "0021 calm, reduce half",
+        "21 calm, reduce half",
         "1.3k at 2.5k makes 0.5",
         "0.6 vs 0.5",
         "balanced, reduce half 0.6",
@@ -100,11 +100,11 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert (bought.drafts[-1], bought.amount) == ("balanced, add half 0.5", 0.25)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
     assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
-    assert rough.drafts[2] == "+1079 vs 0459", "four digits of what is compared"
+    assert rough.drafts[2] == "+1000 vs 450", "two digits of what is compared"
     assert rough.drafts[5] == "0k at 3.4k makes 0"
     assert rules_answer(printed(usdc=5.97)).drafts[5] == "0.0059k at 2.5k makes 0.0025"
     ended = rules_answer(printed(change_ticks=-9.0)).drafts[2:]
-    assert ended == ("-0009 vs 0021", "flat, wait"), "nothing more to decide"
+    assert ended == ("-9 vs 21", "flat, wait"), "nothing more to decide"
 
 
 def test_decimals_that_are_not_compared_never_decide() -> None:
@@ -112,8 +112,8 @@ def test_decimals_that_are_not_compared_never_decide() -> None:
     assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[3] == "up, add"
     assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[3] == "up, add"
     assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[3] == "flat, wait"
-    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("0029 calm")
-    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("0030 normal")
+    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("29 calm")
+    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("30 normal")
 
 
 def test_a_move_that_does_not_pay_a_purchase_and_a_sale_is_flat() -> None:
@@ -144,7 +144,7 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
     if is_flat:
         return
     level, bought, weighed, _ = rest
-    assert level.startswith(f"{whole:04d} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
+    assert level.startswith(f"{whole} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
     price, cash, owned = (float(word) for word in facts.replace(",", "").split() if word not in ("USDC", "ETH"))
     spent, at, buys = (float(word.rstrip("k")) * (1000 if "k" in word else 1) for word in bought.split()[::2])
     assert (price, at) == (2500, 2500)
@@ -194,7 +194,8 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     if answer.side != "HOLD":
         holding = float(answer.drafts[-1].split()[-1])
         exact = eth if answer.side == "SELL" else row["affordable_eth"]
-        assert holding == exact if rendering == "digested" else 0.85 * exact <= holding <= exact / 0.85
+        least, most = (0.9, 1.0 + 1e-9) if rendering == "digested" else (0.85, 1 / 0.85)
+        assert least * exact <= holding <= most * exact
         assert is_feasible(answer, eth, usdc, price)
         assert answer.amount in [size_of(share, holding) for share in SHARES.values()]
 

@@ -19,22 +19,21 @@ ETH is measured by what the USDC afford after costs.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
 of look-ups, which a small student can learn. They end where nothing is left to decide. The last draft of a trade ends
-with the holding that pays, in ETH, so that its size needs only the number before it.
+with the holding that pays, in ETH and two significant digits, so that its size needs only the number before it.
 
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
 
     volatility 0.0021, change -31.78    as printed, with their units
     3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
-    -0031 vs 0021                       whole ticks; whole basis points of volatility
+    -31 vs 21                           whole ticks; whole basis points of volatility
     down, reduce                        flat if 31 < 21
-    0021 calm, reduce half
+    21 calm, reduce half
     1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
     0.6 vs 0.4                          ETH held; ETH that the USDC buy
     balanced, reduce half 0.6
 
-First they list the facts, then they compare. Change and volatility have four digits, so that a place stands under the
-same place, and the digits of a fraction are copied. Holdings have two significant digits, the others cut off. A
+First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
 quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
 sale is up to a tenth smaller than the share of the exact holding, and a purchase up to a seventh away.
 
@@ -127,7 +126,7 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     if side == "HOLD":
         return DraftAnswer(tuple(drafts), side)
     sold, bought = ("rough_eth", "rough_bought") if is_worked else ("eth", "affordable_eth")
-    holding = row[sold if side == "SELL" else bought]
+    holding = size_of(Decimal(1), row[sold if side == "SELL" else bought], digits=2)
     drafts[-1] += f" {token_text(holding)}"
     return DraftAnswer(tuple(drafts), side, size_of(share, holding), "ETH")
 
@@ -158,9 +157,9 @@ def _thousands(usdc: float) -> str:
 
 def _worked(row: PromptRow) -> dict[str, str]:
     """The lines that lead to each word where the prompt shows numbers alone, and the word."""
-    volatility, bought = f"{row['whole_volatility']:04d}", token_text(row["rough_bought"])
+    volatility, bought = row["rough_volatility"], token_text(row["rough_bought"])
     return {
-        "trend": f"{row['whole_change']:+05d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
+        "trend": f"{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
         "volatility": f"{volatility} {row['volatility']}",
         "portfolio": f"{_thousands(row['rough_usdc'])} at {_thousands(row['rough_price'])} makes {bought}\n"
         f"{token_text(row['rough_eth'])} vs {bought}\n{row['portfolio']}",
