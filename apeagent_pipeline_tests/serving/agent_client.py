@@ -57,14 +57,14 @@ class State(NamedTuple):
 
 KINDS = ("first", "later", "with history", "status")
 STATES = tuple(
-    State(2500 + 37.5 * number, ticks, (0.0, 0.3, 0.6, 0.9)[number % 4], eth, usdc)
+    State(2500 + 37.5 * number, ticks, (0.0, 0.1, 0.4, 1.2)[number % 4], eth, usdc)
     for number, (ticks, (eth, usdc)) in enumerate(
         product(
-            (-12.3, -5.4, -2.1, -0.3, 0.4, 1.9, 6.2, 15.8), ((2.4963, 5770.49), (6.949, 0.0), (0.0, 899.5), (0.04, 0.4))
+            (-12.3, -5.9, -2.1, -0.3, 0.4, 1.9, 6.2, 15.8), ((2.4963, 5770.49), (6.949, 0.0), (0.0, 899.5), (0.04, 0.4))
         )
     )
 )
-"""Thirty-two: every trend, with both tokens, one of them, or next to nothing."""
+"""Thirty-two: every trend and volatility, with both tokens, one of them, or next to nothing."""
 
 
 def question_of(state: State, kind: str) -> str:

@@ -128,7 +128,8 @@ def test_the_tutorials_units_become_the_words_of_the_training():
         return read_question([{"role": "user", "content": question}]).messages[-1]["content"]
 
     assert "trend down strong (-54 bps), volatility calm (25 bps)" in asked("-5.3802", "0.2500")
-    assert "trend up weak (+40 bps), volatility high (90 bps)" in asked("4.0", "0.9000")
+    assert "trend up weak (+40 bps), volatility normal (30 bps)" in asked("4.0", "0.3000")
+    assert "trend flat (+40 bps), volatility high (120 bps)" in asked("4.0", "1.2000")
     assert "trend flat (+1 bps)" in asked("0.1", "0.0000")  # one price seen: no volatility is known
     # The same sentence in one line is the document's, in its own units, and is asked as it is.
     document = "Given ETH price is $2500 with volume of 9 and volatility of 0.0045, recent price change of 35 ticks, "

@@ -81,7 +81,6 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
-    off = arithmetic.decades_off(swaps)
     worse = arithmetic.worse_than_worst(swaps, reading.tolerance)
     better = arithmetic.better_than(swaps, reading.tolerance, np.where(has_prior, prior, swaps.price))
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
@@ -100,7 +99,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "unlinked": linkable & ~linked & ~silent,
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
-        "units": (np.abs(np.nan_to_num(off)) > _DECADES) & ~reading.fits & (worse | better),
+        "units": (np.abs(np.nan_to_num(arithmetic.decades_off(swaps))) > _DECADES) & ~reading.fits & (worse | better),
         "worse": worse & (signs < 0),
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
@@ -116,14 +115,18 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     gap = (linkable | small) & ~linked | crossed_gap | has_prior & (impossible | against)
     columns["gap"] = gap
     columns["undecided"] = has_prior & ~gap & ~linkable & ~small & ~crossed & (not pool.has_hooks)
-    compared = np.flatnonzero(linked & linkable & same_liquidity)
-    if len(compared) > _EXACT_PAIRS_A_DAY:
-        compared = compared[:: len(compared) // _EXACT_PAIRS_A_DAY + 1]
-    exact = exactly_follows(both, compared)
+    compared, exact = _compared_exactly(both, np.flatnonzero(linked & linkable & same_liquidity))
     columns["inexact"] = np.isin(np.arange(both.height), compared[~exact])
     table = rows.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day"))
     flags = {name: values[earlier.height :] for name, values in columns.items()}
     return Judged(table, flags, int(exact.sum()), len(compared))
+
+
+def _compared_exactly(rows: pl.DataFrame, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A sample of the second rows of linked pairs, and whether each follows from the row before to the last unit."""
+    if len(pairs) > _EXACT_PAIRS_A_DAY:
+        pairs = pairs[:: len(pairs) // _EXACT_PAIRS_A_DAY + 1]
+    return pairs, exactly_follows(rows, pairs)
 
 
 def epoch_seconds(rows: pl.DataFrame) -> np.ndarray:
