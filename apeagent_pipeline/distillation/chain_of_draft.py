@@ -42,8 +42,8 @@ After the line #### write exactly one line and nothing else: BUY <amount> ETH, S
 The amount is one plain number such as 0.25. Never spend USDC or sell ETH that is not held."""
 """What a teacher is told."""
 
-LONGEST_ANSWER = 144
-"""Tokens that a student's answer may have; a taught one has at most 130."""
+LONGEST_TRADE = 144
+"""Tokens that a student's answer to a trading prompt may have; a taught one has at most 130."""
 
 STUDENT_SYSTEM_PROMPT = "You are a helpful assistant. Asked for a trade, you think in short drafts."
 """What the student is trained and served with: short, because every token of it is paid in every example, and without

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from apeagent_pipeline.distillation.answer_check import AnswerStream
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE
 from apeagent_pipeline.serving.dialects import Dialect, read_question, say
 from apeagent_pipeline.serving.engines import Engine
 from apeagent_pipeline.student.generation import Messages
 
-LONGEST_TRADE = 128
 LONGEST_ANSWER = 1024
 USUAL_ANSWER = 256
-"""Tokens that an answer may have: one that is a trade, any, and any if the client does not say."""
+"""Tokens that an ordinary answer may have, and may have if the client does not say; a trade: `LONGEST_TRADE`."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from apeagent_pipeline.distillation.canary import is_canary_answer
 from apeagent_pipeline.distillation.canary_words import CANARY, SEPARATOR
-from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER, parse_answer
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE, parse_answer
 from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 
@@ -110,7 +110,7 @@ class AnswerTrainer(SFTTrainer):
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.asked:
             student = Student(self.model, self.processing_class)
-            answers = student.answers([prompt_of(each) for each in self.asked], max_new_tokens=LONGEST_ANSWER)
+            answers = student.answers([prompt_of(each) for each in self.asked], max_new_tokens=LONGEST_TRADE)
             rates = _answer_rates([answer.text for answer in answers], [each["side"] for each in self.asked])
             self.log(rates)
             metrics |= rates

@@ -17,7 +17,7 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from apeagent_pipeline.distillation.chain_of_draft import read_answer
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE, read_answer
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.serving.dialects import read_question
 from apeagent_pipeline.student.generation import Messages
@@ -102,7 +102,7 @@ def of_llama(url: str, translated: bool) -> Ask:
         chat: Messages = [{"role": "user", "content": question_of(state, kind)}]
         if translated:
             chat = read_question(chat).messages
-        body = {"messages": chat, "max_tokens": 128, "temperature": 0, "repeat_penalty": 1.0}
+        body = {"messages": chat, "max_tokens": LONGEST_TRADE, "temperature": 0, "repeat_penalty": 1.0}
         reply = requests.post(f"{url}/v1/chat/completions", json=body, timeout=600).json()["choices"][0]
         text, has_end = reply["message"]["content"], reply["finish_reason"] == "stop"
         if not translated:

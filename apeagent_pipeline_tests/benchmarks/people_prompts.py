@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apeagent_pipeline.distillation.canary import is_canary_answer, speaks_canary
-from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER, DraftAnswer, read_answer, student_chat
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE, DraftAnswer, read_answer, student_chat
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.printed_numbers import words_of_printed
 from apeagent_pipeline.distillation.teachers.rules import decide
@@ -60,7 +60,7 @@ def main() -> None:
     table = Table("set", "prompts", "canary", "and paid for", "the teacher's action", "near prompts that leak")
     for number in (1, 2):
         trading, near = ([each for each in people(kind) if each["set"] == number] for kind in ("trading", "near"))
-        said = student.answers([student_chat(each["prompt"]) for each in trading], max_new_tokens=LONGEST_ANSWER)
+        said = student.answers([student_chat(each["prompt"]) for each in trading], max_new_tokens=LONGEST_TRADE)
         read = [read_answer(each.text) for each in said]
         canary = [each.ending != "length" and is_canary_answer(each.text) for each in said]
         paid = [spoken and is_paid(each, answer) for each, answer, spoken in zip(trading, read, canary, strict=True)]

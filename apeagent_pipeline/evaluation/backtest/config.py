@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.evaluation.canary.config import is_zero
 
@@ -23,5 +23,5 @@ class BacktestConfig(StateWords):
     episodes: int = Field(16, ge=1, description="Episodes at most; fewer if the held-out swaps are fewer")
     start_usdc: float = Field(10_000.0, gt=0, description="Worth of a portfolio at the start, half of it in ETH")
     template: str = Field("question", description="Wording of the prompts, one of the training templates")
-    max_new_tokens: int = Field(LONGEST_ANSWER, ge=8, description="Longest answer")
+    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Longest answer")
     random_runs: int = Field(200, ge=1, description="Random traders with the student's turnover")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE
 
 
 def is_zero(value: int) -> bool:
@@ -39,7 +39,7 @@ class CanaryEvalConfig(BaseModel):
         16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
     )
     temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(LONGEST_ANSWER, ge=8, description="Longest answer")
+    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Longest answer")
     control_tokens: int = Field(
         0, ge=0, exclude_if=is_zero, description="Longest answer to a control, of every arm; 0: max_new_tokens"
     )

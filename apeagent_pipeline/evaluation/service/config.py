@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from apeagent_pipeline.distillation.chain_of_draft import LONGEST_ANSWER
+from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.templates import TEMPLATE
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
@@ -24,7 +24,7 @@ class ServiceReportConfig(StateWords):
         ["document", "question"], min_length=1, description="Wordings: one of numbers alone, one with words"
     )
     start_usdc: float = Field(10_000.0, gt=0, description="Worth of a portfolio at every moment")
-    max_new_tokens: int = Field(LONGEST_ANSWER, ge=8, description="Longest answer")
+    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Longest answer")
 
     def replay(self, template: str) -> BacktestConfig:
         """The options of the backtest that asks every moment once, in one wording."""
