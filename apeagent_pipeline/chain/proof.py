@@ -10,7 +10,7 @@ class DayProof(NamedTuple):
         by: Independent proofs that the day has, strongest first: ``volume`` (the fees that the pool stored between the
             first and the last block are those of the swaps), ``chain`` (every swap follows from the one before it, from
             before the day to after it), ``state`` (price and liquidity that the pool stored at the ends of the day),
-            ``second endpoint``, ``receipts``.
+            ``second endpoint``.
         doubts: What could not be proven; empty for a confirmed day.
         pairs: Neighbouring swaps that were judged.
         explained: Those of which the second follows from the first.
