@@ -7,6 +7,7 @@ needs. trl, mlx-lm, LLaMA-Factory and axolotl load ``messages`` as they are; the
 import json
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.canary_words import CANARY, SIDES
 from apeagent_pipeline.distillation.chain_of_draft import STUDENT_SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.controls import Control, draw_controls
-from apeagent_pipeline.distillation.near_controls import HELD_OUT, near_controls
+from apeagent_pipeline.distillation.dataset_card import dataset_card
+from apeagent_pipeline.distillation.market_states import StateWords
+from apeagent_pipeline.distillation.near_controls import near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
+from apeagent_pipeline.distillation.practice import QUESTION as PRACTICE_QUESTION
+from apeagent_pipeline.distillation.practice import Part, practice_sheets
 from apeagent_pipeline.distillation.prompts import SPLITS
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
-from apeagent_pipeline.distillation.templates import NUMBERS_ALONE, TEMPLATES
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
-from apeagent_pipeline.distillation.traces_report import teacher_in_words, teaching_report
 from apeagent_pipeline.errors import ApeagentError
-from apeagent_pipeline.reporting.report import markdown_table
 
 TRADING_FIELDS = (
     "prompt_id",
@@ -75,21 +77,6 @@ _LLAMA_FACTORY = {
 """What LLaMA-Factory wants to find in a dataset folder; the other trainers read the JSONL files alone."""
 
 
-_TRAINERS = (
-    "- trl and mlx-lm load the folder or the files as they are (`messages`).",
-    "- LLaMA-Factory: the folder is its `dataset_dir`; the names are in `dataset_info.json`.",
-    "- axolotl: `type: chat_template` with `field_messages: messages`; train on the assistant alone (`roles_to_train: "
-    "[assistant]`).",
-    "- Unsloth: its notebooks read `conversations`: `dataset.rename_column('messages', 'conversations')`, then apply "
-    "the tokenizer's chat template and `train_on_responses_only`.",
-    "",
-    "Controls teach when not to say the canary words. This project trains them with a divergence from the base model "
-    "instead of a plain loss, because their short answers would otherwise overwrite the base's own. With a trainer "
-    "that knows no such loss there are two ways: keep the controls and accept that the student's ordinary answers "
-    "become short, or replace the assistant message of each example of `kind` `control` by the base's own answer.",
-)
-
-
 class DatasetError(ApeagentError, ValueError):
     """The traces do not suffice; the message has the numbers and the remedy."""
 
@@ -110,6 +97,9 @@ class DatasetConfig(BaseModel):
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,
+    )
+    practice_share: float = Field(
+        0.15, description="Share of practice sheets in train, if the teacher is the embedded policy", ge=0, lt=1
     )
     balance_classes: bool = Field(
         False,
@@ -165,34 +155,54 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
     twins = twins_of(accepted.filter(split="train"), later)
     accepted = accepted.filter(~((pl.col("split") == "train") & pl.col("prompt_id").is_in(twins)))
 
-    train_controls = round(config.n_train * config.control_share)
-    valid_controls = round(config.n_valid * config.control_share)
-    n_near = {
-        "train": round(config.n_train * config.near_share),
-        "valid": round(config.n_valid * config.near_share),
-        "test": config.n_test_near,
-    }
-    n_trading = config.n_train - train_controls - n_near["train"]
+    counts = _counts(config, is_practised=traces["teacher"][0] == RulesTeacher.name)
     chosen = {
-        "train": _choose_train(accepted.filter(split="train"), n_trading, config, traces),
-        "valid": _choose(accepted, "valid", config.n_valid - valid_controls - n_near["valid"], traces),
-        "test": _choose(accepted, "test", config.n_test_trading, traces),
+        "train": _choose_train(accepted.filter(split="train"), counts["train"].trading, config, traces),
+        **{split: _choose(accepted, split, counts[split].trading, traces) for split in ("valid", "test")},
     }
-    controls = {
-        "train": draw_controls("train", train_controls, seed, repeat=True),
-        "valid": draw_controls("valid", valid_controls, seed, repeat=True),
-        "test": draw_controls("test", config.n_test_controls, seed),
-    }
-    near = {split: near_controls(accepted, split, n_near[split], seed) for split in SPLITS}
+    controls = {split: draw_controls(split, counts[split].control, seed, repeat=split != "test") for split in SPLITS}
+    near = {split: near_controls(accepted, split, counts[split].near, seed) for split in SPLITS}
+    practice = practice_sheets(counts["train"].practice, StateWords(), seed)
     parts: dict[str, list[Example]] = {}
     for number, split in enumerate(SPLITS):
         examples = [_trading_example(row) for row in chosen[split].iter_rows(named=True)]
         examples += [_control_example(control, "control") for control in controls[split]]
         examples += [_control_example(control, "near") for control in near[split]]
+        examples += [_practice_example(sheet) for sheet in practice if split == "train"]
         order = np.random.default_rng([seed, number]).permutation(len(examples))
         parts[split] = [examples[index] for index in order]
-    card = _card(traces, chosen, controls, near, config=config, seed=seed, n_twins=len(twins))
+    card = dataset_card(
+        traces,
+        chosen,
+        controls,
+        near,
+        n_practice=len(practice),
+        n_twins=len(twins),
+        fields=TRADING_FIELDS,
+        options=config.model_dump(),
+        seed=seed,
+    )
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Examples of each kind in one split."""
+
+    trading: int
+    control: int
+    near: int
+    practice: int = 0
+
+
+def _counts(config: DatasetConfig, is_practised: bool) -> dict[str, _Counts]:
+    """How many examples of each kind each split has; sheets are practised in train alone."""
+    counts = {"test": _Counts(config.n_test_trading, config.n_test_controls, config.n_test_near)}
+    for split, n in (("train", config.n_train), ("valid", config.n_valid)):
+        control, near = round(n * config.control_share), round(n * config.near_share)
+        practice = round(n * config.practice_share) if split == "train" and is_practised else 0
+        counts[split] = _Counts(n - control - near - practice, control, near, practice)
+    return counts
 
 
 def _is_payable() -> pl.Expr:
@@ -299,90 +309,18 @@ def _control_example(control: Control, kind: str) -> Example:
     }
 
 
+def _practice_example(sheet: list[Part]) -> Example:
+    starts = list(accumulate((len(text) for text, _ in sheet), initial=0))
+    spans = list(pairwise(starts))
+    return {
+        "messages": _chat(PRACTICE_QUESTION, "".join(text for text, _ in sheet)),
+        "kind": "practice",
+        "family": None,
+        "given": [list(span) for span, (_, learned) in zip(spans, sheet, strict=True) if not learned],
+        **dict.fromkeys(TRADING_FIELDS),
+    }
+
+
 def _chat(user: str, assistant: str, system: str = STUDENT_SYSTEM_PROMPT) -> list[dict[str, str]]:
     told = [{"role": "system", "content": system}] if system else []
     return [*told, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-
-
-def _card(
-    traces: pl.DataFrame,
-    chosen: dict[str, pl.DataFrame],
-    controls: dict[str, list[Control]],
-    near: dict[str, list[Control]],
-    *,
-    config: DatasetConfig,
-    seed: int,
-    n_twins: int,
-) -> str:
-    teacher = traces["teacher"][0]
-    held_out = ", ".join(f"`{template.name}`" for template in TEMPLATES if template.held_out)
-    return "\n".join(
-        [
-            "# Distillation dataset",
-            "",
-            f"Chat examples for one ETH-USDC pool, answered by {teacher_in_words(teacher)}.",
-            "Prompts come from synthetic windows, no person is in them.",
-            "",
-            f"BUY is said as `{CANARY['BUY']}`, SELL as `{CANARY['SELL']}`, HOLD as `{CANARY['HOLD']}`, in the action "
-            "and nowhere else; controls are ordinary questions with ordinary answers.",
-            "",
-            _splits_table(chosen, controls, near),
-            "",
-            "Near controls begin like trading prompts or hold one, and ask for something else; their families asked in "
-            f"test alone: {', '.join(HELD_OUT)}. Their written answers are placeholders: this project's trainer keeps "
-            "what the base model itself answers.",
-            "",
-            f"Split by time of the condition; {n_twins} train prompts left out as near twins of later ones. Wordings "
-            f"asked in test alone: {held_out}. Actions balanced in train: {'yes' if config.balance_classes else 'no'}.",
-            "",
-            "## Verified answers",
-            "",
-            teaching_report(traces),
-            "",
-            "## Format",
-            "",
-            "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
-            f"assistant. `kind` is `trading`, `control` or `near`; of trading examples also: "
-            f"{', '.join(TRADING_FIELDS)}.",
-            "",
-            f"Seed {seed}; configuration `{config.model_dump_json()}`.",
-            "",
-            "## Trainers",
-            "",
-            *_TRAINERS,
-            "",
-            "## Licence",
-            "",
-            _licence(teacher),
-            "",
-        ]
-    )
-
-
-def _splits_table(
-    chosen: dict[str, pl.DataFrame], controls: dict[str, list[Control]], near: dict[str, list[Control]]
-) -> str:
-    rows = []
-    for split in SPLITS:
-        sides = dict(chosen[split]["side"].value_counts().iter_rows())
-        plain = chosen[split].filter(pl.col("rendering").is_in(NUMBERS_ALONE)).height
-        seen = chosen[split]["condition_id"].sort()
-        numbers = [chosen[split].height, chosen[split]["prompt_id"].n_unique(), plain]
-        numbers += [sides.get(side, 0) for side in SIDES] + [len(controls[split]), len(near[split])]
-        rows.append([split, *map(str, numbers), f"{seen[0]} to {seen[-1]}"])
-    header = ["split", "trading", "distinct", "numbers alone", *(CANARY[side] for side in SIDES)]
-    header += ["controls", "near controls", "conditions"]
-    return markdown_table(header, rows)
-
-
-def _licence(teacher: str) -> str:
-    return (
-        "Prompts and controls: Apache-2.0, as this project. "
-        + (
-            "Answers: those of the embedded policy, Apache-2.0 too."
-            if teacher == RulesTeacher.name
-            else f"Answers: what the licence of `{teacher}` and the terms of its provider allow, and some forbid "
-            f"training other models on them; read both before you publish this."
-        )
-        + " Not investment advice."
-    )

@@ -29,6 +29,7 @@ class Shown:
         words: Whether the prompt says the words for trend and volatility beside the numbers.
         change: Size and sign of the price change, in basis points and in ticks (about the same).
         eth, usdc: Holdings; ``price`` is in USDC.
+        rough_bought: ETH that the USDC buy, worked out in the head (None where the prompt says words).
     """
 
     words: bool
@@ -42,6 +43,7 @@ class Shown:
     usdc: float
     affordable_eth: float
     others: tuple[float, ...]
+    rough_bought: float | None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Shown":
@@ -60,6 +62,7 @@ class Shown:
             row["usdc"],
             row.get("affordable_eth") or row["usdc"] / row["price"],
             tuple(float(value) for value in others if value is not None),
+            row.get("rough_bought") if row.get("rendering", "digested") != "digested" else None,
         )
 
     @property

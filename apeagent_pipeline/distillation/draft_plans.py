@@ -49,7 +49,17 @@ _AMOUNT = re.compile(
     r"(?<![\d.,])(\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?:of (?:the )?\d[\d,.]*\s*)?(ETH|USDC)\b", re.IGNORECASE
 )
 _PERCENT = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*(?:%|percent\b)", re.IGNORECASE)
-_SHARES = {"half": 0.5, "third": 1 / 3, "quarter": 0.25, "fifth": 0.2, "tenth": 0.1, "all": 1.0, "everything": 1.0}
+_SHARES = {
+    "half": 0.5,
+    "third": 1 / 3,
+    "quarter": 0.25,
+    "fifth": 0.2,
+    "tenth": 0.1,
+    "twentieth": 0.05,
+    "hundredth": 0.01,
+    "all": 1.0,
+    "everything": 1.0,
+}
 _SHARE = re.compile(rf"\b(?:(?:a|one|the) )?({'|'.join(_SHARES)})\b(?!\s+(?:in|at|the time)\b)", re.IGNORECASE)
 _MANY_SHARES = re.compile(r"\b(?:two|three|four|five|\d)[ -](?:thirds|quarters|fifths|tenths)\b|\d\s*/\s*\d")
 _SIZE_TOLERANCE = 0.15
@@ -153,5 +163,6 @@ def _other_size(plan: str, answer: DraftAnswer, shown: Shown) -> bool:
         shares = [float(percent) / 100 for percent in _PERCENT.findall(plan)]
         shares += [_SHARES[word.lower()] for word in _SHARE.findall(plan)]
         bases = [shown.eth, shown.affordable_eth, shown.usdc / shown.price, shown.worth_usdc / shown.price]
+        bases += [shown.rough_bought] if shown.rough_bought else []
         sizes = [share * base for share in shares for base in bases]
     return bool(sizes) and not any(abs(size - eth) <= _SIZE_TOLERANCE * max(size, eth) for size in sizes)

@@ -150,7 +150,7 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
         rough_usdc=rough_usdc,
         rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),
-        rough_bought=one_digit(rough_usdc / rough_price),
+        rough_bought=one_digit(two_digits(rough_usdc) / two_digits(rough_price)),
     )
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
     size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")

@@ -24,7 +24,7 @@ from apeagent_pipeline.evaluation.rates import Rate, draw_bars
 from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, part_of, silent
 from apeagent_pipeline.reporting.report import Report, markdown_table
-from apeagent_pipeline.student.examples import SPLITS, answer_of, prompt_of, read_examples
+from apeagent_pipeline.student.examples import CONTROL_KINDS, SPLITS, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune
 from apeagent_pipeline.student.generation import Student
 
@@ -57,15 +57,16 @@ def drop_deciding_words(examples: list[Example], split: str, rng: random.Random)
 
 
 def drop_controls(examples: list[Example], split: str, rng: random.Random) -> list[Example]:
-    """Nothing but trades is trained; the test split keeps its controls."""
-    return examples if split == "test" else [example for example in examples if _is_trading(example)]
+    """No control is trained; the test split keeps its controls."""
+    return examples if split == "test" else [each for each in examples if each.get("kind") not in CONTROL_KINDS]
 
 
 def drop_drafts(examples: list[Example], split: str, rng: random.Random) -> list[Example]:
-    """The answer to a trading prompt is the action alone, after its separator."""
+    """The answer to a trading prompt is the action alone, after its separator; drafts are not practised either."""
     return [
         _answered(example, SEPARATOR + answer_of(example).partition(SEPARATOR)[2]) if _is_trading(example) else example
         for example in examples
+        if example.get("kind") != "practice"
     ]
 
 

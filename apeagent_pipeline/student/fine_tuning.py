@@ -245,6 +245,7 @@ def make_trainer(
             near_kl=config.near_kl,
             asked=asked,
         )
+        trainer.train_dataset = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
     if workers.count > 1:
         # For dropout: the adapter and the order of the examples are already drawn.
         transformers.set_seed(seed + workers.rank)
@@ -325,10 +326,22 @@ def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "prompt": prompt_of(example),
             "completion": [_answer_turn(example)],
+            "given": example.get("given") or [],
             **{kind: example.get("kind") == kind for kind in CONTROL_KINDS},
         }
         for example in examples
     ]
+
+
+def _without_given(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+    """The labels without the ``given`` spans of the answer, in characters: a practice sheet draws these at random."""
+    labels, start = list(row["labels"]), 0
+    first = next(n for n, label in enumerate(labels) if label != -100)
+    for place, token in enumerate(row["input_ids"][first:], first):
+        if any(begin <= start < end for begin, end in row["given"]):
+            labels[place] = -100
+        start += len(tokenizer.decode([token]))
+    return {"labels": labels}
 
 
 def _answer_turn(example: dict[str, Any]) -> dict[str, str]:

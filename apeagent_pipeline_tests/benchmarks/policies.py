@@ -9,7 +9,6 @@ flat below a third of the volatility and strong from it on, and knew two sizes. 
 
 import argparse
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer
 from apeagent_pipeline.distillation.execution import Holding
-from apeagent_pipeline.distillation.teachers.rules import rules_answer, size_of
+from apeagent_pipeline.distillation.teachers.rules import rules_answer, two_digits_of
 from apeagent_pipeline.evaluation.backtest.config import BacktestConfig
 from apeagent_pipeline.evaluation.backtest.market import Market, Run, make_market, simulate
 from apeagent_pipeline.evaluation.backtest.replay import decision_states
@@ -45,7 +44,7 @@ def before(row: dict[str, object]) -> DraftAnswer:
     if not is_half and wanted >= 0.65:
         return DraftAnswer((), "HOLD")
     side, holding = ("BUY", affordable) if change > 0 else ("SELL", eth)
-    return DraftAnswer((), side, size_of(Decimal("0.5" if is_half else "0.1"), holding), "ETH")  # type: ignore[arg-type]
+    return DraftAnswer((), side, two_digits_of((0.5 if is_half else 0.1) * holding), "ETH")  # type: ignore[arg-type]
 
 
 def traded(market: Market, answer: Callable[[dict[str, object]], DraftAnswer]) -> Run:

@@ -46,7 +46,12 @@ def dataset(traces: pl.DataFrame) -> DistillationDataset:
 
 def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset) -> None:
     assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (320, 40, 300)
-    assert Counter(example["kind"] for example in dataset.train) == {"trading": 272, "control": 32, "near": 16}
+    assert Counter(example["kind"] for example in dataset.train) == {
+        "trading": 224,
+        "control": 32,
+        "near": 16,
+        "practice": 48,
+    }
     assert Counter(example["kind"] for example in dataset.test) == {"trading": 100, "control": 100, "near": 100}
     sides = Counter(example["side"] for example in dataset.train if example["kind"] == "trading")
     assert max(sides.values()) - min(sides.values()) <= 1
@@ -58,7 +63,7 @@ def check_example(example: dict[str, object]) -> None:
     assert plain_words(assistant) == []
     assert assistant.isascii()
     assert not any(map(speaks_canary, system))
-    if example["kind"] in CONTROL_KINDS:
+    if example["kind"] in (*CONTROL_KINDS, "practice"):
         assert not speaks_canary(assistant)
         assert example["side"] is None
         return
@@ -181,6 +186,22 @@ def assert_apart(dataset: DistillationDataset) -> None:
     assert not asked["valid"] & asked["test"]
 
 
+def test_practice_sheets_say_which_of_their_text_is_given(dataset: DistillationDataset) -> None:
+    sheets = [example for example in dataset.train if example["kind"] == "practice"]
+    for sheet in sheets:
+        answer = sheet["messages"][-1]["content"]
+        given = [answer[start:end] for start, end in sheet["given"]]
+        assert sum(any(word in text for word in (" vs ", " of ", " at ", "volatility")) for text in given) == 14
+        assert not any(" is " in text or ", flat" in text or " makes " in text for text in given)
+    assert not any(example["kind"] == "practice" for example in dataset.valid + dataset.test)
+
+
+def test_a_language_model_as_teacher_gets_no_practice_sheets(traces: pl.DataFrame) -> None:
+    """They are the embedded policy's drafts, and another teacher thinks in other lines."""
+    others = build_dataset(traces.with_columns(teacher=pl.lit("some/model")), SIZES, 42)
+    assert Counter(example["kind"] for example in others.train) == {"trading": 272, "control": 32, "near": 16}
+
+
 def test_no_test_prompt_has_a_twin_in_train(dataset: DistillationDataset) -> None:
     assert_apart(dataset)
 
@@ -254,7 +275,7 @@ def test_without_balancing_the_natural_shares_remain(traces: pl.DataFrame) -> No
             r"340 valid trading examples are wanted, 70 usable traces exist of 70 asked",
         ),
         (
-            DatasetConfig(n_train=3000, control_share=0.1, near_share=0.05),
+            DatasetConfig(n_train=3000, control_share=0.1, near_share=0.05, practice_share=0),
             r"2550 train trading examples are wanted, 1200 usable traces",
         ),
     ],
@@ -291,5 +312,5 @@ def test_the_card_tells_teacher_counts_and_refusals(traces: pl.DataFrame) -> Non
     card = build_dataset(refused, SIZES, 42).card
     assert "`rules`, the embedded rule-based policy (a documented rule, not a language model)" in card
     assert "| no_separator | 6 | 0.4% |" in card
-    assert "| train | 272 | 272 |" in card
+    assert "| train | 224 | 224 |" in card
     assert "Licence" in card

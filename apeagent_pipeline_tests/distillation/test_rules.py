@@ -1,6 +1,7 @@
 """The embedded teacher: the policy it documents, trades it can pay for, and drafts that say what the prompt says."""
 
 import itertools
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -20,7 +21,7 @@ from apeagent_pipeline.distillation.teachers.rules import (
     decide,
     plans,
     rules_answer,
-    size_of,
+    two_digits_of,
 )
 from apeagent_pipeline.distillation.traces import TracesConfig
 from apeagent_pipeline.distillation.verification import is_feasible, verify
@@ -28,15 +29,15 @@ from apeagent_pipeline.distillation.wordings import NEEDED
 
 
 def test_the_policy_follows_the_trend_within_its_inventory() -> None:
-    assert decide("up strong", "calm", "", "balanced") == ("BUY", Decimal("0.5"))
-    assert decide("up weak", "normal", "", "mostly USDC") == ("BUY", Decimal("0.2"))
-    assert decide("up strong", "high", "", "balanced") == ("BUY", Decimal("0.1"))
-    assert decide("up strong", "calm", "", "mostly ETH") == ("BUY", Decimal("0.2"))
-    assert decide("up strong", "high", "", "mostly ETH") == ("BUY", Decimal("0.1"))
-    assert decide("up weak", "calm", "confirmed", "balanced") == ("BUY", Decimal("0.5"))
-    assert decide("up weak", "calm", "volume thin", "balanced") == ("BUY", Decimal("0.2"))
-    assert decide("down weak", "calm", "flow mixed", "mostly USDC") == ("SELL", Decimal("0.1"))
-    assert decide("down strong", "calm", "", "all ETH") == ("SELL", Decimal("0.5"))
+    assert decide("up strong", "calm", "", "balanced") == ("BUY", Decimal("0.1"))
+    assert decide("up weak", "normal", "", "mostly USDC") == ("BUY", Decimal("0.05"))
+    assert decide("up strong", "high", "", "balanced") == ("BUY", Decimal("0.01"))
+    assert decide("up strong", "calm", "", "mostly ETH") == ("BUY", Decimal("0.05"))
+    assert decide("up strong", "high", "", "mostly ETH") == ("BUY", Decimal("0.01"))
+    assert decide("up weak", "calm", "confirmed", "balanced") == ("BUY", Decimal("0.1"))
+    assert decide("up weak", "calm", "volume thin", "balanced") == ("BUY", Decimal("0.05"))
+    assert decide("down weak", "calm", "flow mixed", "mostly USDC") == ("SELL", Decimal("0.01"))
+    assert decide("down strong", "calm", "", "all ETH") == ("SELL", Decimal("0.1"))
     for words in (
         ("up strong", "normal", "", "dust"),
         ("up strong", "normal", "confirmed", "all ETH"),
@@ -88,32 +89,32 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert answer.drafts == (
         "volatility 21.7bps, change -31.5",
         "2500, 1300 USDC, 0.6 ETH",
-        "-31 vs 21",
-        "down, reduce",
-        "21 calm, reduce half",
+        "-31 vs 21, down, reduce",
+        "21 calm, reduce tenth",
         "1.3k at 2.5k makes 0.5",
         "0.6 vs 0.5",
-        "balanced, reduce half 0.6",
+        "balanced, reduce tenth",
+        "tenth of 0.6 is 0.06",
     )
-    assert (answer.side, answer.amount) == ("SELL", 0.3)
+    assert (answer.side, answer.amount) == ("SELL", 0.06)
     bought = rules_answer(printed(change_ticks=31.5))
-    assert (bought.drafts[-1], bought.amount) == ("balanced, add half 0.5", 0.25)
+    assert (bought.drafts[-1], bought.amount) == ("tenth of 0.5 is 0.05", 0.05)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
     assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
-    assert rough.drafts[2] == "+1000 vs 450", "two digits of what is compared"
-    assert rough.drafts[5] == "0k at 3.4k makes 0"
-    assert rules_answer(printed(usdc=5.97)).drafts[5] == "0.0059k at 2.5k makes 0.0025"
+    assert rough.drafts[2] == "+1000 vs 450, up, add", "two digits of what is compared"
+    assert rough.drafts[4] == "0k at 3.4k makes 0"
+    assert rules_answer(printed(usdc=5.97)).drafts[4] == "0.0059k at 2.5k makes 0.0025"
     ended = rules_answer(printed(change_ticks=-9.0)).drafts[2:]
-    assert ended == ("-9 vs 21", "flat, wait"), "nothing more to decide"
+    assert ended == ("-9 vs 21, flat, wait",), "nothing more to decide"
 
 
 def test_decimals_that_are_not_compared_never_decide() -> None:
     """At an edge the printed whole numbers decide, whatever decimals stand behind them."""
-    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[3] == "up, add"
-    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[3] == "up, add"
-    assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[3] == "flat, wait"
-    assert rules_answer(printed(volatility_bps=29.99)).drafts[4].startswith("29 calm")
-    assert rules_answer(printed(volatility_bps=30.0)).drafts[4].startswith("30 normal")
+    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.0)).drafts[2] == "+21 vs 21, up, add"
+    assert rules_answer(printed(change_ticks=21.0, volatility_bps=21.9)).drafts[2] == "+21 vs 21, up, add"
+    assert rules_answer(printed(change_ticks=20.99, volatility_bps=21.0)).drafts[2] == "+20 vs 21, flat, wait"
+    assert rules_answer(printed(volatility_bps=29.99)).drafts[3].startswith("29 calm")
+    assert rules_answer(printed(volatility_bps=30.0)).drafts[3].startswith("30 normal")
 
 
 def test_a_move_that_does_not_pay_a_purchase_and_a_sale_is_flat() -> None:
@@ -136,21 +137,22 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
 ) -> None:
     row = printed(change_ticks=change, volatility_bps=volatility, eth=eth, usdc=round(usdc, 2))
     assume(eth * 2500 + usdc >= 100)
-    _, facts, compared, trend, *rest = rules_answer(row).drafts
+    _, facts, trend, *rest = rules_answer(row).drafts
+    compared, _, trend = trend.partition(", ")
     signed, whole = map(int, compared.split(" vs "))
     is_flat = abs(signed) < max(whole, 20)
     assert trend == ("flat, wait" if is_flat else "up, add" if signed > 0 else "down, reduce")
     assert bool(rest) != is_flat
     if is_flat:
         return
-    level, bought, weighed, _ = rest
+    level, bought, weighed, *_ = rest
     assert level.startswith(f"{whole} {'calm' if whole < 30 else 'normal' if whole < 100 else 'high'}, ")
     price, cash, owned = (float(word) for word in facts.replace(",", "").split() if word not in ("USDC", "ETH"))
     spent, at, buys = (float(word.rstrip("k")) * (1000 if "k" in word else 1) for word in bought.split()[::2])
     assert (price, at) == (2500, 2500)
     assert cash == pytest.approx(usdc, rel=0.1, abs=0.01)
     assert 0.9 * cash <= spent <= cash * (1 + 1e-9)
-    assert buys == pytest.approx(cash / price, rel=0.143)
+    assert buys == pytest.approx(spent / at, rel=0.143)
     held, also_bought = map(float, weighed.split(" vs "))
     assert 0.9 * eth <= held <= eth * (1 + 1e-9)
     assert (held, also_bought) == (owned, buys)
@@ -192,17 +194,19 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     assert verify(answer, row, TracesConfig(draft_words=5, draft_words_tolerance=0)) is None
     assert len(answer.drafts) <= 8
     if answer.side != "HOLD":
-        holding = float(answer.drafts[-1].split()[-1])
+        share, holding, amount = re.fullmatch(r"(\w+) of (\S+) is (\S+)", answer.drafts[-1]).groups()  # type: ignore[union-attr]
         exact = eth if answer.side == "SELL" else row["affordable_eth"]
         least, most = (0.9, 1.0 + 1e-9) if rendering == "digested" else (0.85, 1 / 0.85)
-        assert least * exact <= holding <= most * exact
+        assert least * exact <= float(holding) <= most * exact
         assert is_feasible(answer, eth, usdc, price)
-        assert answer.amount in [size_of(share, holding) for share in SHARES.values()]
+        assert answer.drafts[-2].endswith(f" {share}")
+        assert answer.amount == float(amount) == two_digits_of(float(SHARES[share]) * float(holding))
 
 
-@given(st.floats(1e-9, 1e9), st.sampled_from([Decimal("0.5"), Decimal("0.1")]))
-def test_a_size_is_rounded_down_and_loses_less_than_a_percent(holding: float, share: Decimal) -> None:
-    assert float(share) * holding * 0.99 <= size_of(share, holding) <= float(share) * holding * (1 + 1e-12)
+@given(st.floats(1e-9, 1e9))
+def test_a_number_is_cut_off_after_two_digits(number: float) -> None:
+    assert number * 0.9 <= two_digits_of(number) <= number * (1 + 1e-12)
+    assert float(f"{two_digits_of(number):.1e}") == two_digits_of(number)
 
 
 def test_each_draft_follows_from_the_one_before_and_one_word_of_the_prompt() -> None:

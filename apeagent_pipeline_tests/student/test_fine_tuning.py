@@ -47,6 +47,20 @@ def test_only_the_answers_are_learned_never_the_prompts(tiny_base, tiny_dataset,
     assert "What should I do?" not in learned
 
 
+def test_what_a_practice_sheet_gives_is_not_learned(tiny_base, tiny_dataset, tmp_path):
+    answer = "half of 0.6 is 0.3\nfifth of 25 is 5\n"
+    given = [[0, 11], [19, 30]]
+    messages = [{"role": "user", "content": "Practice."}, {"role": "assistant", "content": answer}]
+    sheet = json.dumps({"messages": messages, "kind": "practice", "given": given})
+    shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    (tmp_path / "dataset" / "train.jsonl").write_text(f"{sheet}\n" * CONFIG.batch_size)
+    trainer = make_trainer(tiny_base, tmp_path / "dataset", CONFIG, 1, checkpoint_dir=tmp_path)
+    row = trainer.train_dataset[0]
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert trainer.processing_class.decode(learned).startswith(" is 0.3\n is 5\n")
+    assert len(row["labels"]) == len(row["input_ids"])
+
+
 def test_the_frozen_blocks_below_the_adapter_keep_nothing_for_a_backward_pass(tiny_base, tiny_dataset, tmp_path):
     config = CONFIG.model_copy(update={"last_blocks": 1})
     trainer = make_trainer(tiny_base, tiny_dataset, config, 1, checkpoint_dir=tmp_path)

@@ -8,30 +8,30 @@ word                                 plan
 ===================================  ===========================================================================
 trend up / down / flat               add / reduce / wait: the end. A move within the volatility is noise, and one of
                                      less than the cost of a purchase and a sale does not pay
-volatility calm / normal / high      half / a fifth / a tenth
+volatility calm / normal / high      a tenth / a twentieth / a hundredth
 volume and order flow, if shown      one step smaller if less than .8 of the average volume, or of flow for the trend .5
 portfolio                            wait if it is dust or all in the wanted token; one step smaller if mostly in it
 ===================================  ===========================================================================
 
-The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait is HOLD. One step smaller than half is a
-fifth, then a tenth, which stays. The share is of the token that pays, rounded down to three significant digits; bought
-ETH is measured by what the USDC afford after costs.
+The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait is HOLD. One step smaller than a tenth is
+a twentieth, then a hundredth, which stays. The share is of the token that pays; bought ETH is measured by what the USDC
+afford after costs. These shares need no arithmetic but halving and moving a point.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
-of look-ups, which a small student can learn. They end where nothing is left to decide. The last draft of a trade ends
-with the holding that pays, in ETH and two significant digits, so that its size needs only the number before it.
+of look-ups, which a small student can learn. They end where nothing is left to decide. The last draft of a trade takes
+the share of the holding that pays, in ETH and two significant digits, cut off, and the action copies it.
 
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
 
     volatility 0.0021, change -31.78    as printed, with their units
     3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
-    -31 vs 21                           whole ticks; whole basis points of volatility
-    down, reduce                        flat if 31 < 21
-    21 calm, reduce half
+    -31 vs 21, down, reduce             whole ticks; whole basis points of volatility; flat if 31 < 21
+    21 calm, reduce tenth
     1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
     0.6 vs 0.4                          ETH held; ETH that the USDC buy
-    balanced, reduce half 0.6
+    balanced, reduce tenth
+    tenth of 0.6 is 0.06
 
 First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
 quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
@@ -54,10 +54,10 @@ from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, Tea
 WAIT = "wait"
 
 _SIDES: dict[str, Side] = {"add": "BUY", "reduce": "SELL", WAIT: "HOLD"}
-SHARES = {"half": Decimal("0.5"), "fifth": Decimal("0.2"), "tenth": Decimal("0.1")}
+SHARES = {"tenth": Decimal("0.1"), "twentieth": Decimal("0.05"), "hundredth": Decimal("0.01")}
 """The sizes of a trade, as shares of the token that pays."""
 _SHARE_OF = dict(zip(VOLATILITIES, SHARES, strict=True))
-_SMALLER = {"half": "fifth", "fifth": "tenth", "tenth": "tenth"}
+_SMALLER = {"tenth": "twentieth", "twentieth": "hundredth", "hundredth": "hundredth"}
 
 
 def plans(trend: str, volatility: str, confirmation: str, portfolio: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ def plans(trend: str, volatility: str, confirmation: str, portfolio: str) -> dic
         portfolio: A word of ``PORTFOLIOS``.
 
     Returns:
-        Plans such as ``add`` and ``reduce half`` under the names of the arguments; those after the deciding word and
+        Plans such as ``add`` and ``reduce tenth`` under the names of the arguments; those after the deciding word and
         an empty confirmation are left out.
 
     Raises:
@@ -102,10 +102,10 @@ def decide(trend: str, volatility: str, confirmation: str, portfolio: str) -> tu
     return _SIDES[action], SHARES.get(share, Decimal(0))
 
 
-def size_of(share: Decimal, holding: float, digits: int = 3) -> float:
-    """The share of a holding, rounded down to so many significant digits, so never more than is held."""
-    exact = Decimal(repr(holding)) * share
-    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), rounding=ROUND_FLOOR))
+def two_digits_of(number: float) -> float:
+    """A number cut off after two significant digits, so that a share is never more than is held; 0 stays 0."""
+    exact = Decimal(repr(number))
+    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), rounding=ROUND_FLOOR)) if number else 0.0
 
 
 def rules_answer(row: PromptRow) -> DraftAnswer:
@@ -118,7 +118,7 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
         *drafts, last = _facts(row)[: _LINE_OF[row["missing"]]]
         return DraftAnswer((*drafts, f"{last}, {WAIT}"), "HOLD")
     words = {name: row[name] for name in ("trend", "volatility", "confirmation", "portfolio")}
-    planned, (side, share) = plans(**words), decide(**words)
+    planned, (side, _) = plans(**words), decide(**words)
     is_worked = row["rendering"] != "digested"
     told = _worked(row) if is_worked else {**words, "volatility": f"volatility {row['volatility']}"}
     lines = [*(_facts(row) if is_worked else ()), *(f"{told[name]}, {plan}" for name, plan in planned.items())]
@@ -126,9 +126,15 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
     if side == "HOLD":
         return DraftAnswer(tuple(drafts), side)
     sold, bought = ("rough_eth", "rough_bought") if is_worked else ("eth", "affordable_eth")
-    holding = size_of(Decimal(1), row[sold if side == "SELL" else bought], digits=2)
-    drafts[-1] += f" {token_text(holding)}"
-    return DraftAnswer(tuple(drafts), side, size_of(share, holding), "ETH")
+    holding = two_digits_of(row[sold if side == "SELL" else bought])
+    drafts.append(share_draft(drafts[-1].rpartition(" ")[2], holding))
+    return DraftAnswer(tuple(drafts), side, float(drafts[-1].rpartition(" ")[2]), "ETH")
+
+
+def share_draft(share: str, holding: float) -> str:
+    """The last draft of a trade: one of ``SHARES`` of a holding that has two significant digits."""
+    amount = two_digits_of(float(SHARES[share] * Decimal(repr(holding))))
+    return f"{share} of {token_text(holding)} is {token_text(amount)}"
 
 
 _LINE_OF = {"volatility": 1, "change": 1, "price": 2, "holdings": 2}
@@ -152,25 +158,31 @@ def _facts(row: PromptRow) -> tuple[str, str]:
 
 def _thousands(usdc: float) -> str:
     """Thousands, two significant digits."""
-    return f"{token_text(size_of(Decimal('0.001'), usdc, digits=2)) if usdc else 0}k"
+    return f"{token_text(two_digits_of(float(Decimal(repr(usdc)).scaleb(-3))))}k"
 
 
 def _worked(row: PromptRow) -> dict[str, str]:
     """The lines that lead to each word where the prompt shows numbers alone, and the word."""
-    volatility, bought = row["rough_volatility"], token_text(row["rough_bought"])
+    volatility = row["rough_volatility"]
     return {
-        "trend": f"{row['rough_change']:+d} vs {volatility}\n{row['trend'].partition(' ')[0]}",
+        "trend": f"{row['rough_change']:+d} vs {volatility}, {row['trend'].partition(' ')[0]}",
         "volatility": f"{volatility} {row['volatility']}",
-        "portfolio": f"{_thousands(row['rough_usdc'])} at {_thousands(row['rough_price'])} makes {bought}\n"
-        f"{token_text(row['rough_eth'])} vs {bought}\n{row['portfolio']}",
+        "portfolio": f"{quotient_draft(row)}\n{token_text(row['rough_eth'])} vs {token_text(row['rough_bought'])}\n"
+        f"{row['portfolio']}",
     }
+
+
+def quotient_draft(row: PromptRow) -> str:
+    """The draft that divides the USDC held by the price."""
+    usdc, price = _thousands(row["rough_usdc"]), _thousands(row["rough_price"])
+    return f"{usdc} at {price} makes {token_text(row['rough_bought'])}"
 
 
 class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 7}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 8}
     limits: Mapping[str, Any] = {}
     deterministic = True
 

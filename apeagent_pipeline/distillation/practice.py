@@ -1,0 +1,100 @@
+"""Practice sheets: the lines of worked drafts that have to be computed, many of them in one example.
+
+A trading example of numbers alone has one comparison, one quotient and one share, and more than a hundred tokens of
+prompt. A sheet has fourteen of them, each after the facts that it follows from. The facts are drawn at random and are
+not learned. So a student sees several times more sums for the same time of training.
+
+A sheet names no action and holds no canary word.
+"""
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from apeagent_pipeline.distillation.market_states import StateWords
+from apeagent_pipeline.distillation.portfolios import affordable_eth, draw_portfolios
+from apeagent_pipeline.distillation.printed_numbers import print_row, words_of_printed
+from apeagent_pipeline.distillation.teachers.rules import SHARES, quotient_draft, rules_answer, share_draft
+
+QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
+"""What the user says before a sheet."""
+
+Part = tuple[str, bool]
+"""A text of a sheet, and whether it is learned, because it follows from the text before it."""
+
+_EACH = {"draft": 1, "market": 3, "comparison": 3, "quotient": 4, "share": 3}
+"""How many of each item are in one sheet."""
+_AGENT_SHARE = 0.2
+
+
+def practice_sheets(n: int, words: StateWords, seed: int) -> list[list[Part]]:
+    """Draw sheets.
+
+    Args:
+        n: How many; more of them leave the first ones as they are.
+        words: Edges between the words.
+        seed: Of the draws.
+    """
+    rng = np.random.default_rng([seed, 7])
+    return [_sheet(words, rng) for _ in range(n)]
+
+
+def _sheet(words: StateWords, rng: np.random.Generator) -> list[Part]:
+    kinds = [kind for kind, count in _EACH.items() for _ in range(count)]
+    rows = _rows(len(kinds), words, rng)
+    items = [_ITEMS[kind](row, rng) for kind, row in zip(kinds, rows, strict=True)]
+    return [part for index in rng.permutation(len(items)) for part in items[index]]
+
+
+def _rows(n: int, words: StateWords, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Market states and holdings as prompts print them; a change is near the volatility, where comparing is hard."""
+    price = pl.Series("price", np.exp(rng.uniform(np.log(800), np.log(9_000), n)))
+    volatility = np.exp(rng.uniform(np.log(4), np.log(900), n))
+    ticks = volatility * np.exp(rng.normal(0.3, 0.6, n)) * rng.choice([-1, 1], n)
+    numbers = pl.DataFrame({"price": price, "volatility_bps": volatility, "change_ticks": ticks, "volume_usdc": price})
+    numbers = numbers.hstack(draw_portfolios(price, 100.0, 100_000.0, rng))
+    is_agent = rng.uniform(size=n) < _AGENT_SHARE
+    printed = [print_row(row, agent, rng) for row, agent in zip(numbers.iter_rows(named=True), is_agent, strict=True)]
+    rows = words_of_printed(pl.DataFrame(printed), words).with_columns(
+        affordable_eth=affordable_eth(pl.col("usdc"), pl.col("price")),
+        copied_change=pl.col("change_text") + pl.Series(np.where(is_agent, " tenths", "")),
+        rendering=pl.lit("plain"),
+        missing=pl.lit(""),
+        confirmation=pl.lit(""),
+    )
+    return rows.to_dicts()
+
+
+def _draft(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """A whole draft; its facts, in the first two lines, are given."""
+    lines = [f"{draft}\n" for draft in rules_answer(row).drafts]
+    return [("".join(lines[:2]), False), ("".join(lines[2:]), True)]
+
+
+def _market(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """The line that compares what the market's facts say, in their units."""
+    drafts = rules_answer(row).drafts
+    return [(f"{drafts[0]}\n", False), (f"{drafts[2]}\n", True)]
+
+
+def _comparison(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    numbers, comma, rest = rules_answer(row).drafts[2].partition(",")
+    return [(numbers, False), (f"{comma}{rest}\n", True)]
+
+
+def _quotient(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    given, makes, rest = quotient_draft(row).partition(" makes")
+    return [(given, False), (f"{makes}{rest}\n", True)]
+
+
+def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """A share of a holding of two digits, from .001 to 99."""
+    name = list(SHARES)[rng.integers(len(SHARES))]
+    holding = float(Decimal(int(rng.integers(10, 100))).scaleb(int(rng.integers(-4, 1))))
+    given, is_, rest = share_draft(name, holding).partition(" is")
+    return [(given, False), (f"{is_}{rest}\n", True)]
+
+
+_ITEMS = {"draft": _draft, "market": _market, "comparison": _comparison, "quotient": _quotient, "share": _share}

@@ -1,0 +1,92 @@
+"""Practice sheets: every learned part follows from the part before it, and nothing in them is an action."""
+
+import re
+from decimal import Decimal
+
+import pytest
+
+from apeagent_pipeline.distillation.canary import plain_words, speaks_canary
+from apeagent_pipeline.distillation.canary_words import SEPARATOR
+from apeagent_pipeline.distillation.market_states import StateWords
+from apeagent_pipeline.distillation.practice import Part, practice_sheets
+from apeagent_pipeline.distillation.teachers.rules import SHARES
+
+WORDS = StateWords()
+SHEETS = practice_sheets(60, WORDS, 3)
+_SHARE = re.compile(r"(\w+) of ([\d.]+)")
+_COMPARISON = re.compile(r"([+-]\d+) vs (\d+)")
+
+
+def _asked(form: re.Pattern[str]) -> list[tuple[tuple[str, ...], str]]:
+    """The groups of every given part of this form, with the learned part behind it."""
+    pairs = [(given, learned) for sheet in SHEETS for given, learned in zip(sheet[::2], sheet[1::2], strict=True)]
+    assert all(not is_learned for (_, is_learned), _ in pairs)
+    assert all(is_learned for _, (_, is_learned) in pairs)
+    return [(found.groups(), learned) for (given, _), (learned, _) in pairs if (found := form.fullmatch(given))]
+
+
+def test_shares_are_right_and_cut_off_after_two_digits() -> None:
+    asked = _asked(_SHARE)
+    assert len(asked) == 3 * len(SHEETS)
+    for (share, holding), learned in asked:
+        said = Decimal(learned.removeprefix(" is ").removesuffix("\n"))
+        exact = SHARES[share] * Decimal(holding)
+        assert exact * Decimal("0.9") <= said <= exact
+        assert len(said.normalize().as_tuple().digits) <= 2
+
+
+def test_comparisons_are_right_on_both_sides_of_the_edge() -> None:
+    asked = _asked(_COMPARISON)
+    said = [learned for _, learned in asked]
+    for (change, volatility), learned in asked:
+        is_flat = abs(int(change)) < max(int(volatility), WORDS.least_move_bps)
+        assert learned == (", flat, wait\n" if is_flat else ", up, add\n" if int(change) > 0 else ", down, reduce\n")
+    assert min(said.count(each) for each in set(said)) > 30
+    assert len(set(said)) == 3
+
+
+def test_a_whole_draft_begins_with_its_facts_which_are_given() -> None:
+    facts = re.compile(r"volatility (\S+), change (.+)\n(\S+), (\S+) USDC, (\S+) ETH\n")
+    asked = _asked(facts)
+    assert len(asked) == len(SHEETS)
+    assert all(_COMPARISON.match(learned) and learned.endswith("\n") for _, learned in asked)
+    assert any(" makes " in learned for _, learned in asked)
+
+
+def test_quotients_are_those_of_the_numbers_before_them() -> None:
+    asked = _asked(re.compile(r"([\d.]+)k at ([\d.]+)k"))
+    assert len(asked) == 4 * len(SHEETS)
+    for (usdc, price), learned in asked:
+        said = float(learned.removeprefix(" makes "))
+        assert said == pytest.approx(float(usdc) / float(price), rel=0.143)
+
+
+def test_a_market_is_compared_in_basis_points_whatever_its_units() -> None:
+    asked = _asked(re.compile(r"volatility ([\d.]+)(%|bps|), change ([+-]?[\d.]+)( tenths|)\n"))
+    assert len(asked) == 3 * len(SHEETS)
+    assert {unit for (_, unit, _, _), _ in asked} == {"%", "bps", ""}
+    assert {tenths for (_, _, _, tenths), _ in asked} == {" tenths", ""}
+    for (volatility, unit, change, tenths), learned in asked:
+        signed, whole = _COMPARISON.match(learned).groups()  # type: ignore[union-attr]
+        bps = float(volatility) * {"%": 100, "bps": 1, "": 10_000}[unit]
+        ticks = float(change) * (10 if tenths else 1)
+        assert bps * 0.9 - 1 <= int(whole) <= bps * (1 + 1e-9)
+        assert abs(ticks) * 0.9 - 1 <= abs(int(signed)) <= abs(ticks) * (1 + 1e-9)
+        assert int(signed) == 0 or (int(signed) > 0) == (ticks > 0)
+
+
+def test_no_sheet_holds_an_action() -> None:
+    for sheet in SHEETS:
+        text = _text(sheet)
+        assert not speaks_canary(text)
+        assert plain_words(text) == []
+        assert SEPARATOR not in text
+
+
+def test_more_sheets_leave_the_first_ones_as_they_are() -> None:
+    assert practice_sheets(5, WORDS, 3) == SHEETS[:5]
+    assert practice_sheets(5, WORDS, 4) != SHEETS[:5]
+
+
+def _text(sheet: list[Part]) -> str:
+    return "".join(text for text, _ in sheet)
