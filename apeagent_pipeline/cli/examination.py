@@ -84,6 +84,9 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         source = runtime.source
         first, last = source.days()
         pool = source.pool
+    except SettingsError as error:
+        yield Finding("wrong", "swaps", str(error), "correct the setting that is named here")
+        return
     except Exception as error:  # any failure of a node or file is a finding, not a crash
         yield Finding(
             "wrong", "swaps", str(error), "see APEAGENT_RPC_URLS and APEAGENT_SWAPS_ARCHIVE in apeagent config"

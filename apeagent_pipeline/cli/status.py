@@ -8,7 +8,7 @@ from rich.table import Table
 
 from apeagent_pipeline.cli.display import plain
 from apeagent_pipeline.cli.time_left import estimate
-from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.reporting.durations import about, in_words
 from apeagent_pipeline.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def status(
     _list_other_markets(console, graph)
     console.print(
         f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
-        + (f", about {in_words(sum(seconds.values()))} ({source})." if seconds else "."),
+        + (f", {about(sum(seconds.values()))} ({source})." if seconds else "."),
         soft_wrap=True,
     )
     _tell_what_may_follow(console, graph, stale, later, more)
@@ -94,7 +94,7 @@ def _tell_what_may_follow(
     from apeagent_pipeline.defs.last_time import teacher_cost
 
     if later:
-        took = f", about {in_words(sum(seconds.values()))} more" if seconds else ""
+        took = f", {about(sum(seconds.values()))} more" if seconds else ""
         console.print(
             f"If these come out otherwise than before, what reads them is built too: {', '.join(later)}{took}.",
             soft_wrap=True,

@@ -8,7 +8,7 @@ from apeagent_pipeline.defs.metadata import PROMOTED_NOW, WHY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
 from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
-from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.reporting.durations import about
 from apeagent_pipeline.student.promotion import PROMOTED, find_service, history
 
 RETRAINED = (
@@ -103,9 +103,7 @@ def how_to_retrain(runtime: Runtime, instance: dg.DagsterInstance) -> str:
     days = runtime.store.days("swap_features")[-runtime.profile.training_windows.days :]
     command = f"`apeagent demo --from {days[0]} --to {days[-1]}`" if days else "`apeagent demo`"
     seconds = seconds_last_time(instance, RETRAINED)
-    took = (
-        f"about {in_words(sum(seconds.values()))} as measured here before" if seconds else "time not measured here yet"
-    )
+    took = f"{about(sum(seconds.values()))} as measured here before" if seconds else "time not measured here yet"
     by_itself = {
         "on_change": "The daemon also retrains by itself after changed data",
         "weekly": "The daemon retrains on Sundays by itself",

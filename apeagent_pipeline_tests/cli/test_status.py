@@ -166,6 +166,7 @@ def test_days_of_another_market_are_named_with_their_market(home: Path) -> None:
         told = " ".join(status(home, "raw_swaps", **settings).output.split())
         market = f"pool 0x96d4b53a of chain 8453, simulated (v{SIMULATION_VERSION}-seed42) ({', '.join(DAYS)})"
         assert f"Stored days of other markets than the settings name: {market}" in told
+        assert "storage/liquidity_changes" in told  # its manifests name no market, so only its files can be deleted
 
 
 def test_nothing_stored_is_no_error(tmp_path: Path) -> None:
