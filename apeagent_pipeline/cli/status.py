@@ -68,8 +68,11 @@ def status(
             _explain(console, graph, each)
     _list_unconfirmed(console, graph, asset, day)
     _list_other_markets(console, graph)
+    if day and asset in graph.synced:
+        console.print(f"`apeagent sync --from {day} --to {day}` brings swaps and features of this day up to date.")
+    span = f" --from {days[0]} --to {days[-1]}" if days else ""
     console.print(
-        f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
+        f"`apeagent demo{span}` brings everything up to date: {len(stale)} artifacts"
         + (f", {about(sum(seconds.values()))} ({source})." if seconds else "."),
         soft_wrap=True,
     )

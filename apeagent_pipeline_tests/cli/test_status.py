@@ -63,7 +63,21 @@ def test_everything_missing_is_listed_with_what_it_waits_for(home: Path) -> None
     assert "missing" in row
     assert "trained_gan" in row
     assert "raw_swaps" not in done.output
-    assert "`apeagent demo` brings everything up to date" in done.output
+    assert f"`apeagent demo --from {DAYS[0]} --to {DAYS[-1]}` brings everything up to date" in done.output
+
+
+def test_a_day_outside_the_demo_is_answered_with_the_command_that_builds_it(home: Path) -> None:
+    done = status(home, "swap_features/2025-02-09")
+    assert "`apeagent sync --from 2025-02-09 --to 2025-02-09` brings swaps and features of this day" in done.output
+    assert f"`apeagent demo --from {DAYS[0]} --to 2025-02-09` brings everything up to date" in done.output
+
+
+def test_corrected_decimals_make_the_features_stale(home: Path) -> None:
+    features = f"swap_features/{DAYS[0]}"
+    assert status(home, features, APEAGENT_POOL_TOKENS="ETH:18,USDC:6").exit_code == 0  # what they were built with
+    corrected = status(home, features, APEAGENT_POOL_TOKENS="ETH:18,USDC:8")
+    assert "code or settings changed" in corrected.output
+    assert "now 1-decimals-18-8." in corrected.output
 
 
 def test_a_changed_seed_is_named_with_both_values(home: Path) -> None:
