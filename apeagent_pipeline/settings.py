@@ -206,8 +206,8 @@ class Settings(BaseSettings):
     def _no_password(cls, value: str) -> str:
         if urlsplit(value).password is not None:
             raise ValueError(
-                "a password in the address would be shown wherever the artifacts are; give it to the store's own "
-                "variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "a password in the address would be visible wherever the address is shown; set the variables of the "
+                "store instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return value
 
@@ -274,7 +274,7 @@ def _compare(settings: Settings, launched_with: dict[str, str]) -> None:
     if wrong:
         raise SettingsError(
             f"This machine ({platform.node()}) has other settings than the one that launched the run: "
-            f"{'; '.join(wrong)}. Give all of them the same {PREFIX}* variables and start Ray there again."
+            f"{'; '.join(wrong)}. Set the same {PREFIX}* variables on all machines and restart Ray on this one."
         )
 
 

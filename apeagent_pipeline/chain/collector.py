@@ -453,7 +453,7 @@ class Collector:
         at = datetime.fromtimestamp(final.timestamp, UTC)
         return DayNotFinalError(
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
-            f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
+            f"{at:%Y-%m-%d %H:%M} UTC. Run the command again then."
         )
 
 

@@ -49,7 +49,7 @@ def import_swaps(
     price = price_from_sqrt_price(float(archive.read_day(last)["sqrt_price_x96"][-1]), pool)
     Console(highlight=False).print(
         f"Last price: {price:,.6g} {plain(pool.token1.symbol)} for one {plain(pool.token0.symbol)}. If it is wrong, "
-        "correct APEAGENT_POOL_TOKENS: no check sees wrong decimals.",
+        "correct APEAGENT_POOL_TOKENS: no check can detect wrong decimals.",
         soft_wrap=True,
     )
     if dry_run:
@@ -93,7 +93,7 @@ def show(archive: "SwapArchive") -> None:
         days.add_row(str(day), f"{notes.swaps:,}", confirmed, f"{notes.gaps:,}", f"{notes.duplicates:,}", told)
     console.print(days)
     console.print(
-        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to tell; gaps: swaps "
+        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to check; gaps: swaps "
         "that do not follow from the swap before",
         soft_wrap=True,
     )

@@ -99,11 +99,11 @@ def _tell_what_may_follow(
     if later:
         took = f", {about(sum(seconds.values()))} more" if seconds else ""
         console.print(
-            f"If these come out otherwise than before, what reads them is built too: {', '.join(later)}{took}.",
+            f"If their content changes, the artifacts downstream are built too: {', '.join(later)}{took}.",
             soft_wrap=True,
         )
     if "teacher_traces" in {*later, *(each.asset for each in stale)}:
-        console.print(f"The answers of the teacher are among them: {teacher_cost(graph.runtime)}.", soft_wrap=True)
+        console.print(f"This includes the teacher's answers: {teacher_cost(graph.runtime)}.", soft_wrap=True)
     store, now = graph.runtime.store, version("apeagent_pipeline")
     stored = {name: store.manifests(name) for name in {each.asset for each in stale}}
     built = [made.package_version for each in stale if (made := stored[each.asset].get(each.day))]

@@ -28,7 +28,7 @@ def _one_market(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=RAW_SWAPS,
         name="one_market",
-        description="All stored days hold swaps of one market. Training windows of several are refused",
+        description="All stored days hold swaps of one market. Training windows over several markets are refused",
         blocking=False,
     )
     def one_market() -> dg.AssetCheckResult:
@@ -51,7 +51,7 @@ def _newest_in_service(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=PROMOTED,
         name="newest_in_service",
-        description="The newest adapter went into service. Warns with the reasons why it did not",
+        description="The newest adapter went into service. If it did not, the warning gives the reasons",
         blocking=False,
     )
     def newest_in_service(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -75,8 +75,8 @@ def _still_good(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=SERVICE_REPORT,
         name="still_good",
-        description="The adapter in service keeps its form, decides as the rules do, and sees the market of its "
-        "training. Warns with what to do",
+        description="The adapter in service keeps the form of its answers, decides as the rules do, and is asked "
+        "about a market like that of its training. A warning says what to do",
         blocking=False,
     )
     def still_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:

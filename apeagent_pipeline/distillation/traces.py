@@ -70,7 +70,7 @@ COLUMN_DESCRIPTIONS = {
     "prompt_tokens": "Tokens read for all attempts; null if unknown",
     "completion_tokens": "Tokens written for all attempts; null if unknown",
     "answer": "The teacher's answer",
-    "rejected_reason": "Why the answer is not learned from; null if it is",
+    "rejected_reason": "Why the answer is not used for training; null if it is used",
     "attempts": "Number of answers to this prompt",
     "answered_by": "Model and provider of the chosen answer, as the server names them",
     "lost_requests": "Requests that the server may have charged although no answer came",
@@ -217,7 +217,8 @@ class _Questioning:
         if left and budget.day_is_over:
             raise TeacherError(
                 f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
-                "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+                "finished answers are kept. Continue tomorrow, or raise "
+                "APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
             )
 
     def _receive(self, answer: TeacherAnswer, attempt: int) -> None:
@@ -351,7 +352,7 @@ class _TraceTable:
             return "inconsistent", f"{agreed} of {self.config.samples} samples"
         if lost and not refused:
             return "no_answer", lost[-1].error or ""
-        return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not come so far")
+        return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not reached this prompt")
 
     def table(self) -> pl.DataFrame:
         parts = []

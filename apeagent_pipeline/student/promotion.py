@@ -165,7 +165,9 @@ def roll_back(store: ArtifactStore, to: str = "") -> Service:
     given_up = {*past[-1].withdrawn, past[-1].adapter}
     earlier = find_service(store, to) if to else next((e for e in reversed(past) if e.adapter not in given_up), None)
     if earlier is None:
-        raise PromotionError(f"{past[-1].adapter} is the first adapter in service: there is nothing to go back to")
+        raise PromotionError(
+            f"{past[-1].adapter} is the first adapter in service: there is no earlier one to roll back to"
+        )
     if earlier.adapter == past[-1].adapter:
         raise PromotionError(f"{earlier.adapter} is in service already")
     if earlier.adapter in given_up:

@@ -85,8 +85,8 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     def _whole_groups(self) -> Self:
         if self.batch_size * self.accumulation % self.generations:
             raise ValueError(
-                f"{self.batch_size * self.accumulation} answers a step (batch_size * accumulation) are no whole groups "
-                f"of generations={self.generations}"
+                f"batch_size * accumulation = {self.batch_size * self.accumulation} is not a multiple of "
+                f"generations={self.generations}"
             )
         return self
 
@@ -170,7 +170,7 @@ def outcome_prompts(synthetic: pl.DataFrame, config: ReinforcementConfig, seed: 
     """
     told = pl.col("step") <= pl.col("step").max().over("window_id") - config.hidden_swaps
     if synthetic.select((~told.any().over("window_id")).any()).item():
-        raise ValueError(f"hidden_swaps={config.hidden_swaps} leaves nothing of a window to tell; hide fewer")
+        raise ValueError(f"hidden_swaps={config.hidden_swaps} hides the whole window; lower it")
     outcomes = (
         synthetic.filter(~told)
         .sort("window_id", "step")

@@ -207,8 +207,8 @@ def test_an_upgrade_is_told_with_what_may_follow_and_what_the_teacher_costs(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current = status(home, "training_windows", APEAGENT_SEED="7").output
-    assert "If these come out otherwise than before" not in current, "everything downstream is missing anyway"
-    assert "The answers of the teacher are among them: the teacher costs nothing." in current
+    assert "If their content changes" not in current, "everything downstream is missing anyway"
+    assert "This includes the teacher's answers: the teacher costs nothing." in current
     assert "this is" not in current
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
     told = status(home, "training_windows", APEAGENT_SEED="7").output

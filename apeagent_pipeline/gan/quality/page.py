@@ -47,7 +47,7 @@ def quality_page(found: Findings) -> str:
     verdict = f"The windows fail the check: {'; '.join(failures)}." if failures else "The windows pass the check."
     control = (
         "The control, likelihood alone, continued the same warm start without a critic for about as long as the "
-        "WGAN-GP stage: the difference to the synthetic windows is the effect of that stage."
+        "WGAN-GP stage: the difference from the synthetic windows is the effect of that stage."
     )
     pictures = "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in found.figures)
     return f"""{verdict}
