@@ -121,24 +121,18 @@ class PromptsConfig(StateWords):
     gap_windows: float = Field(
         2.0, description="Unused time before the next split, as a multiple of the time span of a median window", ge=0
     )
-    seconds_per_block: float = Field(
-        2.0, description="Seconds between two blocks, to turn the gap into blocks; 2 on Base", gt=0
-    )
+    seconds_per_block: float = Field(2.0, description="Seconds between two blocks; 2 on Base", gt=0)
     plain_share: float = Field(
         0.47, description="Share of train prompts that show numbers alone, which are harder to learn", ge=0, le=1
     )
-    test_plain_share: float = Field(
-        0.5, description="Share of valid and test prompts that show numbers alone", ge=0, le=1
-    )
+    test_plain_share: float = Field(0.5, description="Share of valid and test prompts with numbers alone", ge=0, le=1)
     agent_share: float = Field(
         0.14,
         description="Share of prompts worded as the source document's agent words them; they show numbers alone too",
         ge=0,
         le=1,
     )
-    incomplete_share: float = Field(
-        0.12, description="Share of prompts without a fact that a decision needs", ge=0, le=1
-    )
+    incomplete_share: float = Field(0.12, description="Share of prompts without a fact needed to decide", ge=0, le=1)
     far_share: float = Field(
         0.3,
         description="Share of prompts of numbers alone whose change and volatility lie far outside the windows' range",
@@ -154,10 +148,8 @@ class PromptsConfig(StateWords):
         description="Draw number formats, many wordings, greetings, typing errors and hidden instructions; off: the "
         "source document's formats in few wordings, which a short training learns",
     )
-    smallest_portfolio_usdc: float = Field(
-        100.0, description="Smallest value of a portfolio that is not dust, in USDC", gt=1
-    )
-    largest_portfolio_usdc: float = Field(100_000.0, description="Largest value of a portfolio, in USDC", gt=1)
+    smallest_portfolio_usdc: float = Field(100.0, description="Smallest portfolio that is not dust, in USDC", gt=1)
+    largest_portfolio_usdc: float = Field(100_000.0, description="Largest portfolio, in USDC", gt=1)
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:

@@ -86,23 +86,15 @@ REFUSED_IN_A_ROW = 36
 class TracesConfig(VerificationConfig):
     """What is demanded of an answer, and how often and how long a teacher is asked."""
 
-    attempts: int = Field(
-        2, description="Largest number of times that a prompt is asked until an answer is accepted", ge=1
-    )
+    attempts: int = Field(2, description="Most attempts to get an accepted answer to a prompt", ge=1)
     samples: int = Field(
-        1,
-        description="Self-consistency: number of verified answers, more than half of which must agree on the action",
-        ge=1,
+        1, description="Self-consistency: verified answers to a prompt; more than half must agree on the action", ge=1
     )
-    max_requests: int = Field(
-        0, description="Largest number of requests of one run, without cached answers; 0: no limit", ge=0
-    )
+    max_requests: int = Field(0, description="Most requests of one run, without cached answers; 0: no limit", ge=0)
     max_total_tokens: int = Field(0, description="Tokens after which a run stops asking; 0: no limit", ge=0)
     max_cost_usd: float = Field(0.0, description="Cost in US dollars after which a run stops asking; 0: no limit", ge=0)
-    daily_requests: int = Field(
-        0, description="Largest number of answered requests of all runs on one UTC day; 0: no limit", ge=0
-    )
-    daily_tokens: int = Field(0, description="Largest number of tokens of all runs on one UTC day; 0: no limit", ge=0)
+    daily_requests: int = Field(0, description="Most answered requests of all runs on one UTC day; 0: no limit", ge=0)
+    daily_tokens: int = Field(0, description="Most tokens of all runs on one UTC day; 0: no limit", ge=0)
 
     @model_validator(mode="after")
     def _enough_attempts_to_agree(self) -> Self:
@@ -217,8 +209,7 @@ class _Questioning:
         if left and budget.day_is_over:
             raise TeacherError(
                 f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
-                "finished answers are kept. Continue tomorrow, or raise "
-                "APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+                "finished answers are kept. Retry tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
             )
 
     def _receive(self, answer: TeacherAnswer, attempt: int) -> None:
