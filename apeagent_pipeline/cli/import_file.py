@@ -102,7 +102,7 @@ def show(archive: "SwapArchive") -> None:
     rows = archive.read_day(first).head(_ROWS_SHOWN)
     stored = Table("column", *(f"row {number + 1}" for number in range(rows.height)), title="First rows as stored")
     for name in rows.columns:
-        stored.add_row(name, *(plain(str(value)) for value in rows[name]))
+        stored.add_row(name, *("" if value is None else plain(str(value)) for value in rows[name]))
     console.print(stored)
 
 
