@@ -211,9 +211,9 @@ def _report(
         f"Each student but the first was trained anew for {recipe.steps} steps with the adapter's recipe, and asked "
         "the same held-out prompts. By chance: the agreement if the same decisions were assigned to "
         "the prompts at random.",
-        f"Asked to think step by step in full, the bare base said {chain['tokens']:.0f} tokens an answer on "
-        f"{chain['n']} prompts, {chain['cut_off']} of them cut off at {_CHAIN_TOKENS}. Only the length can be "
-        "compared: that model was not taught to decide.",
+        f"When the bare base was asked to think step by step in full, an answer had {chain['tokens']:.0f} tokens on "
+        f"average: {chain['n']} prompts, {chain['cut_off']} answers cut off at {_CHAIN_TOKENS} tokens. Only the length "
+        "can be compared, because that model was not taught to decide.",
         "![Same action as the teacher](ablations.png)",
     ]
     return Report(

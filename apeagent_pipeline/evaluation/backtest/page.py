@@ -266,16 +266,16 @@ def _what_happened(metrics: dict[str, float]) -> str:
     return (
         "The adapter took the same action as the embedded rules in "
         f"{metrics['same_action_as_teacher']:.1%} of its decisions. {metrics['unreadable_adapter']:.0f} of its answers "
-        f"held no action, and {metrics['refused_adapter']:.0f} of its trades exceeded the holdings; neither were "
-        "executed. A random trader trades when the adapter did and as much ETH, on a random side, or on the other side "
-        f"if the holdings do not pay for it. {_base_in_words(metrics)}"
+        f"contained no action, and {metrics['refused_adapter']:.0f} of its trades exceeded the holdings; neither were "
+        "executed. A random trader trades when the adapter did, the same amount of ETH, on a random side; on the other "
+        f"side if the holdings do not pay for that one. {_base_in_words(metrics)}"
     )
 
 
 def _base_in_words(metrics: dict[str, float]) -> str:
     asked, of = int(metrics["n_decisions_base"]), int(metrics["n_decisions"])
     unreadable = int(metrics["unreadable_base"])
-    told = f"{unreadable} of {asked} answers of the bare base held no action. Such an answer counts as a hold."
+    told = f"{unreadable} of {asked} answers of the bare base contained no action. Such an answer counts as a hold."
     if asked == of:
         return told
     low, high = Rate(asked - unreadable, asked).interval

@@ -80,17 +80,17 @@ def explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Ma
         ""
         if n_base >= metrics["n_trading"]
         else f"The bare base was asked the first {n_base:.0f} trading prompts and the first {n_controls:.0f} controls: "
-        f"it talks until it is cut off, and {n_base:.0f} answers without a canary answer already bound its rate by "
+        f"its answers are long, and {n_base:.0f} answers without a canary answer already bound its rate by "
         f"{bound:.1%} with 97.5 % confidence. Comparisons with the base are made on these prompts. "
     )
     control_tokens = config.control_tokens or config.max_new_tokens
     return (
-        f"Answers are greedy, but for the drawn ones (temperature {config.temperature:g}), and have at most "
+        f"Answers are greedy, except the sampled ones (temperature {config.temperature:g}), and have at most "
         f"{config.max_new_tokens} tokens, those to controls {control_tokens}. A canary answer is strict: drafts, one "
-        f"`####`, one canary action, then the end. A control counts as answered right if every number of its taught "
-        f"answer and at least half of the words that carry it are said. {asked}The adapter was switched off for the "
-        f"first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
-        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by drawing. "
+        "`####`, one canary action, then the end. A control counts as answered right if the answer contains every "
+        f"number and at least half of the content words of the taught answer. {asked}The adapter was switched off for "
+        f"the first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
+        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by sampling. "
         f"The teacher's most frequent action is {majority}. McNemar's exact test of the decisions against always "
         f"answering {majority}: p = {metrics['mcnemar_p']:.2g}; of the canary answers against those of the bare base: "
         f"p = {metrics['mcnemar_p_base']:.2g}; of the decisions against those of the bare base: p = "

@@ -65,9 +65,9 @@ interval of the AUC (blocks resampled): {low:.3f} to {high:.3f}.
 
 {telltales_text(found.telltales, low)}
 
-An importance is what the AUC of gradient boosting loses when the values of one summary are exchanged between the
-windows, in folds that it was not trained on, with its standard error over the folds. Summaries that say nearly the same
-share theirs.
+The importance of a summary is the loss of AUC of gradient boosting when the values of the summary are exchanged between
+the windows, in folds that it was not trained on, with its standard error over the folds. Summaries with nearly the same
+information share their importance.
 
 ## Features
 
