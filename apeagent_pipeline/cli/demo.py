@@ -118,7 +118,7 @@ def show_canary(graph: "Graph") -> int:
         console.print(f"  [bold]{question:<26}[/] {finding}")
     if report["config"].get("max_near_leak") == 1:
         console.print(
-            "The check of this profile sets no limit for canary words in answers to such similar questions; "
+            "The check of this profile sets no limit for canary words in answers to similar questions; "
             "the check of [bold]APEAGENT_PROFILE=laptop[/] does."
         )
     for each in wrong:
