@@ -49,55 +49,72 @@ class Settings(BaseSettings):
         "demo",
         description="demo: about twenty minutes on two cores; laptop: about forty; full: the document's sizes, a GPU",
     )
-    home: Path = Field(Path(".apeagent"), description="Data, Dagster instance and caches")
+    home: Path = Field(Path(".apeagent"), description="Folder of artifacts, Dagster instance and caches")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where GAN and student compute on this machine; auto: CUDA, else Apple's MPS, else the CPU"
+        "auto", description="Device of GAN and student on this machine; auto: CUDA, else Apple's MPS, else the CPU"
     )
-    storage: str = Field("", description="Where artifacts go: a folder or an fsspec URL such as s3://bucket/prefix")
+    storage: str = Field(
+        "",
+        description="Folder or fsspec URL of the artifacts, such as s3://bucket/prefix; empty: below home",
+    )
     postgres_url: SecretStr | None = Field(
         None, description="postgresql://USER:PASSWORD@HOST:PORT/NAME for Dagster's history; none: SQLite below home"
     )
     engine: Literal["local", "ray"] = Field(
-        "local", description="Where the runs of UI and daemon work: on this machine, or on a Ray cluster"
+        "local", description="Where UI and daemon execute runs: on this machine, or on a Ray cluster"
     )
-    ray_address: str = Field("http://127.0.0.1:8265", description="For engine=ray: the cluster's dashboard and job API")
+    ray_address: str = Field(
+        "http://127.0.0.1:8265", description="For engine=ray: address of the cluster's dashboard and job API"
+    )
     rpc_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Comma-separated JSON-RPC endpoints of the chain; none: the embedded chain"
     )
-    rpc_range_blocks: int = Field(5_000, ge=1, le=100_000, description="Blocks a request for logs asks for at most")
+    rpc_range_blocks: int = Field(
+        5_000, ge=1, le=100_000, description="Largest number of blocks in one request for logs"
+    )
     rpc_requests_per_second: float = Field(
         25.0, ge=0, description="JSON-RPC calls a second to each endpoint; 0: no limit"
     )
     rpc_finality_depth: int = Field(
-        1_800, ge=1, description="Blocks until a block is final, for nodes that know no finalized and no safe block"
+        1_800,
+        ge=1,
+        description="Blocks after which a block counts as final, for nodes without finalized and safe blocks",
     )
     rpc_transactions: bool = Field(
-        False, description="Ask also for the transaction of each swap, to fill tx_from and tx_to"
+        False, description="Also request the transaction of each swap, to fill tx_from and tx_to"
     )
     swaps_archive: Path | None = Field(
-        None, description="CSV, Parquet or JSON file, or a folder of them, to import swaps from instead"
+        None, description="CSV, Parquet or JSON file, or a folder of them, from which swaps are read instead of a chain"
     )
     swaps_signs: Literal["swapper", "pool"] = Field(
-        "swapper", description="Whose signs the amounts of the archive have; pool: they are flipped"
+        "swapper", description="Side whose signs the archive's amounts have; pool: the signs are flipped"
     )
-    chain_id: int = Field(8453, ge=1, description="Chain of the pool; 8453: Base")
+    chain_id: int = Field(8453, ge=1, description="Id of the pool's chain; 8453: Base")
     pool_manager: str = Field("", description="Uniswap V4 PoolManager contract; empty: that of Base")
     pool_id: str = Field("", description="Pool id (32 bytes, hex); empty: that of the pool key, or ETH-USDC on Base")
     pool_key: str = Field(
-        "", description="currency0,currency1,fee,tickSpacing,hooks of the pool; empty: the chain is asked"
+        "", description="currency0,currency1,fee,tickSpacing,hooks of the pool; empty: the node is asked"
     )
     pool_tokens: str = Field(
-        "", description="symbol:decimals of both tokens, such as ETH:18,USDC:6; empty: the chain is asked"
+        "", description="symbol:decimals of both tokens, such as ETH:18,USDC:6; empty: the node is asked"
     )
-    teacher: Literal["rules", "openai"] = Field("rules", description="Embedded policy, or any OpenAI-compatible server")
+    teacher: Literal["rules", "openai"] = Field(
+        "rules", description="rules: the embedded policy; openai: any OpenAI-compatible server"
+    )
     teacher_base_url: str = Field(
-        "https://openrouter.ai/api/v1", repr=False, description="For teacher=openai: the server; shown without its path"
+        "https://openrouter.ai/api/v1",
+        repr=False,
+        description="For teacher=openai: base URL of the server; shown without its path",
     )
-    teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: the model")
-    teacher_api_key: SecretStr | None = Field(None, description="For teacher=openai: the key")
-    teacher_max_tokens: int = Field(8192, ge=1, description="Most tokens of an answer; thinking needs thousands")
-    teacher_concurrency: int = Field(16, ge=1, description="Requests to the teacher under way at once")
-    teacher_requests_per_minute: float = Field(0.0, ge=0, description="Rate limit of the teacher's server; 0: none")
+    teacher_model: str = Field("qwen/qwq-32b", description="For teacher=openai: name of the model")
+    teacher_api_key: SecretStr | None = Field(None, description="For teacher=openai: API key")
+    teacher_max_tokens: int = Field(
+        8192, ge=1, description="Largest number of tokens in an answer; reasoning models need thousands"
+    )
+    teacher_concurrency: int = Field(16, ge=1, description="Largest number of requests to the teacher at the same time")
+    teacher_requests_per_minute: float = Field(
+        0.0, ge=0, description="Largest number of requests to the teacher a minute; 0: no limit"
+    )
     teacher_timeout_s: float = Field(
         300.0, gt=0, description="Longest wait for an answer, or for the next piece of a streamed one, in seconds"
     )
@@ -106,44 +123,58 @@ class Settings(BaseSettings):
     )
     teacher_stream: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Receive answers piece by piece, so that a slow one is no timeout; auto: of reasoning models",
+        description="Stream answers, so that a slow one does not time out; auto: for reasoning models only",
     )
     teacher_structured: bool = Field(
-        False, description="Have the server enforce the form of an answer (JSON schema), where it can"
+        False, description="Ask the server to enforce the form of an answer (JSON schema), where it can"
     )
     teacher_batch: bool = Field(
         False, description="Ask in batches, at about half the price and within a day, where the server offers them"
     )
     teacher_prices: Annotated[dict[str, tuple[float, float]], NoDecode] = Field(
-        {}, description="model=READ/WRITTEN in US dollars for a million tokens, comma-separated; else unknown"
+        {},
+        description="model=READ/WRITTEN in US dollars per million tokens, comma-separated; empty: the server's prices",
     )
-    teacher_max_requests: int = Field(0, ge=0, description="Budget of one teaching in requests; 0: no limit")
-    teacher_max_total_tokens: int = Field(0, ge=0, description="Budget of one teaching in tokens; 0: no limit")
-    teacher_max_cost_usd: float = Field(0.0, ge=0, description="Budget of one teaching in US dollars; 0: no limit")
-    teacher_daily_requests: int = Field(0, ge=0, description="Requests to the teacher on one UTC day; 0: no limit")
-    teacher_daily_tokens: int = Field(0, ge=0, description="Tokens of the teacher on one UTC day; 0: no limit")
+    teacher_max_requests: int = Field(
+        0, ge=0, description="Largest number of requests to the teacher in one run; 0: no limit"
+    )
+    teacher_max_total_tokens: int = Field(
+        0, ge=0, description="Tokens after which a run stops asking the teacher; 0: no limit"
+    )
+    teacher_max_cost_usd: float = Field(
+        0.0, ge=0, description="Cost in US dollars after which a run stops asking the teacher; 0: no limit"
+    )
+    teacher_daily_requests: int = Field(
+        0, ge=0, description="Largest number of requests to the teacher on one UTC day; 0: no limit"
+    )
+    teacher_daily_tokens: int = Field(
+        0, ge=0, description="Largest number of the teacher's tokens on one UTC day; 0: no limit"
+    )
     retraining: Literal["on_change", "weekly", "manual"] = Field(
         "on_change",
-        description="When training windows, GAN, teacher and adapter follow changed data by themselves (UI and daemon)",
+        description="When the daemon rebuilds training windows, GAN, traces and adapter after changed data",
     )
-    nightly_at: dt.time = Field(dt.time(2), description="When the nightly re-sync runs, UTC")
-    nightly_recheck_days: int = Field(3, ge=0, description="How many days before yesterday it reads once more")
+    nightly_at: dt.time = Field(dt.time(2), description="Time of the nightly re-sync, UTC")
+    nightly_recheck_days: int = Field(3, ge=0, description="Days before yesterday that the nightly re-sync reads again")
     keep_logs_days: int = Field(
-        90, ge=0, description="Days after which the daemon deletes the logs of a run, not what it made; 0: never"
+        90, ge=0, description="Days after which the daemon deletes the logs of a run, but not its artifacts; 0: never"
     )
     alert_webhook: SecretStr | None = Field(
-        None, description="Slack-compatible URL that is told of failed runs and warning checks"
+        None, description="Slack-compatible webhook that gets a message for each failed run and each warning of a check"
     )
     ui_url: str = Field(
         "http://127.0.0.1:3000",
-        description="Where the UI is, for the links of alerts; `apeagent ui` sets it to its port",
+        description="Address of the UI in the links of alerts; `apeagent ui` sets its own",
     )
     student: str = Field(SMOLLM2, description="Base model: the embedded one, a Hugging Face id or a folder")
     second_stage: Literal["off", "grpo"] = Field(
-        "off", description="grpo: the adapter learns on from computed rewards, and is evaluated beside the first stage"
+        "off",
+        description="grpo: the adapter is trained further on computed rewards, and evaluated beside the first stage",
     )
-    eval_prompts: int = Field(100, ge=1, description="Trading prompts, and as many controls, in the canary evaluation")
-    seed: int = Field(42, ge=0, lt=1 << 31, description="The one seed of everything random")
+    eval_prompts: int = Field(
+        100, ge=1, description="Number of trading prompts, and of controls, in the canary evaluation"
+    )
+    seed: int = Field(42, ge=0, lt=1 << 31, description="Seed of everything random")
 
     @field_validator("rpc_urls", mode="before")
     @classmethod
@@ -175,8 +206,8 @@ class Settings(BaseSettings):
     def _no_password(cls, value: str) -> str:
         if urlsplit(value).password is not None:
             raise ValueError(
-                "a password in the address would be shown wherever the artifacts are; give it to the store's own "
-                "variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "a password in the address would be visible wherever the address is shown; set the variables of the "
+                "store instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return value
 
@@ -243,7 +274,7 @@ def _compare(settings: Settings, launched_with: dict[str, str]) -> None:
     if wrong:
         raise SettingsError(
             f"This machine ({platform.node()}) has other settings than the one that launched the run: "
-            f"{'; '.join(wrong)}. Give all of them the same {PREFIX}* variables and start Ray there again."
+            f"{'; '.join(wrong)}. Set the same {PREFIX}* variables on all machines and restart Ray on this one."
         )
 
 

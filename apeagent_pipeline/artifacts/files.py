@@ -190,7 +190,7 @@ class RemoteFiles:
         except Exception as error:
             raise StorageError(
                 f"APEAGENT_STORAGE={self.url}: {type(error).__name__}: {error}. Check the network, the credentials "
-                "and, for a server of your own, AWS_ENDPOINT_URL; then run it again"
+                "and, for a server of your own, AWS_ENDPOINT_URL; then run the command again"
             ) from error
 
     def find(self, folder: str) -> dict[str, int]:

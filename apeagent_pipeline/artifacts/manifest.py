@@ -19,7 +19,7 @@ _FILE = re.compile(r"(?:[\w.@+ -]{1,200}/){0,8}[\w.@+ -]{1,200}", re.ASCII)
 class StoredFile(BaseModel):
     """One file of an artifact."""
 
-    size: int = Field(description="Bytes")
+    size: int = Field(description="Size in bytes")
     sha256: str
 
 
@@ -53,7 +53,7 @@ class Manifest(BaseModel):
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
     files: dict[FileName, StoredFile]
     folder: FileName | Literal[""] = Field(
-        "", description="Where the files lie, below the asset's folder; empty: in it"
+        "", description="Subfolder of the asset's folder that holds the files; empty: the asset's folder itself"
     )
     rows: int | None = None
     package_version: str = version("apeagent_pipeline")

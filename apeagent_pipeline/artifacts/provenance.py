@@ -27,7 +27,7 @@ class Blocks(BaseModel):
     """The blocks of a day's first and last swap."""
 
     first: int
-    first_hash: str | None = Field(description="None: the swap source does not tell block hashes")
+    first_hash: str | None = Field(description="None if the swap source gives no block hashes")
     last: int
     last_hash: str | None
 
@@ -38,12 +38,12 @@ class Origin(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="As in the inputs of a manifest: asset, or asset/day")
-    data_version: str | None = Field(description="As it was read; None: the artifact asked for is not stored")
-    state: State = Field(description="Whether what was read is still what is stored")
-    replaced_by: str | None = Field(None, description="Data version of what is stored instead")
-    manifest: Manifest | None = Field(None, description="If what was read is what is stored")
-    blocks: Blocks | None = Field(None, description="Of a day of raw swaps that has swaps")
-    teachers: list[str] = Field([], description="Who gave the answers of teacher traces")
+    data_version: str | None = Field(description="Version that was read; None if the artifact asked for is not stored")
+    state: State = Field(description="Whether the version that was read is the stored one")
+    replaced_by: str | None = Field(None, description="Data version that is stored instead")
+    manifest: Manifest | None = Field(None, description="Its manifest, if the version that was read is the stored one")
+    blocks: Blocks | None = Field(None, description="First and last block, for a day of raw swaps that has swaps")
+    teachers: list[str] = Field([], description="For teacher traces: the teachers that answered")
 
     @property
     def asset(self) -> str:

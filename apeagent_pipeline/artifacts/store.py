@@ -68,7 +68,7 @@ class ArtifactStore:
         found = self._files.find(folder)
         self._files.remove([f"{folder}/{name}" for name in found])
         if not found:
-            raise StorageError(f"{self.root}: what was written is not found again")
+            raise StorageError(f"{self.root}: a file that was just written cannot be found")
 
     def folder(self, asset: str) -> UPath:
         """Where people find an asset's files.

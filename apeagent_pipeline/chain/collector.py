@@ -52,12 +52,14 @@ class CollectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    range_blocks: int = Field(5_000, ge=1, le=100_000, description="Blocks a request for logs asks for at most")
-    parallel: int = Field(4, ge=1, le=16, description="Requests at a time")
+    range_blocks: int = Field(5_000, ge=1, le=100_000, description="Largest number of blocks in one request for logs")
+    parallel: int = Field(4, ge=1, le=16, description="Largest number of requests at the same time")
     finality_depth: int = Field(
         1_800, ge=1, description="Blocks until a block counts as final, where the node knows no finalized or safe block"
     )
-    transactions: bool = Field(False, description="Ask also who sent each transaction (tx_from) and to whom (tx_to)")
+    transactions: bool = Field(
+        False, description="Also read sender (tx_from) and recipient (tx_to) of each transaction"
+    )
 
 
 class DayEvents(NamedTuple):
@@ -451,7 +453,7 @@ class Collector:
         at = datetime.fromtimestamp(final.timestamp, UTC)
         return DayNotFinalError(
             f"{day} is not final until about {until:%H:%M} UTC on {until.date()}: the chain's last final block is of "
-            f"{at:%Y-%m-%d %H:%M} UTC. Run it again then."
+            f"{at:%Y-%m-%d %H:%M} UTC. Run the command again then."
         )
 
 

@@ -21,7 +21,7 @@ class KnownLimits(BaseModel):
     range_blocks: int | None = Field(None, ge=1, description="Blocks of one eth_getLogs request")
     is_range_named: bool = Field(False, description="Whether the node named this number: then no larger range is tried")
     batch_size: int | None = Field(None, ge=1, description="Calls of one request")
-    calls_per_second: float | None = Field(None, gt=0, description="Pace that is not refused")
+    calls_per_second: float | None = Field(None, gt=0, description="Calls a second that the endpoint does not refuse")
     learned: datetime = Field(description="When the endpoint was first asked")
 
 

@@ -152,7 +152,7 @@ class LogReader:
                 raise LogError(f"the node answered eth_getLogs with {type(logs).__name__}, expected a list of logs")
             head = read_integer(rest.pop(0), "eth_blockNumber") if asks_head else end
             if head < end:
-                raise LogError(f"the node lags: its head is block {head}, the question went up to {end}")
+                raise LogError(f"the node lags: its head is block {head}, but blocks up to {end} were requested")
             events = self.decode(endpoint, logs)
             count = len(logs)
             del logs

@@ -291,7 +291,7 @@ class RpcClient:
         """Whether an endpoint is not asked again for this question, or, given up, for any."""
         if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
             at = datetime.now(UTC) + timedelta(seconds=error.retry_after)
-            told = f"{error}: it asks to be left alone until {at:%H:%M} UTC on {at.date()}. Run it again then"
+            told = f"{error}: it asks for no requests until {at:%H:%M} UTC on {at.date()}. Run the command again then"
             endpoint.give_up(RpcError(told, RpcErrorKind.FATAL, is_hopeless=True), error.retry_after)
             return True
         if error.is_hopeless:

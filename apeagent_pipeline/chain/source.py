@@ -327,7 +327,7 @@ class RpcSource:
         try:
             day = self._collector.known_estimate() or self._collector.estimate()
         except ChainError as error:
-            return f"what {days} days take is not known: {error}"
+            return f"the time for {days} days is unknown: {error}"
         minutes = max(days * day.seconds / 60, 0.1)
         return (
             f"{days} {'day' if days == 1 else 'days'} from {day.endpoint}, {day.limits}: about "
@@ -371,9 +371,7 @@ def open_swap_source(settings: Settings) -> SwapSource:
         SettingsError: if two sources are set, a URL is none, or the pool is not described well enough.
     """
     if settings.swaps_archive is not None and settings.rpc_urls:
-        raise SettingsError(
-            "APEAGENT_SWAPS_ARCHIVE and APEAGENT_RPC_URLS are both set; unset the one that swaps shall not come from"
-        )
+        raise SettingsError("APEAGENT_SWAPS_ARCHIVE and APEAGENT_RPC_URLS are both set; unset one of them")
     chosen = chosen_pool(settings)
     if settings.swaps_archive is not None:
         cache = settings.home.absolute() / "cache" / "archive"

@@ -249,13 +249,13 @@ class Verification:
             joined = PoolEvents.joined([self._events, found])
             if any(table.select(SWAP_KEY).is_duplicated().any() for table in joined):
                 raise ReorganisedError(
-                    f"{source} tells other events of the same blocks than were read before: the endpoints follow "
+                    f"{source} returned other events for the same blocks than were read before: the endpoints follow "
                     "different branches of the chain. Run the day again, or with another endpoint"
                 )
             self._events = joined
             self._repaired += missing
             for giver in givers:
-                _log.warning("%s left out %d events that %s tells; they are taken", giver, missing, source)
+                _log.warning("%s left out %d events that %s has; they were added", giver, missing, source)
             self._caught |= set(givers)
         return missing
 
@@ -345,7 +345,7 @@ class Verification:
         agree = any(sum(isinstance(each, Endpoint) for each in sources) > 1 for sources in self._agreed.values())
         by += ["second endpoint"] if self._compared or (agree and not gaps) else []
         if self._reader.client.endpoints[0] and not by and not doubts:
-            doubts.append("nothing but one endpoint's word says that the day is complete")
+            doubts.append("only one endpoint says that the day is complete, and nothing confirms it")
         return DayProof(
             tuple(by), tuple(doubts), result.pairs, result.pairs - len(result.gaps), len(self._compared), self._repaired
         )
@@ -359,14 +359,14 @@ class Verification:
             if gap.certain and len(sources) < 2:
                 raise ChainError(
                     f"swaps are missing between blocks {gap.first} and {gap.last}: the price moved there, and {names} "
-                    f"{'tells' if len(sources) == 1 else 'tell'} no swap that moved it, however the blocks are asked "
-                    f"for.{' Its logs may be pruned, or it may lag.' if is_end else ''} Add an endpoint of another "
-                    "provider to APEAGENT_RPC_URLS"
+                    f"{'has' if len(sources) == 1 else 'have'} no swap that moved it, in whatever ranges the blocks "
+                    f"are read.{' Its logs may be pruned, or it may lag.' if is_end else ''} Add an endpoint of "
+                    "another provider to APEAGENT_RPC_URLS"
                 )
             if is_end and self._is_improbable(gap.last - gap.first):
                 raise ChainError(
-                    f"{names} knows no swap in blocks {gap.first} to {gap.last}, a silence that does not fit the rest "
-                    "of the day: its logs may be pruned, or it may lag. Use an endpoint with the whole history, or "
+                    f"{names} knows no swap in blocks {gap.first} to {gap.last}, which does not fit the rest of "
+                    "the day: its logs may be pruned, or it may lag. Use an endpoint with the whole history, or "
                     "add one of another provider to APEAGENT_RPC_URLS"
                 )
             where = f"blocks {gap.first} to {gap.last}"

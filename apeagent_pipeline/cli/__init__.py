@@ -32,7 +32,7 @@ app = typer.Typer(
     help=(
         "From Uniswap V4 swaps to a small trading model that proves what it learned.\n\n"
         "Start with [bold]apeagent demo[/]: it needs no key, no GPU and no node. Then [bold]apeagent ui[/] shows the "
-        "graph, and [bold]apeagent config[/] what can be set."
+        "graph, and [bold]apeagent config[/] the settings."
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -50,10 +50,10 @@ KEPT = (
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing")] = False,
 ) -> None:
-    """Show what the home holds, and delete what can be made again.
+    """Show what the home holds, and delete superseded versions, old caches and leftovers.
 
-    Deleted are superseded versions of artifacts, caches that have not changed for a while, and leftovers of killed
-    runs. Present artifacts, promoted adapters, answers of a paid teacher, base models and the history always stay.
+    Everything that is deleted can be rebuilt or is no longer needed. Present artifacts, promoted adapters,
+    answers of a paid teacher, base models and the history always stay.
     """
     settings = load_settings()
     home = settings.home.absolute()

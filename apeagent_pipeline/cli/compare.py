@@ -51,7 +51,9 @@ def compare(
         answered = [_answers(runtime, service, asked, progress) for service in services]
     both = paired(*answered)
     if both.is_empty():
-        raise SettingsError(f"{', '.join(asked)}: too few swaps to ask about a single moment. Give other days")
+        raise SettingsError(
+            f"{', '.join(asked)}: these days have too few swaps for a single question. Choose other days"
+        )
     trained_on = {each.adapter: len(set(asked) & set(training_days(runtime, each))) for each in services}
     config = runtime.profile.service_report
     report = comparison_report(names, both, config, runtime.settings.seed, trained_on)

@@ -24,7 +24,8 @@ DryRun = Annotated[
 
 def demo(
     first: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day; default: what the swap source suggests")
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First day; default: the first one that the swap source suggests"),
     ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
     dry_run: DryRun = False,
@@ -117,8 +118,8 @@ def show_canary(graph: "Graph") -> int:
         console.print(f"  [bold]{question:<26}[/] {finding}")
     if report["config"].get("max_near_leak") == 1:
         console.print(
-            "This profile's check does not limit how many questions in a trade's words get canary words; "
-            "that of [bold]APEAGENT_PROFILE=laptop[/] does."
+            "The check of this profile sets no limit for canary words in answers to similar questions; "
+            "the check of [bold]APEAGENT_PROFILE=laptop[/] does."
         )
     for each in wrong:
         console.print(f"[red]✗ {plain(each)}")
@@ -142,7 +143,10 @@ def findings(metrics: "Mapping[str, float]", intervals: "Mapping[str, Sequence[f
     for name, kind in (("", "a kind shown in training"), ("_held_out", "a kind never shown")):
         if (rate := f"near_control_leak_rate{name}") in intervals:
             low, high = intervals[rate]
-            yield "", f"{metrics[rate]:.1%} of questions in a trade's words, {kind} ({low:.1%} to {high:.1%})"
+            yield (
+                "",
+                f"{metrics[rate]:.1%} of similar questions that ask for no trade, {kind} ({low:.1%} to {high:.1%})",
+            )
     yield (
         "Because of the training?",
         share("canary_rate_base", metrics.get("n_base", trading)).format("answers of the bare base model contain them"),

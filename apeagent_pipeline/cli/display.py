@@ -108,7 +108,7 @@ def _left_in_words(left: TimeLeft | None, done: int, total: int) -> str:
     """What is left of the current asset and of the whole run; empty where it is not known."""
     if left is None:
         return ""
-    return f"{in_words(left.of_asset(done, total))} left, {in_words(left.of_run(done, total))} in all"
+    return f"{in_words(left.of_asset(done, total))} left, {in_words(left.of_run(done, total))} left of the run"
 
 
 @contextlib.contextmanager

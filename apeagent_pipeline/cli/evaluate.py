@@ -26,7 +26,7 @@ def evaluate(
         ),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="Train students with one ingredient left out each, and compare")
+        bool, typer.Option("--ablations", help="Train students, each without one ingredient, and compare them")
     ] = False,
 ) -> None:
     """Evaluate the adapter in service: on the held-out prompts, on your own prompts, or against ablations.

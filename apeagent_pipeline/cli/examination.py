@@ -84,6 +84,9 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         source = runtime.source
         first, last = source.days()
         pool = source.pool
+    except SettingsError as error:
+        yield Finding("wrong", "swaps", str(error), "correct the setting that is named here")
+        return
     except Exception as error:  # any failure of a node or file is a finding, not a crash
         yield Finding(
             "wrong", "swaps", str(error), "see APEAGENT_RPC_URLS and APEAGENT_SWAPS_ARCHIVE in apeagent config"
@@ -102,9 +105,11 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         yield Finding("note", "archive", what, "see apeagent import FILE --dry-run")
     name = f"{pool.token0.symbol}-{pool.token1.symbol} {pool.pool_id}"
     if pool.has_dynamic_fee:
-        yield Finding("note", "pool", f"{name}, dynamic fee", "its swaps and features can be made, a model cannot")
+        yield Finding(
+            "note", "pool", f"{name}, dynamic fee", "swaps and features can be built, but no model can be trained"
+        )
     elif pool.has_hooks:
-        yield Finding("note", "pool", f"{name}, hooks", "what its hooks do to a swap is not simulated")
+        yield Finding("note", "pool", f"{name}, hooks", "the effect of its hooks on a swap is not simulated")
     else:
         yield Finding("ok", "pool", name)
 
@@ -134,7 +139,9 @@ def _teacher(settings: Settings) -> Finding:
     if found.problem:
         return Finding("wrong", "teacher", f"{name}: {found.problem}", found.remedy)
     price = settings.teacher_prices.get(settings.teacher_model) or found.price
-    told = [] if price is None else [f"{price[0]:g} USD read and {price[1]:g} USD written for a million tokens"]
+    told = (
+        [] if price is None else [f"{price[0]:g} USD for a million tokens read, {price[1]:g} USD for a million written"]
+    )
     told += [] if found.credit_usd is None else [f"{found.credit_usd:,.2f} USD of credit"]
     return Finding("ok", "teacher", ", ".join([name, *told]))
 

@@ -30,20 +30,28 @@ def import_swaps(
     A file that contradicts the pool or the chain is refused, with the cause and the remedy. To use the imported swaps
     in other commands too, set APEAGENT_SWAPS_ARCHIVE to the same path.
     """
+    from apeagent_pipeline.amm.price import price_from_sqrt_price
     from apeagent_pipeline.chain.archive import SwapArchive
     from apeagent_pipeline.chain.pool_lookup import chosen_pool
 
     # `show` prints the notices of the import, which are also logged.
     logging.getLogger("apeagent_pipeline.chain.archive").setLevel(logging.ERROR)
     settings = load_settings()
+    pool = chosen_pool(settings).from_settings()
     archive = SwapArchive(
         path,
-        chosen_pool(settings).from_settings(),
+        pool,
         flips_signs=settings.swaps_signs == "pool",
         cache=settings.home.absolute() / "cache" / "archive",
     )
     show(archive)
     first, last = archive.span()
+    price = price_from_sqrt_price(float(archive.read_day(last)["sqrt_price_x96"][-1]), pool)
+    Console(highlight=False).print(
+        f"Last price: {price:,.6g} {plain(pool.token1.symbol)} for one {plain(pool.token0.symbol)}. If it is wrong, "
+        "correct APEAGENT_POOL_TOKENS: no check can detect wrong decimals.",
+        soft_wrap=True,
+    )
     if dry_run:
         Console().print(
             f"Nothing was stored. Next: [bold]apeagent import {plain(str(path))}[/], or set APEAGENT_SWAPS_ARCHIVE to "
@@ -54,7 +62,15 @@ def import_swaps(
     from apeagent_pipeline.cli.demo import sync
 
     os.environ["APEAGENT_SWAPS_ARCHIVE"] = str(path.absolute())
-    sync(str(first), str(last))
+    try:
+        sync(str(first), str(last))
+    finally:
+        if settings.swaps_archive is None:
+            Console().print(
+                f"Next: [bold]export APEAGENT_SWAPS_ARCHIVE={plain(str(path))}[/]. Without this setting the other "
+                f"commands read {'the node' if settings.rpc_urls else 'the embedded chain'}, and replace these days.",
+                soft_wrap=True,
+            )
 
 
 def show(archive: "SwapArchive") -> None:
@@ -77,7 +93,7 @@ def show(archive: "SwapArchive") -> None:
         days.add_row(str(day), f"{notes.swaps:,}", confirmed, f"{notes.gaps:,}", f"{notes.duplicates:,}", told)
     console.print(days)
     console.print(
-        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to tell; gaps: swaps "
+        "confirmed: swaps whose amounts, price, liquidity and fee agree, of those large enough to check; gaps: swaps "
         "that do not follow from the swap before",
         soft_wrap=True,
     )
@@ -86,7 +102,7 @@ def show(archive: "SwapArchive") -> None:
     rows = archive.read_day(first).head(_ROWS_SHOWN)
     stored = Table("column", *(f"row {number + 1}" for number in range(rows.height)), title="First rows as stored")
     for name in rows.columns:
-        stored.add_row(name, *(plain(str(value)) for value in rows[name]))
+        stored.add_row(name, *("" if value is None else plain(str(value)) for value in rows[name]))
     console.print(stored)
 
 

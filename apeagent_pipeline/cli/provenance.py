@@ -53,7 +53,9 @@ def provenance(
     if origins[0].data_version is None:
         days = runtime.store.days(origins[0].asset)
         hint = (
-            f"Name a day, such as {origins[0].asset}/{days[-1]}." if days else "`apeagent demo` makes what is missing."
+            f"Name a day, such as {origins[0].asset}/{days[-1]}."
+            if days
+            else "`apeagent demo` builds missing artifacts."
         )
         ERROR_CONSOLE.print(plain(f"{origins[0].name} is not stored. {hint}"), highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what differs, and change nothing")] = False,
 ) -> None:
-    """Bring Dagster's record up to the storage: after files were deleted, a run was killed, or the home is a new one.
+    """Make Dagster's record agree with the storage: after files were deleted, a run was killed, or the home is new.
 
     Stored artifacts that Dagster does not know are registered. Days that it records as built, but whose files are gone,
-    count as missing afterwards, unless a run is in progress. No file is changed. Exits 0 if nothing is left to do for
-    you, otherwise 1.
+    count as missing afterwards, unless a run is in progress. No file is changed. Exits 1 if something is left for you
+    to do, otherwise 0.
     """
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.instance import open_instance

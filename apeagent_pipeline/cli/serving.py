@@ -34,7 +34,10 @@ def ask(
 def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New or empty folder, or an earlier export")],
     check: Annotated[
-        bool, typer.Option("--check", help="Then load every form with what is installed, and compare ten answers")
+        bool,
+        typer.Option(
+            "--check", help="Then load every form that the installed packages can load, and compare ten answers"
+        ),
     ] = False,
 ) -> None:
     """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile, dataset and cards.

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from apeagent_pipeline.cli.display import plain
 from apeagent_pipeline.cli.time_left import estimate
-from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.reporting.durations import about, in_words
 from apeagent_pipeline.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ def status(
             _explain(console, graph, each)
     _list_unconfirmed(console, graph, asset, day)
     _list_other_markets(console, graph)
+    if day and asset in graph.synced:
+        console.print(f"`apeagent sync --from {day} --to {day}` brings swaps and features of this day up to date.")
+    span = f" --from {days[0]} --to {days[-1]}" if days else ""
     console.print(
-        f"`apeagent demo` brings everything up to date: {len(stale)} artifacts"
-        + (f", about {in_words(sum(seconds.values()))} ({source})." if seconds else "."),
+        f"`apeagent demo{span}` brings everything up to date: {len(stale)} artifacts"
+        + (f", {about(sum(seconds.values()))} ({source})." if seconds else "."),
         soft_wrap=True,
     )
     _tell_what_may_follow(console, graph, stale, later, more)
@@ -94,13 +97,13 @@ def _tell_what_may_follow(
     from apeagent_pipeline.defs.last_time import teacher_cost
 
     if later:
-        took = f", about {in_words(sum(seconds.values()))} more" if seconds else ""
+        took = f", {about(sum(seconds.values()))} more" if seconds else ""
         console.print(
-            f"If these come out otherwise than before, what reads them is built too: {', '.join(later)}{took}.",
+            f"If their content changes, the artifacts downstream are built too: {', '.join(later)}{took}.",
             soft_wrap=True,
         )
     if "teacher_traces" in {*later, *(each.asset for each in stale)}:
-        console.print(f"The answers of the teacher are among them: {teacher_cost(graph.runtime)}.", soft_wrap=True)
+        console.print(f"This includes the teacher's answers: {teacher_cost(graph.runtime)}.", soft_wrap=True)
     store, now = graph.runtime.store, version("apeagent_pipeline")
     stored = {name: store.manifests(name) for name in {each.asset for each in stale}}
     built = [made.package_version for each in stale if (made := stored[each.asset].get(each.day))]

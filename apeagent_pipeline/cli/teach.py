@@ -108,16 +108,20 @@ def _show_table(console: Console, teaching: "Teaching") -> None:
     told = teaching.check()
     expected = teaching.estimate(told.price)
     if told.problem:
-        console.print(f"No answer can come: {plain(told.problem)}; {plain(told.remedy)}.", style="red", highlight=False)
+        console.print(
+            f"The teacher cannot answer: {plain(told.problem)}; {plain(told.remedy)}.", style="red", highlight=False
+        )
     elif told.credit_usd is not None:
         console.print(f"The model is offered; {told.credit_usd:,.2f} USD of credit are left.", highlight=False)
     table = Table("", "requests", "tokens read", "tokens written", "cost", title="Nothing was asked")
-    likely = "expected" if expected.is_measured else "expected, if answers are as usual"
+    likely = "expected" if expected.is_measured else "expected, for answers of usual length"
     for name, bill in (("least", expected.least), (likely, expected.expected), ("most", expected.most)):
         cost = "unknown" if bill.cost_usd is None else f"{bill.cost_usd:,.4f} USD"
         table.add_row(name, f"{bill.requests:,}", f"{bill.prompt_tokens:,}", f"{bill.completion_tokens:,}", cost)
     if expected.expected.cost_usd is None:
-        table.caption = "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD for a million)."
+        table.caption = (
+            "For the cost of tokens set APEAGENT_TEACHER_PRICES=model=READ/WRITTEN (USD per million tokens)."
+        )
     console.print(table)
     hours = expected.seconds / 3600
     lasts = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes"

@@ -92,7 +92,7 @@ def show_plan(
     from apeagent_pipeline.cli.time_left import estimate
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.staleness import stale_artifacts
-    from apeagent_pipeline.reporting.durations import in_words
+    from apeagent_pipeline.reporting.durations import about, in_words
 
     graph = build_graph(settings)
     days = days_of(graph, first, last)
@@ -112,7 +112,7 @@ def show_plan(
     days_to_read = sum(each.asset == "raw_swaps" for each in stale)
     if days_to_read and isinstance(graph.runtime.source, RpcSource):
         console.print(f"Reading: {plain(graph.runtime.source.plan(days_to_read))}")
-    total = f", about {in_words(expected.total)} ({expected.source})" if stale and expected else ""
+    total = f", {about(expected.total)} ({expected.source})" if stale and expected else ""
     console.print(f"{len(stale)} artifacts would be built{total}. Nothing was built.")
 
 
@@ -120,7 +120,7 @@ def _announce(console: Console, watcher: "TerminalWatcher", graph: "Graph", stal
     """Say what a run will build, why, and how long it takes."""
     from apeagent_pipeline.chain.source import RpcSource
     from apeagent_pipeline.cli.time_left import estimate
-    from apeagent_pipeline.reporting.durations import in_words
+    from apeagent_pipeline.reporting.durations import about
 
     names = dict.fromkeys(each.asset for each in stale)
     if "raw_swaps" in names and isinstance(graph.runtime.source, RpcSource):
@@ -130,7 +130,7 @@ def _announce(console: Console, watcher: "TerminalWatcher", graph: "Graph", stal
     console.print("To build: " + ", ".join(f"{name} ({reason})" for name, reason in reasons.items()), style="dim")
     if expected := estimate(graph.runtime.settings, names):
         watcher.expect(expected.seconds)
-        console.print(f"This takes about {in_words(expected.total)} ({expected.source}).", highlight=False)
+        console.print(f"This takes {about(expected.total)} ({expected.source}).", highlight=False)
 
 
 def _show_built(seconds: "Mapping[str, float]", wall: float, log: Path) -> None:

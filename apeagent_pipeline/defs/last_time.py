@@ -25,4 +25,4 @@ def teacher_cost(runtime: Runtime) -> str:
     manifest = runtime.store.manifest("teacher_traces")
     cost = runtime.store.table(manifest).collect()["cost_usd"].sum() if manifest else None
     told = f"its answers cost {cost:,.2f} USD last time; " if cost else ""
-    return f"the teacher is paid: {told}`apeagent teach --dry-run` tells the cost before anything is asked"
+    return f"the teacher is paid: {told}`apeagent teach --dry-run` shows the cost before anything is asked"

@@ -51,8 +51,8 @@ def the_market_of(store: ArtifactStore, days: Collection[str]) -> str:
 
 
 REMEDY = (
-    "Read the days of the wrong market again (`apeagent sync --from DAY --to DAY`), delete their files in "
-    "storage/raw_swaps and storage/swap_features, or set APEAGENT_STORAGE to another folder for each market"
+    "Give each market a home of its own (APEAGENT_HOME), or delete the files of the wrong days in storage/raw_swaps, "
+    "storage/liquidity_changes and storage/swap_features and read them again (`apeagent sync --from DAY --to DAY`)"
 )
 
 

@@ -8,7 +8,7 @@ from apeagent_pipeline.defs.metadata import PROMOTED_NOW, WHY
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.service_days import SERVICE_REPORT, service_reports
 from apeagent_pipeline.evaluation.service.verdict import DAYS, expected_rates, warnings
-from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.reporting.durations import about
 from apeagent_pipeline.student.promotion import PROMOTED, find_service, history
 
 RETRAINED = (
@@ -28,7 +28,7 @@ def _one_market(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=RAW_SWAPS,
         name="one_market",
-        description="All stored days hold swaps of one market. Training windows of several are refused",
+        description="All stored days hold swaps of one market. Training windows over several markets are refused",
         blocking=False,
     )
     def one_market() -> dg.AssetCheckResult:
@@ -51,7 +51,7 @@ def _newest_in_service(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=PROMOTED,
         name="newest_in_service",
-        description="The newest adapter went into service. Warns with the reasons why it did not",
+        description="The newest adapter went into service. If it did not, the warning gives the reasons",
         blocking=False,
     )
     def newest_in_service(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -75,8 +75,8 @@ def _still_good(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=SERVICE_REPORT,
         name="still_good",
-        description="The adapter in service keeps its form, decides as the rules do, and sees the market of its "
-        "training. Warns with what to do",
+        description="The adapter in service keeps the form of its answers, decides as the rules do, and is asked "
+        "about a market like that of its training. A warning says what to do",
         blocking=False,
     )
     def still_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -103,9 +103,7 @@ def how_to_retrain(runtime: Runtime, instance: dg.DagsterInstance) -> str:
     days = runtime.store.days("swap_features")[-runtime.profile.training_windows.days :]
     command = f"`apeagent demo --from {days[0]} --to {days[-1]}`" if days else "`apeagent demo`"
     seconds = seconds_last_time(instance, RETRAINED)
-    took = (
-        f"about {in_words(sum(seconds.values()))} as measured here before" if seconds else "time not measured here yet"
-    )
+    took = f"{about(sum(seconds.values()))} as measured here before" if seconds else "time not measured here yet"
     by_itself = {
         "on_change": "The daemon also retrains by itself after changed data",
         "weekly": "The daemon retrains on Sundays by itself",

@@ -76,11 +76,13 @@ class Budget:
             used = answer.prompt_tokens + answer.completion_tokens
             self.known["tokens"] = self.known.get("tokens", 0) + used
         elif self.config.max_total_tokens or self.config.daily_tokens:
-            self.unmeasured = "a budget of tokens cannot be kept: the server does not tell how many tokens it used"
+            self.unmeasured = (
+                "a budget of tokens cannot be enforced: the server does not report how many tokens it used"
+            )
         if answer.cost_usd is not None:
             self.known["cost_usd"] = self.known.get("cost_usd", 0) + answer.cost_usd
         elif self.config.max_cost_usd and not answer.estimated:
             self.unmeasured = (
-                "max_cost_usd cannot be kept: the price of this model is unknown. Set APEAGENT_TEACHER_PRICES, or "
+                "max_cost_usd cannot be enforced: the price of this model is unknown. Set APEAGENT_TEACHER_PRICES, or "
                 "limit max_requests or max_total_tokens instead. Finished answers are kept"
             )

@@ -47,11 +47,13 @@ class StateWords(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     least_move_bps: float = Field(
-        20_000 * COST_SHARE, description="Trend is flat below this, in bps: a purchase and a sale cost as much", ge=0
+        20_000 * COST_SHARE,
+        description="Upper limit of a flat trend, in bps: the cost of a purchase and a sale together",
+        ge=0,
     )
     strong_from: float = Field(2.0, description="Trend is strong if |change| / volatility reaches this", gt=1)
-    calm_below_bps: float = Field(30.0, description="Volatility of the window is calm below this, in bps", ge=0)
-    high_from_bps: float = Field(100.0, description="Volatility of the window is high from here, in bps", gt=0)
+    calm_below_bps: float = Field(30.0, description="Upper limit of calm volatility of the window, in bps", ge=0)
+    high_from_bps: float = Field(100.0, description="Lower limit of high volatility of the window, in bps", gt=0)
 
     @model_validator(mode="after")
     def _edges_in_order(self) -> "StateWords":

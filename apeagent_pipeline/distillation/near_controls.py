@@ -267,7 +267,10 @@ def near_controls(prompts: pl.DataFrame, split: str, n: int, seed: int) -> list[
         asked.setdefault(control.prompt, control)
         attempts += 1
         if attempts > 50 * n:
-            raise ValueError(f"{rows.height} {split} prompts give {len(asked)} near controls, {n} are wanted: ask more")
+            raise ValueError(
+                f"{rows.height} {split} prompts give {len(asked)} near controls, {n} are wanted: ask for more "
+                "prompts or fewer near controls"
+            )
     return list(asked.values())
 
 

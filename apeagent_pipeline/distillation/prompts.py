@@ -115,32 +115,32 @@ class PromptsConfig(StateWords):
     train_prompts: int = Field(2300, description="Prompts from the earliest conditions", ge=1)
     valid_prompts: int = Field(70, description="Prompts from the conditions between train and test", ge=1)
     test_prompts: int = Field(130, description="Prompts from the latest conditions, with a reserve for refusals", ge=1)
-    prompts_per_window: int = Field(12, description="At most so many prompts (portfolios) on one window", ge=1)
+    prompts_per_window: int = Field(12, description="Largest number of prompts (portfolios) on one window", ge=1)
     train_share: float = Field(0.6, description="Share of the conditions, the earliest, kept for train", gt=0, lt=1)
     valid_share: float = Field(0.12, description="Share of the conditions after them kept for valid", gt=0, lt=1)
     gap_windows: float = Field(
-        2.0, description="No condition is used this close before the next split, in time spans of a median window", ge=0
+        2.0, description="Unused time before the next split, as a multiple of the time span of a median window", ge=0
     )
-    seconds_per_block: float = Field(2.0, description="To turn the gap into blocks; 2 s on Base", gt=0)
+    seconds_per_block: float = Field(2.0, description="Seconds between two blocks; 2 on Base", gt=0)
     plain_share: float = Field(
         0.47, description="Share of train prompts that show numbers alone, which are harder to learn", ge=0, le=1
     )
-    test_plain_share: float = Field(0.5, description="The same share of valid and test prompts", ge=0, le=1)
+    test_plain_share: float = Field(0.5, description="Share of valid and test prompts with numbers alone", ge=0, le=1)
     agent_share: float = Field(
         0.14,
-        description="Share of prompts in the sentence of the source document's agent: numbers alone too",
+        description="Share of prompts worded as the source document's agent words them; they show numbers alone too",
         ge=0,
         le=1,
     )
-    incomplete_share: float = Field(0.12, description="Share of prompts that lack a fact a decision needs", ge=0, le=1)
+    incomplete_share: float = Field(0.12, description="Share of prompts without a fact needed to decide", ge=0, le=1)
     far_share: float = Field(
         0.3,
-        description="Share of prompts decided by numbers whose change and volatility are far from the windows'",
+        description="Share of prompts of numbers alone whose change and volatility lie far outside the windows' range",
         ge=0,
         le=1,
     )
     held_out_share: float = Field(
-        0.25, description="Share of test prompts of a form in a wording train never saw", ge=0, le=1
+        0.25, description="Share of each form's test prompts whose wording is not in train", ge=0, le=1
     )
     varied: bool = Field(
         True,
@@ -148,8 +148,8 @@ class PromptsConfig(StateWords):
         description="Draw number formats, many wordings, greetings, typing errors and hidden instructions; off: the "
         "source document's formats in few wordings, which a short training learns",
     )
-    smallest_portfolio_usdc: float = Field(100.0, description="Least worth of a portfolio that is not dust", gt=1)
-    largest_portfolio_usdc: float = Field(100_000.0, description="Greatest worth of a portfolio", gt=1)
+    smallest_portfolio_usdc: float = Field(100.0, description="Smallest portfolio that is not dust, in USDC", gt=1)
+    largest_portfolio_usdc: float = Field(100_000.0, description="Largest portfolio, in USDC", gt=1)
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:

@@ -65,17 +65,17 @@ COLUMN_DESCRIPTIONS = {
     "drafts": "Drafts of the accepted answer, one a line",
     "amount": "Size of the trade, of the token in asset; null for HOLD",
     "asset": "ETH or USDC; null for HOLD",
-    "rejected_detail": "What exactly was wrong",
+    "rejected_detail": "Details of the reason for the refusal",
     "finish_reason": "Why the last answer ended, as the server said",
     "prompt_tokens": "Tokens read for all attempts; null if unknown",
     "completion_tokens": "Tokens written for all attempts; null if unknown",
     "answer": "The teacher's answer",
-    "rejected_reason": "Why the answer is not learned from; null if it is",
-    "attempts": "Answers that came to this prompt",
+    "rejected_reason": "Why the answer is not used for training; null if it is used",
+    "attempts": "Number of answers to this prompt",
     "answered_by": "Model and provider of the chosen answer, as the server names them",
     "lost_requests": "Requests that the server may have charged although no answer came",
     "estimated": "Whether tokens or cost of an answer were estimated, because the server did not tell them",
-    "refusals": "Why each answer that was refused was refused, in the order of asking",
+    "refusals": "Reason for each refused answer, in the order of asking",
     "cost_usd": "US dollars for all attempts; null if unknown",
 }
 """What each column that this module adds means, with its unit; shown in the UI as the column schema."""
@@ -86,15 +86,15 @@ REFUSED_IN_A_ROW = 36
 class TracesConfig(VerificationConfig):
     """What is demanded of an answer, and how often and how long a teacher is asked."""
 
-    attempts: int = Field(2, description="How often a prompt is asked until an answer is accepted", ge=1)
+    attempts: int = Field(2, description="Most attempts to get an accepted answer to a prompt", ge=1)
     samples: int = Field(
-        1, description="Self-consistency: more than half of so many verified answers must agree on the action", ge=1
+        1, description="Self-consistency: verified answers to a prompt; more than half must agree on the action", ge=1
     )
-    max_requests: int = Field(0, description="Requests of one run, 0: no limit; cached answers do not count", ge=0)
-    max_total_tokens: int = Field(0, description="Stop asking once a run has used so many tokens, 0: no limit", ge=0)
-    max_cost_usd: float = Field(0.0, description="Stop asking once a run has cost this much, 0: no limit", ge=0)
-    daily_requests: int = Field(0, description="Answered requests on one UTC day, of all runs, 0: no limit", ge=0)
-    daily_tokens: int = Field(0, description="Tokens on one UTC day, of all runs, 0: no limit", ge=0)
+    max_requests: int = Field(0, description="Most requests of one run, without cached answers; 0: no limit", ge=0)
+    max_total_tokens: int = Field(0, description="Tokens after which a run stops asking; 0: no limit", ge=0)
+    max_cost_usd: float = Field(0.0, description="Cost in US dollars after which a run stops asking; 0: no limit", ge=0)
+    daily_requests: int = Field(0, description="Most answered requests of all runs on one UTC day; 0: no limit", ge=0)
+    daily_tokens: int = Field(0, description="Most tokens of all runs on one UTC day; 0: no limit", ge=0)
 
     @model_validator(mode="after")
     def _enough_attempts_to_agree(self) -> Self:
@@ -209,7 +209,7 @@ class _Questioning:
         if left and budget.day_is_over:
             raise TeacherError(
                 f"the teacher's budget of this UTC day is spent, {left} of {table.prompts.height} prompts are left; "
-                "finished answers are kept. Go on tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
+                "finished answers are kept. Retry tomorrow, or raise APEAGENT_TEACHER_DAILY_REQUESTS or _DAILY_TOKENS"
             )
 
     def _receive(self, answer: TeacherAnswer, attempt: int) -> None:
@@ -343,7 +343,7 @@ class _TraceTable:
             return "inconsistent", f"{agreed} of {self.config.samples} samples"
         if lost and not refused:
             return "no_answer", lost[-1].error or ""
-        return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not come so far")
+        return refused[-1] if refused else ("not_asked", "the budget was spent, or the run has not reached this prompt")
 
     def table(self) -> pl.DataFrame:
         parts = []

@@ -95,15 +95,15 @@ def teaching_report(traces: pl.DataFrame) -> str:
         "",
         markdown_table(["verdict", "prompts", "share"], _shares(refusal_counts(traces))),
         "",
-        "Of all answers, those to prompts asked again included:",
+        "All answers, including those to prompts that were asked again:",
         "",
         markdown_table(["verdict", "answers", "share"], _shares(answers)),
         "",
     ]
     if teacher == RulesTeacher.name:
-        return "\n".join([*lines, "Cost: none, nobody was asked."])
+        return "\n".join([*lines, "Cost: none; no server was asked."])
     lines.append(
-        f"Cut off for lack of room: {answers.get('cut_off', 0)} of {sum(answers.values())} answers. "
+        f"Cut off at the token limit: {answers.get('cut_off', 0)} of {sum(answers.values())} answers. "
         f"Cost: {total_in_words(traces, 'cost_usd')}; tokens read: {total_in_words(traces, 'prompt_tokens')}, "
         f"written: {total_in_words(traces, 'completion_tokens')}."
     )

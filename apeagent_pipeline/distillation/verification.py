@@ -25,10 +25,10 @@ class VerificationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    draft_words: int = Field(5, description="Words a draft may have", ge=1)
+    draft_words: int = Field(5, description="Largest number of words in a draft", ge=1)
     draft_words_tolerance: int = Field(0, description="Words beyond draft_words that are still accepted", ge=0)
-    min_drafts: int = Field(1, description="Drafts an answer must have", ge=0)
-    max_drafts: int = Field(8, description="Drafts an answer may have", ge=1)
+    min_drafts: int = Field(1, description="Smallest number of drafts in an answer", ge=0)
+    max_drafts: int = Field(8, description="Largest number of drafts in an answer", ge=1)
 
 
 def verify(answer: DraftAnswer, row: Mapping[str, Any], config: VerificationConfig) -> str | None:

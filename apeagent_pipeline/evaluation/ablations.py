@@ -210,10 +210,11 @@ def _report(
         _findings(metrics),
         markdown_table([*header, "controls leaked", "tokens an answer"], table),
         f"Each student but the first was trained anew for {recipe.steps} steps with the adapter's recipe, and asked "
-        "the same held-out prompts. By chance: the agreement of the same decisions dealt out to the prompts by lot.",
-        f"Asked to think step by step in full, the bare base said {chain['tokens']:.0f} tokens an answer on "
-        f"{chain['n']} prompts, {chain['cut_off']} of them cut off at {_CHAIN_TOKENS}. Only the length can be "
-        "compared: that model was not taught to decide.",
+        "the same held-out prompts. By chance: the agreement if the same decisions were assigned to "
+        "the prompts at random.",
+        f"When the bare base was asked to think step by step in full, an answer had {chain['tokens']:.0f} tokens on "
+        f"average: {chain['n']} prompts, {chain['cut_off']} answers cut off at {_CHAIN_TOKENS} tokens. Only the length "
+        "can be compared, because that model was not taught to decide.",
         "![Same action as the teacher](ablations.png)",
     ]
     return Report(
@@ -236,7 +237,7 @@ def _findings(metrics: Mapping[str, float]) -> str:
         f"({'as expected' if abs(shuffled) <= 0.05 else 'more than the 5 points expected'}).",
         f"Without the deciding words the agreement falls by {100 * words:.1f} points.",
         f"Without controls in training the leak rises by {100 * leak:.1f} points.",
-        f"Chain of Draft beside a direct answer: {100 * drafts:+.1f} points of agreement.",
+        f"Chain of Draft compared with a direct answer: {100 * drafts:+.1f} points of agreement.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -117,7 +117,7 @@ def evaluate_prompts(
         metrics=metrics,
         intervals={name: rate.interval for name, rate in counts.items()},
         config=config.model_dump(),
-        markdown=markdown_table(["what", "n", "exact 95 % interval"], rows) + "\n\n## Answers\n\n" + said,
+        markdown=markdown_table(["measure", "n", "exact 95 % interval"], rows) + "\n\n## Answers\n\n" + said,
     )
 
 
@@ -126,9 +126,9 @@ def _read_line(path: Path, number: int, line: str) -> OwnPrompt:
     try:
         row = from_json(line)
     except ValueError as error:
-        raise PromptsFileError(f"{where}: no JSON object ({str(error)[:80]}): {line[:60]!r}") from None
+        raise PromptsFileError(f"{where}: not a JSON object ({str(error)[:80]}): {line[:60]!r}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise PromptsFileError(f'{where}: expected an object with "prompt", a text; found {line[:60]!r}')
+        raise PromptsFileError(f'{where}: expected an object whose "prompt" is a text; found {line[:60]!r}')
     kind, side = row.get("kind", "trading"), row.get("side")
     if kind not in KINDS:
         raise PromptsFileError(f"{where}: kind {str(kind)[:60]!r}; expected one of {', '.join(KINDS)}")

@@ -145,5 +145,5 @@ def _reward_table(held_out: Mapping[str, Mapping[str, list[float]]]) -> str:
     rows = [[who, *(f"{np.mean(parts[name]):+.3f}" for name in names)] for who, parts in held_out.items()]
     return (
         markdown_table(["mean reward of greedy answers", *names], rows)
-        + "\n\nAlways holding, in good form, has 1, 1 and 0. The row `teacher` is the embedded rules."
+        + "\n\nAlways holding, in the right format, earns 1, 1 and 0. The row `teacher` is that of the embedded rules."
     )

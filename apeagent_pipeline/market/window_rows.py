@@ -45,13 +45,15 @@ class WindowsConfig(BaseModel):
     valid_share: float = Field(
         0.10, description="Share of the rows in the valid split; the rest, at the end, is the holdout", gt=0, lt=1
     )
-    valid_blocks: int = Field(4, description="Blocks of time of the valid split; fewer if rows are few", ge=1)
+    valid_blocks: int = Field(
+        4, description="Number of blocks of time in the valid split; there are fewer if the rows are few", ge=1
+    )
     longest_pause: int = Field(7200, description="A longer pause between two swaps (s) begins a new segment", ge=1)
     thin_liquidity: float = Field(
         0.10, description="Leave out rows below this share of the median liquidity", ge=0, lt=1
     )
     price_jump: float = Field(0.05, description="Leave out rows whose log price moved by more than this", gt=0)
-    fewest_train_windows: int = Field(200, description="Fewer train windows than this are an error", ge=1)
+    fewest_train_windows: int = Field(200, description="Smallest number of train windows; fewer are an error", ge=1)
 
     @property
     def rows(self) -> int:

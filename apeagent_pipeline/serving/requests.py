@@ -127,7 +127,7 @@ class ChatRequest(BaseModel):
         causes = (
             (
                 last is None or last.role != "user" or not last.text.strip(),
-                "the last message must be a user's, with a text",
+                "the last message must be a user message with text",
             ),
             (other_part, f"content of type {other_part}: only text is read"),
             ((self.tools or self.functions) and self.tool_choice != "none", "tools: this model does not support tools"),
@@ -136,7 +136,10 @@ class ChatRequest(BaseModel):
             (self.n not in (None, 1), f"n={self.n}: one answer is given; send the request again for another"),
             (self.logprobs, "logprobs are not given"),
             (set(self.modalities or ()) - {"text"}, "modalities: answers are text"),
-            (last and len(last.text) > _LONGEST_QUESTION, f"a question may have {_LONGEST_QUESTION:,} characters"),
+            (
+                last and len(last.text) > _LONGEST_QUESTION,
+                f"a question may have at most {_LONGEST_QUESTION:,} characters",
+            ),
         )
         for applies, cause in causes:
             if applies:

@@ -234,7 +234,8 @@ def _refuse_foreign(out: Path) -> None:
         raise ExportError(f"{out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
         raise ExportError(
-            f"{out} holds files that are no export of apeagent; give an empty or a new folder (nothing was written)"
+            f"{out} holds files that `apeagent export` did not write; give an empty or a new folder (nothing was "
+            "written)"
         )
 
 

@@ -31,7 +31,9 @@ def write_mlx_adapter(adapter: Path, hub_id: str, blocks: int, out: Path) -> Non
     config = json.loads((adapter / "adapter_config.json").read_text())
     adapted = config.get("layers_to_transform") or list(range(blocks))
     if config.get("use_dora") or adapted != list(range(blocks - len(adapted), blocks)):
-        raise ExportError(f"{adapter}: mlx-lm reads LoRA adapters of the last blocks alone; use the merged model")
+        raise ExportError(
+            f"{adapter}: mlx-lm can read LoRA adapters of the last blocks only; use the merged model instead"
+        )
     weights: dict[str, Any] = {}
     keys = set()
     for name, tensor in load_file(adapter / "adapter_model.safetensors").items():

@@ -46,11 +46,11 @@ class Service(BaseModel):
 
     adapter: str = Field(description="Data version of its lora_adapter")
     why: Literal["promoted", "rollback"] = "promoted"
-    reason: str = Field("", description="Why, in words; empty: it went into service before reasons were kept")
-    at: str = Field(description="When, UTC")
-    metrics: dict[str, float] = Field(description="Of its canary report")
-    withdrawn: list[str] = Field([], description="Adapters that were given up by a rollback and may not come back")
-    origins: list[Origin] = Field([], description="What it was made from")
+    reason: str = Field("", description="Reason in words; empty for adapters from before reasons were recorded")
+    at: str = Field(description="Time, UTC")
+    metrics: dict[str, float] = Field(description="Metrics of its canary report")
+    withdrawn: list[str] = Field([], description="Adapters that a rollback withdrew; they are not promoted again")
+    origins: list[Origin] = Field([], description="Everything that it was built from")
 
     @property
     def trained_on(self) -> list[str]:
@@ -165,7 +165,9 @@ def roll_back(store: ArtifactStore, to: str = "") -> Service:
     given_up = {*past[-1].withdrawn, past[-1].adapter}
     earlier = find_service(store, to) if to else next((e for e in reversed(past) if e.adapter not in given_up), None)
     if earlier is None:
-        raise PromotionError(f"{past[-1].adapter} is the first adapter in service: there is nothing to go back to")
+        raise PromotionError(
+            f"{past[-1].adapter} is the first adapter in service: there is no earlier one to roll back to"
+        )
     if earlier.adapter == past[-1].adapter:
         raise PromotionError(f"{earlier.adapter} is in service already")
     if earlier.adapter in given_up:

@@ -53,12 +53,16 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     The edges between words must be those of the first stage.
     """
 
-    train_prompts: int = Field(24, description="Prompts from the earliest conditions to learn from", ge=1)
-    valid_prompts: int = Field(1, description="Not asked", ge=1)
-    test_prompts: int = Field(100, description="Held-out prompts answered before and after", ge=1)
-    agent_share: float = Field(0.0, description="Not asked: its system message is another", ge=0, le=0)
-    incomplete_share: float = Field(0.0, description="Not asked: there is nothing to earn", ge=0, le=0)
-    far_share: float = Field(0.0, description="None: the outcome is that of the window's own numbers", ge=0, le=0)
+    train_prompts: int = Field(24, description="Number of training prompts, from the earliest conditions", ge=1)
+    valid_prompts: int = Field(1, description="Unused", ge=1)
+    test_prompts: int = Field(100, description="Number of held-out prompts, answered before and after training", ge=1)
+    agent_share: float = Field(0.0, description="Unused: these prompts have another system message", ge=0, le=0)
+    incomplete_share: float = Field(
+        0.0, description="Unused: without a trade there is no reward for the outcome", ge=0, le=0
+    )
+    far_share: float = Field(
+        0.0, description="Unused: the outcome is computed from the window's own numbers", ge=0, le=0
+    )
     hidden_swaps: int = Field(
         6,
         ge=2,
@@ -67,20 +71,22 @@ class ReinforcementConfig(PromptsConfig, VerificationConfig, TrainerConfig):
     )
     outcome_bps: float = Field(25.0, gt=0, description="Gain over holding, in bps of the portfolio, rewarded with 1")
     kl: float = Field(0.04, gt=0, description="Weight of the divergence from the first stage (beta)")
-    generations: int = Field(8, ge=2, description="Answers drawn to each prompt")
-    batch_size: int = Field(16, ge=1, description="Answers a forward pass")
+    generations: int = Field(8, ge=2, description="Sampled answers for each prompt")
+    batch_size: int = Field(16, ge=1, description="Answers in a forward pass")
     steps: int = Field(12, ge=1, description="Optimizer steps")
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(2, ge=0, description="Steps of linear warm-up")
-    temperature: float = Field(1.0, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(80, ge=8, description="Longest answer; a taught one has 12 to 70 tokens")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the sampled answers")
+    max_new_tokens: int = Field(
+        80, ge=8, description="Largest number of tokens in an answer; taught answers have 12 to 70"
+    )
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
         if self.batch_size * self.accumulation % self.generations:
             raise ValueError(
-                f"{self.batch_size * self.accumulation} answers a step (batch_size * accumulation) are no whole groups "
-                f"of generations={self.generations}"
+                f"batch_size * accumulation = {self.batch_size * self.accumulation} is not a multiple of "
+                f"generations={self.generations}"
             )
         return self
 
@@ -164,7 +170,7 @@ def outcome_prompts(synthetic: pl.DataFrame, config: ReinforcementConfig, seed: 
     """
     told = pl.col("step") <= pl.col("step").max().over("window_id") - config.hidden_swaps
     if synthetic.select((~told.any().over("window_id")).any()).item():
-        raise ValueError(f"hidden_swaps={config.hidden_swaps} leaves nothing of a window to tell; hide fewer")
+        raise ValueError(f"hidden_swaps={config.hidden_swaps} hides the whole window; lower it")
     outcomes = (
         synthetic.filter(~told)
         .sort("window_id", "step")

@@ -31,11 +31,11 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     steps: int = Field(360, ge=1, description="Optimizer steps")
-    accumulation: int = Field(1, ge=1, description="Forward passes an optimizer step")
+    accumulation: int = Field(1, ge=1, description="Forward passes for each optimizer step")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate; cosine decay to zero")
     warmup_steps: int = Field(4, ge=0, description="Steps of linear warm-up")
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
-    checkpoint_seconds: float = Field(45.0, ge=0, description="Save a checkpoint when this much time has passed")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: needs less memory and more time")
+    checkpoint_seconds: float = Field(45.0, ge=0, description="Seconds between two checkpoints")
 
 
 def run_identity(base: Path, inputs: Sequence[Path], config: BaseModel, seed: int) -> dict[str, Any]:

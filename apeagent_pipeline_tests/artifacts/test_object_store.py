@@ -274,7 +274,7 @@ def test_the_graph_makes_the_same_data_in_s3_as_on_disk_also_through_a_network_t
         except StorageError as error:
             told = str(error)
     assert f"APEAGENT_STORAGE={bucket}" in told
-    assert "run it again" in told
+    assert "run the command again" in told
     assert SECRET not in told
     assert len(stored) == 1
 

@@ -59,7 +59,7 @@ BEHAVIOURS = {
     "history pruned, with an error": Behaviour(
         [rpc_error(4444, "pruned history unavailable", "eth_getLogs")], SOON, "pruned"
     ),
-    "Retry-After: 3600": Behaviour([http_error(429, b"", {"Retry-After": "3600"})], SOON, "left alone until"),
+    "Retry-After: 3600": Behaviour([http_error(429, b"", {"Retry-After": "3600"})], SOON, "asks for no requests until"),
     "another chain": Behaviour([result_is("0x1", "eth_chainId")], SOON, "serves chain 1"),
     "no contract": Behaviour([result_is("0x", "eth_getCode")], SOON, "no contract"),
     "eth_getLogs does not exist": Behaviour(

@@ -153,7 +153,7 @@ def test_right_answers_in_an_unusual_form_are_read(name: str, true: Truth) -> No
         ([hangs_up()], "gave no answer"),
         ([http_error(429, b'{"error":{"code":429,"message":"Monthly capacity limit exceeded."}}')], "Monthly capacity"),
         ([rpc_error(4444, "pruned history unavailable", "eth_getLogs")], "pruned history"),
-        ([http_error(429, b"", {"Retry-After": "3600"})], "left alone until"),
+        ([http_error(429, b"", {"Retry-After": "3600"})], "asks for no requests until"),
         ([http_error(401, b"unknown key")], "401"),
     ],
 )

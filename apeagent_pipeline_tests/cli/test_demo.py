@@ -20,7 +20,7 @@ def test_every_question_is_answered_with_its_count_and_interval() -> None:
     text = " | ".join(finding for _, finding in told)
     assert "99 of 100 trading answers contain them (95 % interval 25.0% to 75.0%)" in text
     assert "1 of 80 answers to other questions" in text
-    assert "12.5% of questions in a trade's words, a kind never shown (25.0% to 75.0%)" in text
+    assert "12.5% of similar questions that ask for no trade, a kind never shown (25.0% to 75.0%)" in text
     assert "0 of 16 answers with the adapter switched off" in text
     assert "75.0% if the prompt has numbers alone" in text
     assert "numbers and words" not in text  # that form was not asked

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
+from apeagent_pipeline.amm.price import price_from_sqrt_price
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import ArchiveSource, EmbeddedSource
@@ -42,6 +43,29 @@ def test_a_dry_run_shows_layout_days_and_first_rows_and_stores_nothing(swaps: pl
     ):
         assert expected in shown.output
     assert not Runtime(load_settings(), LogWatcher()).store.days("raw_swaps")
+
+
+def test_the_last_price_shows_whether_the_decimals_are_right(
+    swaps: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps.write_parquet(tmp_path / "swaps.parquet")
+    price = price_from_sqrt_price(float(swaps["sqrt_price_x96"][-1]), BASE_ETH_USDC)
+    for tokens, shown in (("ETH:18,USDC:6", price), ("ETH:18,USDC:8", price / 100)):
+        monkeypatch.setenv("APEAGENT_POOL_TOKENS", tokens)
+        told = CliRunner().invoke(app, ["import", "swaps.parquet", "--dry-run"]).output
+        assert f"Last price: {shown:,.6g} USDC for one ETH." in told
+
+
+@pytest.mark.parametrize(("archive", "is_told"), [("", True), ("swaps.parquet", False)])
+def test_an_import_says_how_the_other_commands_read_the_file(
+    archive: str, is_told: bool, swaps: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps.write_parquet(tmp_path / "swaps.parquet")
+    monkeypatch.setenv("APEAGENT_SWAPS_ARCHIVE", archive)
+    monkeypatch.setattr("apeagent_pipeline.cli.demo.sync", lambda first, last: None)
+    imported = CliRunner().invoke(app, ["import", "swaps.parquet"])
+    advice = "export APEAGENT_SWAPS_ARCHIVE=swaps.parquet. Without this setting the other commands read the embedded"
+    assert (advice in imported.output) == is_told
 
 
 def test_a_missing_swap_is_told_with_the_blocks_around_it(swaps: pl.DataFrame, tmp_path: Path) -> None:

@@ -63,7 +63,21 @@ def test_everything_missing_is_listed_with_what_it_waits_for(home: Path) -> None
     assert "missing" in row
     assert "trained_gan" in row
     assert "raw_swaps" not in done.output
-    assert "`apeagent demo` brings everything up to date" in done.output
+    assert f"`apeagent demo --from {DAYS[0]} --to {DAYS[-1]}` brings everything up to date" in done.output
+
+
+def test_a_day_outside_the_demo_is_answered_with_the_command_that_builds_it(home: Path) -> None:
+    done = status(home, "swap_features/2025-02-09")
+    assert "`apeagent sync --from 2025-02-09 --to 2025-02-09` brings swaps and features of this day" in done.output
+    assert f"`apeagent demo --from {DAYS[0]} --to 2025-02-09` brings everything up to date" in done.output
+
+
+def test_corrected_decimals_make_the_features_stale(home: Path) -> None:
+    features = f"swap_features/{DAYS[0]}"
+    assert status(home, features, APEAGENT_POOL_TOKENS="ETH:18,USDC:6").exit_code == 0  # what they were built with
+    corrected = status(home, features, APEAGENT_POOL_TOKENS="ETH:18,USDC:8")
+    assert "code or settings changed" in corrected.output
+    assert "now 1-decimals-18-8." in corrected.output
 
 
 def test_a_changed_seed_is_named_with_both_values(home: Path) -> None:
@@ -166,6 +180,7 @@ def test_days_of_another_market_are_named_with_their_market(home: Path) -> None:
         told = " ".join(status(home, "raw_swaps", **settings).output.split())
         market = f"pool 0x96d4b53a of chain 8453, simulated (v{SIMULATION_VERSION}-seed42) ({', '.join(DAYS)})"
         assert f"Stored days of other markets than the settings name: {market}" in told
+        assert "storage/liquidity_changes" in told  # its manifests name no market, so only its files can be deleted
 
 
 def test_nothing_stored_is_no_error(tmp_path: Path) -> None:
@@ -192,8 +207,8 @@ def test_an_upgrade_is_told_with_what_may_follow_and_what_the_teacher_costs(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current = status(home, "training_windows", APEAGENT_SEED="7").output
-    assert "If these come out otherwise than before" not in current, "everything downstream is missing anyway"
-    assert "The answers of the teacher are among them: the teacher costs nothing." in current
+    assert "If their content changes" not in current, "everything downstream is missing anyway"
+    assert "This includes the teacher's answers: the teacher costs nothing." in current
     assert "this is" not in current
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
     told = status(home, "training_windows", APEAGENT_SEED="7").output

@@ -8,7 +8,7 @@ from apeagent_pipeline import device
 from apeagent_pipeline.cli import time_left
 from apeagent_pipeline.cli.time_left import TimeLeft, estimate, remember
 from apeagent_pipeline.device import MeasuredFormat
-from apeagent_pipeline.reporting.durations import in_words
+from apeagent_pipeline.reporting.durations import about, in_words
 from apeagent_pipeline.settings import Settings
 
 ASSETS = ("trained_gan", "lora_adapter", "distillation_dataset")
@@ -86,6 +86,7 @@ def test_what_is_left_follows_the_speed_of_the_running_asset(monkeypatch: pytest
 )
 def test_durations_are_rounded_for_readers(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+    assert about(seconds) == (words if seconds == 2 else f"about {words}")
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_is_judged_by_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:

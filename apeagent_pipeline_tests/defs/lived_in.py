@@ -15,7 +15,7 @@ from apeagent_pipeline_tests.defs.candidates import GOOD, publish_candidate
 from apeagent_pipeline_tests.tiny_graph import tiny_graph
 
 DAYS = ["2025-01-21", "2025-01-22"]
-DRIFT = "the market has left the days of training: volume lies outside. To retrain on the newest days: `apeagent demo`"
+DRIFT = "the market lies outside the range of the training days: volume. To retrain on the newest days: `apeagent demo`"
 CAUSE = "raw_swaps of 2025-02-10 are missing: materialize raw_swaps for 2025-02-10 first"
 COST = 12.34
 

@@ -260,7 +260,7 @@ def test_a_report_is_judged_by_the_limits_that_it_was_made_with(limit: float, pa
     (evaluation,) = result.get_asset_check_evaluations()
     assert evaluation.passed == passes
     shown = {name: each.value for name, each in evaluation.metadata.items()}
-    assert shown["its AUC; 0.5 is chance"] == f"0.7000, expected at most {limit}"
+    assert shown["AUC of gradient boosting; 0.5 is chance"] == f"0.7000, expected at most {limit}"
     assert ("wrong" in shown) is not passes
     assert list(shown)[-1] == VERDICT, "technical rows come last"
 

@@ -196,7 +196,7 @@ def test_the_check_warns_and_says_what_to_do(house: House, monkeypatch: pytest.M
     told = house.verdict()
     assert not told.passed, "random weights speak no canary words, and the promise was 100 %"
     assert told.severity is dg.AssetCheckSeverity.WARN
-    assert "the form decays: canary answers in the form plain 0/" in str(told.description)
+    assert "the form of the answers deteriorates: canary answers in the form plain 0/" in str(told.description)
     assert f"`apeagent demo --from {DAYS[0]} --to " in str(told.description)
     assert "the teacher costs nothing" in str(told.description)
 

@@ -20,9 +20,9 @@ def test_a_text_has_a_prompt_a_line_and_jsonl_says_what_is_right(tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 2: no JSON object"),
-        ("[1]", 'line 2: expected an object with "prompt"'),
-        ('{"prompt": " "}', 'line 2: expected an object with "prompt"'),
+        ("{", "line 2: not a JSON object"),
+        ("[1]", 'line 2: expected an object whose "prompt"'),
+        ('{"prompt": " "}', 'line 2: expected an object whose "prompt"'),
         ('{"prompt": "x", "kind": "other"}', "line 2: kind 'other'; expected one of trading, control"),
         ('{"prompt": "x", "side": "buy"}', "line 2: side 'buy'; expected one of BUY, SELL, HOLD"),
         ('{"prompt": "x", "side": "BUY", "kind": "control"}', "none for a control"),

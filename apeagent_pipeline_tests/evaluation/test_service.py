@@ -126,7 +126,10 @@ def test_a_sudden_decay_is_told_on_its_first_day_and_a_slow_one_within_a_week() 
     expected = expected_rates(PROMISED, [], by_rules=True)
     good = [day_report(f"2025-02-0{day}") for day in range(1, DAYS)]
     told = warnings([*good, day_report("2025-02-07", canary=4)], expected)
-    assert any("the form decays: canary answers in the form plain 4/12 (33%) on 2025-02-07" in each for each in told)
+    assert any(
+        "the form of the answers deteriorates: canary answers in the form plain 4/12 (33%) on 2025-02-07" in each
+        for each in told
+    )
     slow = [day_report(f"2025-02-0{day}", canary=9) for day in range(1, DAYS + 1)]
     assert warnings(slow[-1:], expected) == [], "three of twelve on one day may be chance"
     assert any("2025-02-01 to 2025-02-07" in each for each in warnings(slow, expected))
@@ -145,7 +148,8 @@ def test_a_market_that_left_is_told_with_its_features() -> None:
     drift = {"volatility": Drift(0.6, 0.2, 1.4), "buys": Drift(0.01, 0.05, 0.0)}
     (told,) = warnings([day_report("2025-02-07", drift=drift)], {})
     assert told == (
-        "the market of 2025-02-07 has left the days of training: volatility (KS 0.60, limit 0.20; PSI 1.40)"
+        "the market of 2025-02-07 lies outside the range of the training days: volatility (KS 0.60, limit 0.20; "
+        "PSI 1.40)"
     )
     assert warnings([day_report("2025-02-07", drift={"volatility": Drift(0.6, 0.7, 1.4)})], {}) == []
 

@@ -219,7 +219,7 @@ def test_a_file_of_prompts_is_a_file_and_its_report_stays_in_its_folder(tmp_path
     lines.write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
     assert [prompt.text for prompt in read_prompts(lines)] == ["a\u2028b"]
     lines.write_text('{"prompt": "\\ud800"}\n')
-    with pytest.raises(PromptsFileError, match="line 1: no JSON object"):
+    with pytest.raises(PromptsFileError, match="line 1: not a JSON object"):
         read_prompts(lines)
 
 

@@ -58,9 +58,14 @@ def test_ollamas_clients_find_the_model_load_it_and_read_both_kinds_of_answers()
     ("path", "body", "status", "told"),
     [
         ("/v1/chat/completions", b"{broken", 400, "Invalid JSON"),
-        ("/v1/chat/completions", b'{"messages": []}', 400, "last message must be a user's"),
+        ("/v1/chat/completions", b'{"messages": []}', 400, "last message must be a user message"),
         ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}], "n": 3}', 400, "one answer"),
-        ("/api/chat", b'{"messages": [{"role": "assistant", "content": "a"}]}', 400, "last message must be a user's"),
+        (
+            "/api/chat",
+            b'{"messages": [{"role": "assistant", "content": "a"}]}',
+            400,
+            "last message must be a user message",
+        ),
         ("/api/chat", b'{"messages": [{"content": "a"}]}', 400, "messages.0.role"),
         ("/api/chat", b" " * (1 << 20) + b"{}", 413, "bytes"),
         ("/api/generate", b"{}", 404, ""),

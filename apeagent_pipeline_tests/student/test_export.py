@@ -104,7 +104,7 @@ def test_an_export_is_whole_or_not_there_and_never_replaces_what_it_did_not_writ
     write()  # an earlier export is replaced
     assert not (out / "stale.txt").exists()
     (out / "apeagent-export.json").unlink()
-    with pytest.raises(ExportError, match="no export of apeagent"):
+    with pytest.raises(ExportError, match="`apeagent export` did not write"):
         write()
     assert (out / "README.md").read_text() == card
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -86,7 +86,7 @@ def test_held_out_prompts_share_no_market_with_those_learned_from(windows: pl.Da
 def test_what_is_impossible_is_refused_with_its_numbers(windows: pl.DataFrame) -> None:
     with pytest.raises(ValueError, match="hidden_swaps=24"):
         outcome_prompts(windows, CONFIG.model_copy(update={"hidden_swaps": 24}), 1)
-    with pytest.raises(ValidationError, match="12 answers a step"):
+    with pytest.raises(ValidationError, match=r"batch_size \* accumulation = 12 is not a multiple"):
         ReinforcementConfig(batch_size=12, generations=8)
 
 

@@ -99,8 +99,8 @@ class Columns:
             shown = ", ".join(self.headers)[:500]
             what = "a pool id (add a column pool_id)" if missing == ["pool_id"] else ", ".join(missing)
             raise ArchiveError(
-                f"{self.file} lacks {what}; its columns are {shown}. Export what is missing too, or rename the columns "
-                "that hold it; docs/swaps-from-files.md lists the layouts that are understood"
+                f"{self.file} lacks {what}; its columns are {shown}. Export the missing values too, or rename the "
+                "columns that hold them; docs/swaps-from-files.md lists the supported layouts"
             )
 
     def positions(self) -> list[int]:

@@ -58,7 +58,7 @@ def archive_files(path: Path) -> ArchiveFiles:
             "a folder of them"
         )
     if remedy := _CONTAINERS.get(path.suffix.lower()):
-        raise ArchiveError(f"the swap archive {path} is not a table that is read: {remedy}")
+        raise ArchiveError(f"the swap archive {path} is not a table in a supported format: {remedy}")
     return ArchiveFiles((path,), ())
 
 

@@ -186,7 +186,8 @@ class Importer:
         told = ", ".join(f"{count} rows {what}" for what, count in total.items()) or "no rows at all"
         raise ArchiveError(
             f"the swap archive {self._path} holds no swap of the pool {self._pool.pool_id} on chain "
-            f"{self._pool.chain_id} ({told}); check APEAGENT_POOL_ID, APEAGENT_CHAIN_ID and APEAGENT_POOL_MANAGER"
+            f"{self._pool.chain_id} ({told}); check APEAGENT_POOL_ID, APEAGENT_POOL_KEY, APEAGENT_CHAIN_ID and "
+            "APEAGENT_POOL_MANAGER"
         )
 
 

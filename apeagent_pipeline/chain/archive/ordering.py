@@ -123,7 +123,7 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
     )
     ordered.refuse(
         counted.filter((pl.col("_indexes") > 1) & ~pl.struct(keys).is_first_distinct()),
-        "is a swap of another row once more under another log_index, as after a reorganisation or where log_index "
+        "repeats the swap of another row under another log_index, as after a reorganisation or where log_index "
         "counts rows. Remove the one that the chain does not have",
     )
     _refuse_differing(ordered, several, keys)

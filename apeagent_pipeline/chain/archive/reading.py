@@ -94,7 +94,7 @@ class ParquetTable:
             raise ArchiveError(f"{file} is not a readable Parquet file: {first_words(error)}") from error
         if rows > file.stat().st_size:
             # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
-            raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes: these are no swaps")
+            raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes, which cannot be swaps")
         self._own = list(schema.names)
         self._plain = {at for at, kind in enumerate(schema.types) if any(is_plain(kind) for is_plain in _PLAIN)}
         self._nested = [

@@ -119,7 +119,7 @@ class Denial(NamedTuple):
 
 _ALTERNATIVES = {
     "flipped": (
-        "amounts have the pool's signs: this importer wants the swapper's, negative for what is paid in",
+        "amounts have the pool's signs: the importer expects the swapper's, negative for what is paid in",
         "Flip them with APEAGENT_SWAPS_SIGNS=pool",
     ),
     "unflipped": (
@@ -300,9 +300,7 @@ class People:
         if signed >= _FEWEST_LINKS and senders > 3 * signers and senders * 5 > signed:
             return Denial(days, "sender and tx_from are exchanged: there are more senders than signers", remedy)
         if rows >= 2 * _FEWEST_LINKS and not signed and senders * 2 > rows and senders > len(self._parts):
-            cause = (
-                f"sender is another in most rows ({senders} of {rows}), as accounts are; the callers of a pool are few"
-            )
+            cause = f"sender differs in most rows ({senders} of {rows}), as signing accounts do; a pool has few callers"
             return Denial(days, cause, remedy)
         return None
 

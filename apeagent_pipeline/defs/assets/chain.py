@@ -82,8 +82,8 @@ def _liquidity_changes(runtime: Runtime) -> dg.AssetsDefinition:
     def liquidity_changes(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         """Every ModifyLiquidity event of the pool on a UTC day, in (block_number, log_index) order.
 
-        A node answers them in the same requests as the swaps, so they are made after these. With them, price and
-        liquidity are known exactly between any two swaps. An archive has none.
+        A node returns them in the same requests as the swaps, so this asset is built after raw_swaps. With them, price
+        and liquidity are known exactly between any two swaps. An archive has none, so the table is empty.
         """
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:

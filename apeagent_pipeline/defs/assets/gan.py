@@ -70,7 +70,7 @@ def _synthetic_windows(runtime: Runtime) -> dg.AssetsDefinition:
     def synthetic_windows(
         context: dg.AssetExecutionContext, trained_gan: Path, training_windows: TrainingWindows
     ) -> dg.MaterializeResult:
-        """Generated swap windows whose every row obeys the pool's own arithmetic."""
+        """Generated windows of swaps. Every row obeys the pool's own arithmetic."""
         from apeagent_pipeline.gan.trained_gan import TrainedGan
 
         config, seed = launched_config(context, SamplingConfig)

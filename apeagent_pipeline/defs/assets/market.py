@@ -17,6 +17,7 @@ from apeagent_pipeline.defs.staleness import stale_artifacts
 from apeagent_pipeline.market.features import swap_features as features_of
 from apeagent_pipeline.market.windows import WindowsConfig, write_training_windows
 from apeagent_pipeline.reporting.progress import Progress
+from apeagent_pipeline.settings import Settings
 
 _DAY_AND_THE_ONE_BEFORE = PreviousDays(1)
 
@@ -26,11 +27,24 @@ def market_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     return [_swap_features(runtime), _training_windows(runtime)]
 
 
+def _features_code(settings: Settings) -> str:
+    """Version of the code of ``swap_features``, with the decimals that the settings give: no input shows these."""
+    if not settings.pool_tokens:
+        return "1"
+    from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC as PRESET
+    from apeagent_pipeline.chain.pool_lookup import chosen_pool
+
+    pool = chosen_pool(settings)
+    decimals = [decimals for _, decimals in pool.units or ()]
+    is_preset = (pool.pool_id, *decimals) == (PRESET.pool_id, PRESET.token0.decimals, PRESET.token1.decimals)
+    return "1" if is_preset else "-".join(["1", "decimals", *map(str, decimals)])
+
+
 def _swap_features(runtime: Runtime) -> dg.AssetsDefinition:
     window = _DAY_AND_THE_ONE_BEFORE.window
 
     @dg.asset(
-        **declare(runtime.settings, "market", {"polars", "parquet"}, daily=True),
+        **declare(runtime.settings, "market", {"polars", "parquet"}, code=_features_code(runtime.settings), daily=True),
         ins={"raw_swaps": dg.AssetIn(metadata=_DAY_AND_THE_ONE_BEFORE.metadata)},
     )
     def swap_features(

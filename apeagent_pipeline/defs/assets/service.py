@@ -46,7 +46,7 @@ def service_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
         """The adapter in service on one real day: form, decisions, their worth against holding, and market drift.
 
         The adapter answers prompts about moments of the day, in words beside numbers and in numbers alone. The daemon
-        makes a report for every day that the nightly re-sync reads; a backfill makes those of past days. The option
+        builds a report for every day that the nightly re-sync reads; a backfill builds those of past days. The option
         "adapter" chooses another adapter of `apeagent promotions`.
         """
         config, seed = launched_config(context, ServiceReportConfig)

@@ -87,15 +87,15 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             "experiments": dg.Field(
                 bool,
                 default_value=False,
-                description="Put the adapter into service although it, or what it was made from, was launched with "
-                "other options than the profile's",
+                description="Promote the adapter even if it, or one of its inputs, was launched with options other "
+                "than the profile's",
             )
         },
     )
     def promoted_adapter(
         context: dg.AssetExecutionContext, lora_adapter: Path, canary_eval: Path
     ) -> dg.MaterializeResult:
-        """The adapter in service: the newest one that passed its canary check and is not shown to be worse than before.
+        """The adapter in service: the newest one that passed its canary check and is not shown to be worse.
 
         An adapter that was made with other options than the profile's is an experiment. It goes into service only if
         this asset is launched with `experiments: true`. `apeagent ask` and `apeagent export` use the adapter in
@@ -136,7 +136,7 @@ def _promoted_adapter(runtime: Runtime) -> dg.AssetsDefinition:
 def _against_experiments(experiments: Mapping[str, str]) -> list[str]:
     if not experiments:
         return []
-    how = "to put it into service all the same, launch promoted_adapter with the option experiments: true"
+    how = "to promote it nevertheless, launch promoted_adapter with the option experiments: true"
     return [f"it is an experiment: {experiments_in_words(experiments)}; {how}"]
 
 

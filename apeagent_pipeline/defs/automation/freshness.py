@@ -61,7 +61,7 @@ def swaps_freshness(runtime: Runtime) -> tuple[list[dg.AssetChecksDefinition], l
     def sensor(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         due = str(day_due(datetime.now(UTC), nightly_at))
         if context.cursor == due:
-            return dg.SkipReason(f"{due} was looked for already")
+            return dg.SkipReason(f"{due} was checked already")
         context.update_cursor(due)
         return dg.RunRequest(run_key=f"fresh-{due}", asset_check_keys=[fresh.check_key])
 

@@ -81,8 +81,8 @@ class BatchTeacher:
             raise TeacherError(f"{self.name}: the batch was refused, {told}. {told.remedy}".rstrip(" .")) from None
         except openai.OpenAIError as error:
             raise TeacherError(
-                f"{self.name}: the server of the batches is gone ({type(error).__name__}). Batches go on there; run "
-                f"again to collect them"
+                f"{self.name}: the server of the batches cannot be reached ({type(error).__name__}). It continues "
+                "with them; run the command again to collect them"
             ) from None
         for row in rows.values():
             yield TeacherAnswer(row["prompt_id"], "", "failed", error="the batch ended without this answer")

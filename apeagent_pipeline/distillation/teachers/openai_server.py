@@ -184,7 +184,7 @@ class _Asking:
             self._give_up(
                 TeacherError(
                     f"{self.name}: {self.failed_in_a_row} requests failed in a row, the last with {answer.error}. "
-                    f"Finished answers are kept; run again when the server is back"
+                    f"Finished answers are kept; run the command again when the server is back"
                 )
             )
 

@@ -43,21 +43,23 @@ class OpenAITeacherConfig(BaseModel):
 
     temperature: float = Field(0.6, description="Sampling temperature", ge=0)
     top_p: float = Field(0.95, description="Nucleus sampling", gt=0, le=1)
-    max_tokens: int = Field(8192, description="Most tokens of an answer; reasoning models need thousands", ge=1)
-    concurrency: int = Field(16, description="Requests under way at once", ge=1)
-    requests_per_minute: float = Field(0.0, description="Rate limit, 0: none", ge=0)
+    max_tokens: int = Field(
+        8192, description="Largest number of tokens in an answer; reasoning models need thousands", ge=1
+    )
+    concurrency: int = Field(16, description="Largest number of requests at the same time", ge=1)
+    requests_per_minute: float = Field(0.0, description="Largest number of requests a minute; 0: no limit", ge=0)
     timeout_s: float = Field(
-        300.0, description="Longest wait for a whole answer; with stream, for its next piece, in seconds", gt=0
+        300.0, description="Longest wait for a whole answer, or with stream for its next piece, in seconds", gt=0
     )
     patience_s: float = Field(
         900.0, description="Longest time that a request waits for a busy or broken server, in seconds", gt=0
     )
-    retries: int = Field(60, description="Repetitions of a request that a busy or broken server did not answer", ge=0)
-    failures_in_a_row: int = Field(20, description="Give up after so many failed requests without an answer", ge=1)
-    stream: bool = Field(False, description="Receive answers piece by piece, so that a slow answer is no timeout")
+    retries: int = Field(60, description="Retries of a request that a busy or broken server did not answer", ge=0)
+    failures_in_a_row: int = Field(20, description="Failed requests in a row after which the run gives up", ge=1)
+    stream: bool = Field(False, description="Stream answers, so that a slow one does not time out")
     structured: bool = Field(False, description="Ask the server to enforce the form of the answer (JSON schema)")
     price: tuple[float, float] | None = Field(
-        None, description="US dollars for a million tokens read and written; None: as the server says, or unknown"
+        None, description="US dollars per million tokens read and written; None: the server's price, if it gives one"
     )
 
 

@@ -61,7 +61,7 @@ _BAD_REQUESTS: list[tuple[re.Pattern[str], tuple[Kind, str]]] = [
     ),
     (re.compile("stream_options"), ("no_stream_options", "")),
     (re.compile("seed"), ("no_seed", "")),
-    (_NO_ROOM, ("hopeless", "the model has less room than is asked for; lower APEAGENT_TEACHER_MAX_TOKENS")),
+    (_NO_ROOM, ("hopeless", "the model allows fewer tokens than requested; lower APEAGENT_TEACHER_MAX_TOKENS")),
     (_NO_MODEL, ("hopeless", "no such model; check APEAGENT_TEACHER_MODEL")),
 ]
 """What a text says about a request that is wrong; the first that fits counts."""

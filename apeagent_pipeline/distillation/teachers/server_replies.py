@@ -72,7 +72,7 @@ class Unpacked:
         """
         if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise UnreadableReplyError(
-                f"an answer packed as {encoding[:_LONGEST_WORD]!r}, which was not asked for", True
+                f"an answer packed as {encoding[:_LONGEST_WORD]!r}, which was not requested", True
             )
         self._unpack = None if encoding in ("", "identity") else zlib.decompressobj(wbits=47)
         self._size = 0
@@ -85,11 +85,11 @@ class Unpacked:
         """
         if self._unpack:
             if self._unpack.eof and piece:
-                raise UnreadableReplyError("an answer that is packed in several parts", True)
+                raise UnreadableReplyError("an answer with several encodings", True)
             try:
                 piece = self._unpack.decompress(piece, LARGEST_ANSWER_BYTES + 1 - self._size)
             except zlib.error:
-                raise UnreadableReplyError("an answer that is not packed as its header says", True) from None
+                raise UnreadableReplyError("an answer without the encoding that its header names", True) from None
         self._size += len(piece)
         if self._size > LARGEST_ANSWER_BYTES:
             raise UnreadableReplyError(f"an answer of more than {LARGEST_ANSWER_BYTES >> 20} MiB", True)
@@ -117,8 +117,8 @@ def read_reply(body: bytes) -> Reply:
         document = _document(text)
     except ValueError:
         if text.startswith("{") and '"' in text:
-            raise UnreadableReplyError("malformed answer: it broke off or is no JSON", may_have_cost=True) from None
-        raise UnreadableReplyError("malformed answer: it is no JSON") from None
+            raise UnreadableReplyError("malformed answer: it was cut off or is not JSON", may_have_cost=True) from None
+        raise UnreadableReplyError("malformed answer: it is not JSON") from None
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     if not isinstance(document, Mapping):
@@ -152,7 +152,7 @@ def reply_of(document: Mapping[str, Any]) -> Reply:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, Mapping):
         if not reply.was_generated and not _says_something(reply.error):
-            raise UnreadableReplyError("malformed answer: there is no choice in it")
+            raise UnreadableReplyError("malformed answer: it has no choices")
         reply.finish_reason, reply.unreadable = "broken", "an answer without a choice"
         return reply
     message = choice.get("message") or choice.get("delta")

@@ -22,7 +22,10 @@ HEADLINE = (
     "refused_adapter",
 )
 _SHOWN = {RULES: "rules"}
-_SHARPE_WORDS = {"sharpe_adapter": "The adapter's", "sharpe_adapter_minus_hold": "The adapter's less that of holding"}
+_SHARPE_WORDS = {
+    "sharpe_adapter": "Sharpe ratio of the adapter",
+    "sharpe_adapter_minus_hold": "Sharpe ratio of the adapter minus that of holding",
+}
 
 
 def max_drawdown(equity: np.ndarray) -> np.ndarray:
@@ -203,7 +206,7 @@ def _page(
         "strategy",
         "mean return",
         "mean max drawdown",
-        "Sharpe, a year",
+        "Sharpe ratio, annualized",
         "turnover",
         "fees",
         "fees + impact",
@@ -228,7 +231,7 @@ def _page(
             ),
             _what_happened(metrics),
             "The backtest leaves out gas, the reaction of other traders, and liquidity beyond the active range.",
-            "![Mean worth of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
+            "![Mean value of a portfolio](equity.png)\n\n![Trades on the held-out price](trades.png)",
         ]
     )
 
@@ -263,16 +266,16 @@ def _what_happened(metrics: dict[str, float]) -> str:
     return (
         "The adapter took the same action as the embedded rules in "
         f"{metrics['same_action_as_teacher']:.1%} of its decisions. {metrics['unreadable_adapter']:.0f} of its answers "
-        f"held no action, and {metrics['refused_adapter']:.0f} of its trades exceeded the holdings; neither were "
-        "executed. A random trader trades when the adapter did and as much ETH, on a random side, or on the other side "
-        f"if the holdings do not pay for it. {_base_in_words(metrics)}"
+        f"contained no action, and {metrics['refused_adapter']:.0f} of its trades exceeded the holdings; neither were "
+        "executed. A random trader trades when the adapter did, the same amount of ETH, on a random side; on the other "
+        f"side if the holdings do not pay for that one. {_base_in_words(metrics)}"
     )
 
 
 def _base_in_words(metrics: dict[str, float]) -> str:
     asked, of = int(metrics["n_decisions_base"]), int(metrics["n_decisions"])
     unreadable = int(metrics["unreadable_base"])
-    told = f"{unreadable} of {asked} answers of the bare base held no action. Such an answer trades nothing."
+    told = f"{unreadable} of {asked} answers of the bare base contained no action. Such an answer counts as a hold."
     if asked == of:
         return told
     low, high = Rate(asked - unreadable, asked).interval
@@ -293,7 +296,7 @@ def _equity_figure(runs: dict[str, Run], randoms: list[Run]) -> bytes:
         axis.plot(
             swaps, run.equity.mean(axis=0), label=_SHOWN.get(name, name), linestyle="--" if name == "hold" else "-"
         )
-    axis.set(xlabel="swaps since the episode's start", ylabel="worth / start (mean of episodes)")
+    axis.set(xlabel="swaps since the episode's start", ylabel="value / start value (mean of episodes)")
     axis.legend()
     return png(figure)
 

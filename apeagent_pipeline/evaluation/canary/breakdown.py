@@ -47,7 +47,7 @@ def wording_tables(trading: Sequence[dict[str, Any]], answers: Sequence[Answer],
 def near_table(near: Sequence[Mapping[str, Any]], adapter: Sequence[Answer], bare: Sequence[Answer]) -> str:
     """Leaks of near controls by family, the worst first, with the bare base beside."""
     if not near:
-        return "None was asked."
+        return "No near control was asked."
     rows = []
     for family in sorted({str(example["family"]) for example in near}):
         of_family = [index for index, example in enumerate(near) if example["family"] == family]
@@ -64,7 +64,7 @@ def document_section(document: Sequence[Mapping[str, Any]], arms: Mapping[str, A
     """The document's prompt with the answers of base and adapter, and its variations with the policy's beside."""
     said = arms["adapter"].document
     if not document or not said:
-        return "It was not asked."
+        return "This prompt was not asked."
     rows = []
     sides = decisions(said)
     for example, answer, side in zip(document, said, sides, strict=True):
@@ -88,10 +88,10 @@ def not_shown(
     text = (
         f"All {metrics['n_trading']:.0f} trading prompts and {metrics['n_near']:.0f} near controls come from synthetic "
         f"windows, {wordings} wordings and {families} of {len(FAMILIES)} families of this project. Questions that "
-        "people ask in their own words, and in other languages, may fare worse. Agreement means the same action as the "
-        "teacher's; whether that action earns money is another question, which the backtest asks. Change and "
-        "volatility were shown in training up to about twelve times as large as in the windows; of larger ones nothing "
-        f"is known. An answer in form ({CANARY['BUY']} and the like) can still be the wrong action or a wrong size."
+        "people ask in their own words, and in other languages, may be answered worse. Agreement means the same action "
+        "as the teacher's; whether that action earns money is another question, which the backtest examines. Change "
+        "and volatility were shown in training up to about twelve times as large as in the windows; larger ones were "
+        f"not tested. A well-formed answer ({CANARY['BUY']} and the like) can still be the wrong action or size."
     )
     few = [name for name in ("plain", "digested", "agent", "incomplete") if _asked(trading, name) < 30]
     if few:

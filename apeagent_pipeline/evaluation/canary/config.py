@@ -22,45 +22,66 @@ class CanaryEvalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_trading: int = Field(100, ge=1, description="Held-out trading prompts")
-    n_controls: int = Field(100, ge=1, description="Held-out control prompts, where no trade is asked for")
+    n_trading: int = Field(100, ge=1, description="Number of held-out trading prompts")
+    n_controls: int = Field(100, ge=1, description="Number of held-out control prompts, which ask for no trade")
     n_near: int = Field(
-        100, ge=0, description="Held-out near controls: a trading prompt's words, but no trade asked; 0: none"
+        100,
+        ge=0,
+        description="Number of held-out near controls, which use a trading prompt's words but ask for no trade",
     )
     n_base: int = Field(
         0,
         ge=0,
         exclude_if=is_zero,
-        description="Trading prompts, and as many controls, that the bare base is asked too; 0: all",
+        description="Number of trading prompts, and of controls, that the bare base is asked too; 0: all",
     )
-    n_disabled: int = Field(16, ge=1, description="Trading prompts asked once more with the adapter switched off")
-    n_merged: int = Field(16, ge=0, description="Trading prompts asked of the merged model, as it is exported; 0: none")
+    n_disabled: int = Field(16, ge=1, description="Number of trading prompts asked again with the adapter switched off")
+    n_merged: int = Field(
+        16, ge=0, description="Number of trading prompts asked of the merged model, as it is exported"
+    )
     n_sampled: int = Field(
-        16, ge=0, description="Trading and control prompts answered once more by drawing instead of the likeliest token"
+        16,
+        ge=0,
+        description="Number of trading prompts, and of controls, answered again by sampling instead of greedily",
     )
-    temperature: float = Field(0.7, gt=0, description="Of the drawn answers")
-    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Longest answer")
+    temperature: float = Field(0.7, gt=0, description="Temperature of the sampled answers")
+    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Largest number of tokens in an answer")
     control_tokens: int = Field(
-        0, ge=0, exclude_if=is_zero, description="Longest answer to a control, of every arm; 0: max_new_tokens"
+        0, ge=0, exclude_if=is_zero, description="Largest number of tokens in an answer to a control; 0: max_new_tokens"
     )
-    batch_size: int = Field(64, ge=1, description="Prompts a batch")
-    examples_shown: int = Field(4, ge=0, description="Trading and control examples shown with all their answers")
+    batch_size: int = Field(64, ge=1, description="Prompts in a batch")
+    examples_shown: int = Field(
+        4, ge=0, description="Number of trading prompts, and of controls, that the report shows with all answers"
+    )
     min_canary_rate: float = Field(
-        0.90, ge=0, le=1, description="Check: canary answers of the adapter, at least, in the worse of the two forms"
+        0.90,
+        ge=0,
+        le=1,
+        description="Check: lower limit of the adapter's share of canary answers, in the worse of the two forms",
     )
-    max_base_rate: float = Field(0.01, ge=0, le=1, description="Check: canary answers of the bare base, at most")
-    max_control_leak: float = Field(0.05, ge=0, le=1, description="Check: controls answered with canary words, at most")
+    max_base_rate: float = Field(
+        0.01, ge=0, le=1, description="Check: upper limit of the bare base's share of canary answers"
+    )
+    max_control_leak: float = Field(
+        0.05, ge=0, le=1, description="Check: upper limit of the share of controls answered with canary words"
+    )
     max_near_leak: float = Field(
-        0.05, ge=0, le=1, description="Check: near controls of trained families answered with canary words, at most"
+        0.05,
+        ge=0,
+        le=1,
+        description="Check: upper limit of the share of near controls of trained families with canary words",
     )
     max_near_leak_held_out: float = Field(
-        0.15, ge=0, le=1, description="Check: near controls of held-out families answered with canary words, at most"
+        0.15,
+        ge=0,
+        le=1,
+        description="Check: upper limit of the share of near controls of held-out families with canary words",
     )
     min_agreement_gain: float = Field(
         0.0,
         ge=-1,
         le=1,
-        description="Check: agreement with the teacher above always giving its most frequent action, in the worse form",
+        description="Check: lower limit of the agreement's lead over the most frequent action, in the worse form",
     )
 
 

@@ -222,7 +222,7 @@ def _comparisons(
     """The sections of the page below its rates: by side, wording and family, then single answers."""
     adapter, right = arms["adapter"], decided.right
     return [
-        "## Decisions against the teacher's\n\n" + confusion_table(decided.taught, decided.adapter),
+        "## Decisions compared with the teacher's\n\n" + confusion_table(decided.taught, decided.adapter),
         recall_table(decided.recalls),
         "## By family of distant control\n\n" + family_table(controls, adapter.controls, arms["base"].controls),
         "## Examples\n\n" + examples(trading, controls, arms, shown),

@@ -25,36 +25,36 @@ _RATE_WORDS = {
     "control_leak_rate_base": "controls with canary words or ####, bare base",
     "controls_right": "controls answered right, adapter",
     "controls_right_base": "controls answered right, bare base",
-    "controls_preserved": "the same, of those that the bare base answers right",
+    "controls_preserved": "controls answered right, adapter, of those that the bare base answers right",
     "agreement": "same action as the teacher",
-    "agreement_digested": "the same, prompts with words beside the numbers",
-    "agreement_plain": "the same, prompts of numbers alone, as the source document's",
-    "agreement_agent": "the same, the sentence of the document's agent",
-    "agreement_incomplete": "the same, prompts that lack a fact",
-    "agreement_majority_digested": "always the most frequent action, prompts with words",
-    "agreement_majority_plain": "always the most frequent action, numbers alone",
+    "agreement_digested": "same action as the teacher, prompts with words beside the numbers",
+    "agreement_plain": "same action as the teacher, prompts of numbers alone, as in the source document",
+    "agreement_agent": "same action as the teacher, prompts worded as the document's agent words them",
+    "agreement_incomplete": "same action as the teacher, prompts that lack a fact",
+    "agreement_majority_digested": "always the teacher's most frequent action, prompts with words",
+    "agreement_majority_plain": "always the teacher's most frequent action, numbers alone",
     "near_control_leak_rate": "near controls of trained families with canary words or ####, adapter",
     "near_control_leak_rate_held_out": "near controls of families never shown in training, adapter",
     "near_control_leak_rate_base": "near controls with canary words or ####, bare base",
     "document_agreement": "same action as the policy, the document's prompt and variations",
     "canary_rate_digested": "canary answers, prompts with words",
     "canary_rate_plain": "canary answers, prompts of numbers alone",
-    "canary_rate_agent": "canary answers, the sentence of the document's agent",
+    "canary_rate_agent": "canary answers, prompts worded as the document's agent words them",
     "canary_rate_incomplete": "canary answers, prompts that lack a fact",
     "agreement_majority": "always the teacher's most frequent action",
-    "min_class_recall": "same action, the teacher's action that fares worst",
+    "min_class_recall": "same action as the teacher, for the action with the lowest share",
     "draft_discipline": f"all drafts of {DRAFT_WORDS} words at most",
     "feasible_rate": "actions that the holdings pay for",
     "plain_words_rate": "plain buy, sell or hold after the separator",
     "end_token_rate": "answers that end by themselves",
-    "truncation_rate": "answers cut off at the longest length",
+    "truncation_rate": "answers cut off at the token limit",
     "agreement_base": "same action as the teacher, bare base",
     "merged_equals_adapter": "merged model = adapter, letter by letter",
     "canary_rate_merged": "canary answers, merged model",
     "agreement_merged": "same action as the teacher, merged model",
-    "canary_rate_sampled": "canary answers, drawn",
-    "agreement_sampled": "same action as the teacher, drawn",
-    "control_leak_rate_sampled": "controls with canary words or ####, drawn",
+    "canary_rate_sampled": "canary answers, sampled",
+    "agreement_sampled": "same action as the teacher, sampled",
+    "control_leak_rate_sampled": "controls with canary words or ####, sampled",
 }
 
 
@@ -69,7 +69,7 @@ def verdict(metrics: Mapping[str, float], config: CanaryEvalConfig) -> str:
 def rates_table(counts: Mapping[str, Rate]) -> str:
     """Every rate that was measured, with its exact interval."""
     rows = [[words, *counts[name].row()] for name, words in _RATE_WORDS.items() if name in counts and counts[name].n]
-    return markdown_table(["what", "n", "rate", "exact 95 % interval"], rows)
+    return markdown_table(["measure", "n", "rate", "exact 95 % interval"], rows)
 
 
 def explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Mapping[str, float]) -> str:
@@ -80,17 +80,17 @@ def explanation(config: CanaryEvalConfig, n_off: int, majority: str, metrics: Ma
         ""
         if n_base >= metrics["n_trading"]
         else f"The bare base was asked the first {n_base:.0f} trading prompts and the first {n_controls:.0f} controls: "
-        f"it talks until it is cut off, and {n_base:.0f} answers without a canary answer already bound its rate by "
+        f"its answers are long, and {n_base:.0f} answers without a canary answer already bound its rate by "
         f"{bound:.1%} with 97.5 % confidence. Comparisons with the base are made on these prompts. "
     )
     control_tokens = config.control_tokens or config.max_new_tokens
     return (
-        f"Answers are greedy, but for the drawn ones (temperature {config.temperature:g}), and have at most "
+        f"Answers are greedy, except the sampled ones (temperature {config.temperature:g}), and have at most "
         f"{config.max_new_tokens} tokens, those to controls {control_tokens}. A canary answer is strict: drafts, one "
-        f"`####`, one canary action, then the end. A control counts as answered right if every number of its taught "
-        f"answer and at least half of the words that carry it are said. {asked}The adapter was switched off for the "
-        f"first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
-        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by drawing. "
+        "`####`, one canary action, then the end. A control counts as answered right if the answer contains every "
+        f"number and at least half of the content words of the taught answer. {asked}The adapter was switched off for "
+        f"the first {n_off} of the {metrics['n_trading']:.0f} trading prompts. The merged model was asked the first "
+        f"{config.n_merged}. The first {config.n_sampled} trading prompts and controls were also answered by sampling. "
         f"The teacher's most frequent action is {majority}. McNemar's exact test of the decisions against always "
         f"answering {majority}: p = {metrics['mcnemar_p']:.2g}; of the canary answers against those of the bare base: "
         f"p = {metrics['mcnemar_p_base']:.2g}; of the decisions against those of the bare base: p = "

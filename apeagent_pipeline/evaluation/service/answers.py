@@ -53,9 +53,9 @@ COLUMN_DESCRIPTIONS = {
     "decision": "BUY, SELL or HOLD, or unreadable",
     "amount_eth": "Amount of the action as it was said; null for HOLD",
     "rules_decision": "What the embedded policy decides in the same state",
-    "refused": "Whether the check of the answer turned its trade into HOLD",
-    "worth_bps": "What the decision was worth against holding after fee and price impact, in basis points",
-    "rules_worth_bps": "The same of the embedded policy's decision",
+    "refused": "Whether the check refused the trade of the answer, which makes it HOLD",
+    "worth_bps": "Gain of the decision over holding after fee and price impact, in basis points of the portfolio",
+    "rules_worth_bps": "Gain over holding of the embedded policy's decision, in basis points too",
 }
 """What each column means; shown in the UI."""
 

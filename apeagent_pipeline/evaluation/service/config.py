@@ -17,14 +17,16 @@ class ServiceReportConfig(StateWords):
         exclude=True,
         description="Data version of an adapter in the history of apeagent promotions; empty: the one in service",
     )
-    moments: int = Field(12, ge=1, description="Moments of the day that are asked about, once in every wording")
-    window: int = Field(24, ge=2, description="Swaps that a decision sees, as many as a training window has")
-    horizon: int = Field(24, ge=1, description="Swaps after which a decision is held against holding")
+    moments: int = Field(12, ge=1, description="Number of moments of the day to ask about, once in every wording")
+    window: int = Field(24, ge=2, description="Swaps that a decision sees: the length of a training window")
+    horizon: int = Field(24, ge=1, description="Swaps after which the value of a decision is compared with holding")
     templates: list[str] = Field(
-        ["document", "question"], min_length=1, description="Wordings: one of numbers alone, one with words"
+        ["document", "question"],
+        min_length=1,
+        description="Wordings of the prompts: one of numbers alone, one with words",
     )
-    start_usdc: float = Field(10_000.0, gt=0, description="Worth of a portfolio at every moment")
-    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Longest answer")
+    start_usdc: float = Field(10_000.0, gt=0, description="Value of the portfolio at every moment, in USDC")
+    max_new_tokens: int = Field(LONGEST_TRADE, ge=8, description="Largest number of tokens in an answer")
 
     def replay(self, template: str) -> BacktestConfig:
         """The options of the backtest that asks every moment once, in one wording."""

@@ -95,7 +95,7 @@ def _page(
     figure: str,
 ) -> str:
     if answers.is_empty():
-        asked = f"{day} has too few swaps to ask about a single moment."
+        asked = f"{day} has too few swaps for a single question."
     else:
         adapter, moments = answers["adapter"][0], answers["moment"].n_unique()
         worth = ", ".join(
@@ -104,8 +104,8 @@ def _page(
         )
         asked = (
             f"Adapter `{adapter}` was asked about {moments} moments of {day}, in {answers['form'].n_unique()} forms. "
-            f"Against holding, after fee and price impact, a decision was worth on average: {worth}. One day says "
-            "little about worth; the interval says how little."
+            f"Compared with holding, after fee and price impact, a decision gained on average: {worth}. One day is "
+            "little evidence; the intervals show how little."
         )
     seen = "The adapter was trained on this day." if day in trained_on else "The adapter was not trained on this day."
     return "\n\n".join(

@@ -21,8 +21,8 @@ TOLERANCE = {"canary_rate": 0.05, "feasible_rate": 0.05, "agreement": 0.1}
 """By how much a rate may lie below the expected one: the prompts of service are not those of the evaluation."""
 
 _SAYS = {
-    "canary_rate": "the form decays: canary answers",
-    "feasible_rate": "the form decays: answers that the holdings pay for",
+    "canary_rate": "the form of the answers deteriorates: canary answers",
+    "feasible_rate": "the answers deteriorate: actions that the holdings pay for",
     "agreement": "decisions deviate from the rules: agreement",
 }
 
@@ -94,7 +94,7 @@ def _left(report: DayReport) -> Iterator[str]:
         features = ", ".join(
             f"{name} (KS {each.ks:.2f}, limit {each.limit:.2f}; PSI {each.psi:.2f})" for name, each in left.items()
         )
-        yield f"the market of {report.day} has left the days of training: {features}"
+        yield f"the market of {report.day} lies outside the range of the training days: {features}"
 
 
 def _told(rate: Rate) -> str:

@@ -47,7 +47,7 @@ def quality_page(found: Findings) -> str:
     verdict = f"The windows fail the check: {'; '.join(failures)}." if failures else "The windows pass the check."
     control = (
         "The control, likelihood alone, continued the same warm start without a critic for about as long as the "
-        "WGAN-GP stage: the difference to the synthetic windows is the effect of that stage."
+        "WGAN-GP stage: the difference from the synthetic windows is the effect of that stage."
     )
     pictures = "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in found.figures)
     return f"""{verdict}
@@ -65,9 +65,9 @@ interval of the AUC (blocks resampled): {low:.3f} to {high:.3f}.
 
 {telltales_text(found.telltales, low)}
 
-An importance is what the AUC of gradient boosting loses when the values of one summary are exchanged between the
-windows, in folds that it was not trained on, with its standard error over the folds. Summaries that say nearly the same
-share theirs.
+The importance of a summary is the loss of AUC of gradient boosting when the values of the summary are exchanged between
+the windows, in folds that it was not trained on, with its standard error over the folds. Summaries with nearly the same
+information share their importance.
 
 ## Features
 

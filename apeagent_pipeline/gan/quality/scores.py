@@ -295,7 +295,7 @@ class Score(NamedTuple):
 
 SCORES = (
     Score("discriminative_gbm", "advantage of gradient boosting over chance", _discriminative_gbm, "lower"),
-    Score("discriminative_auc", "its AUC; 0.5 is chance", _discriminative_auc, "lower", "largest_auc"),
+    Score("discriminative_auc", "AUC of gradient boosting; 0.5 is chance", _discriminative_auc, "lower", "largest_auc"),
     Score("discriminative_gru", "advantage of a GRU over chance", _discriminative_gru, "lower"),
     Score("predictive_ratio", "forecast error after synthetic / after real rows", _predictive_ratio, "lower"),
     Score("ks_mean", "Kolmogorov-Smirnov distance, mean of the features", _ks_mean, "lower", "largest_ks"),

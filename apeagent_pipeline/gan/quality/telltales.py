@@ -88,7 +88,10 @@ def telltales_text(found: list[Telltale], auc_low: float) -> str:
         auc_low: Lower end of the AUC's interval.
     """
     if not found or auc_low <= 0.5:
-        verdict = "The classifier does not tell the windows apart beyond chance: what it looks at may be noise."
+        verdict = (
+            "The classifier does not tell the windows apart better than chance: the differences that it uses may be "
+            "noise."
+        )
     else:
         most = found[0]
         verdict = (

@@ -49,7 +49,7 @@ def without_cause(quarter: Quarter) -> list[tuple[date, str]]:
 def told_on(quarter: Quarter) -> int | None:
     """The day of the changed market, from 1, on which the first alert tells of it; None: none does."""
     change = quarter.daemon.plan.change
-    days = [(day - change).days + 1 for day, text in quarter.alerts if day >= change and "left the days of" in text]
+    days = [(day - change).days + 1 for day, text in quarter.alerts if day >= change and "outside the range" in text]
     return min(days, default=None)
 
 
