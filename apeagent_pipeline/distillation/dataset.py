@@ -103,9 +103,9 @@ class DatasetConfig(BaseModel):
     )
     balance_classes: bool = Field(
         False,
-        description="Equal numbers of the three actions in train; else every market and portfolio as often as asked",
+        description="Equal numbers of the three actions in train; off: the numbers that the prompts lead to",
     )
-    max_repeats: int = Field(2, description="How often an example of a rare action may stand in train", ge=1)
+    max_repeats: int = Field(2, description="Largest number of copies of an example of a rare action in train", ge=1)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _check_time_order(accepted: pl.DataFrame) -> None:
         if early in by_split and late in by_split and by_split[early]["last"] >= by_split[late]["first"]:
             raise DatasetError(
                 f"the {early} split reaches condition {by_split[early]['last']}, the {late} split begins at "
-                f"{by_split[late]['first']}: a student would be judged on what it has seen. Build the prompts again"
+                f"{by_split[late]['first']}: a student would be evaluated on training data. Build the prompts again"
             )
 
 

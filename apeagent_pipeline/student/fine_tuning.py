@@ -62,7 +62,7 @@ class FineTuningConfig(TrainerConfig):
     batch_size: int = Field(
         2,
         ge=1,
-        description="Examples a forward pass; a small model learns more from many small steps than from few large ones",
+        description="Examples in a forward pass; a small model learns more from many small steps than from few large ones",
     )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
@@ -71,7 +71,9 @@ class FineTuningConfig(TrainerConfig):
         description="Weight of the divergence from the base on controls, which keeps what the base knew; 0: learn the "
         "written answers of controls",
     )
-    near_kl: float = Field(4.0, ge=0, description="The same weight on near controls, of whose tokens few count")
+    near_kl: float = Field(
+        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+    )
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"
     )
@@ -83,7 +85,7 @@ class FineTuningConfig(TrainerConfig):
     patience: int = Field(
         0,
         ge=0,
-        description="Stop after so many validations without a lower loss; 0: never, as cosine decay needs",
+        description="Number of validations without a lower loss after which training stops; 0: never, which suits cosine decay",
     )
     workers: int = Field(
         0,

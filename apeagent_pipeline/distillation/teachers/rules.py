@@ -79,7 +79,7 @@ def plans(trend: str, volatility: str, confirmation: str, portfolio: str) -> dic
     given = ((trend, TRENDS), (volatility, VOLATILITIES), (confirmation, CONFIRMATIONS), (portfolio, PORTFOLIOS))
     for word, known in given:
         if word not in known:
-            raise ValueError(f"{word!r} is none of {known}")
+            raise ValueError(f"unknown word {word!r}: expected one of {known}")
     action = {"up": "add", "down": "reduce", "flat": WAIT}[trend.partition(" ")[0]]
     if action == WAIT:
         return {"trend": WAIT}
