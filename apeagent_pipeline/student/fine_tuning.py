@@ -62,7 +62,7 @@ class FineTuningConfig(TrainerConfig):
     batch_size: int = Field(
         2,
         ge=1,
-        description="Examples in a forward pass; a small model learns more from many small steps than from few large ones",
+        description="Examples in a forward pass; a small model learns more from many small steps than from few large",
     )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
@@ -85,7 +85,7 @@ class FineTuningConfig(TrainerConfig):
     patience: int = Field(
         0,
         ge=0,
-        description="Number of validations without a lower loss after which training stops; 0: never, which suits cosine decay",
+        description="Training stops after so many validations without a lower loss; 0: never, as suits cosine decay",
     )
     workers: int = Field(
         0,
