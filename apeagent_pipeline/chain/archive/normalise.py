@@ -191,9 +191,12 @@ class FileReader:
             ours = (contract == self._pool.pool_manager.lower()) | contract.is_null()
             if self.columns.raw or ours.any() or not self.columns.is_general("contract"):
                 rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
-        pool = rows["topic1"] if self.columns.raw else self._canonical(self._column(rows, "pool_id"), "pool_id")
+        pool = rows["topic1"] if self.columns.raw else self._column(rows, "pool_id")
+        self._one_pool = self._is_pool(pool)
+        if not self._one_pool and not self.columns.raw:
+            pool = self._canonical(pool, "pool_id")
+            self._one_pool = self._is_pool(pool)
         rows = rows.with_columns(pool.alias("pool_id"))
-        self._one_pool = self._is_pool(rows["pool_id"])
         if not self._one_pool:
             other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
             rows = self._keep(rows, ~other.fill_null(False), "of other pools")
@@ -207,7 +210,9 @@ class FileReader:
         return rows
 
     def _is_pool(self, column: pl.Series) -> bool:
-        return column.dtype == pl.String() and bool(column.eq_missing(self._pool.pool_id.lower()).all())
+        if column.dtype != pl.String() or column.null_count():
+            return False
+        return bool((column == self._pool.pool_id.lower()).all())
 
     def _all_of_chain(self, rows: pl.DataFrame) -> bool:
         chain = self._column(rows, "chain_id")
