@@ -13,7 +13,8 @@ import pyarrow as pa
 
 _PIECE_BYTES = 1 << 18
 _WIDEST_SPACE = 16
-_MOST_BUFFERS = 64
+_FEWEST_TEXTS = 2048
+"""In a buffer; where they are fewer, texts are copied faster than many buffers are looked at."""
 _SMALLEST: dict[str, int | None] = {"amount0": None, "amount1": None, "sqrt_price_x96": 1, "liquidity": 0}
 """Column -> the smallest number that its rule allows; of those that 128 bits hold, all larger ones are allowed."""
 
@@ -33,13 +34,13 @@ def plain_integers(text: pl.Series, kind: type[pl.Int64] | type[pl.Int128]) -> p
     return None if odd.any() else numbers
 
 
-def is_plain_number(text: pl.Series, name: str) -> bool:
-    """Whether each value of an amount, price or liquidity fits its rule; False also where 128 bits do not decide."""
+def plain_numbers(text: pl.Series, name: str) -> pl.Series | None:
+    """Amounts, prices or liquidities whose text fits their rule, as Int128; None also where 128 bits do not decide."""
     numbers = plain_integers(text, pl.Int128) if name in _SMALLEST else None
     if numbers is None:
-        return False
+        return None
     low, found = _SMALLEST[name], numbers.min()
-    return low is None or found is None or int(found) >= low  # type: ignore[arg-type]
+    return numbers if low is None or found is None or int(found) >= low else None  # type: ignore[arg-type]
 
 
 def is_plain_hex(text: pl.Series, size: int) -> bool:
@@ -80,7 +81,7 @@ def _grids(places: np.ndarray, buffers: list[Any], size: int) -> Iterator[tuple[
     number, offset = places[:, 2], np.ascontiguousarray(places[:, 3])
     ends = np.r_[np.flatnonzero(number[1:] != number[:-1]) + 1, len(number)]
     used = np.unique(number[ends - 1]).tolist()
-    if len(used) > _MOST_BUFFERS:
+    if len(used) > 1 and len(used) * _FEWEST_TEXTS > len(number):
         yield None, size
         return
     runs = np.split(offset, ends[:-1]) if len(ends) == len(used) else [offset[number == one] for one in used]

@@ -27,7 +27,7 @@ LARGEST_PROTOCOL_FEE = 1_000
 ROUNDED_COLUMNS = ("amount0", "amount1", "liquidity")
 """Columns whose values are looked at for digits that a double cannot hold."""
 
-_JUDGED = (*arithmetic.INTEGERS, "block_number", "block_timestamp", "tick", "fee")
+_JUDGED = ("sqrt_price_x96", "block_number", "block_timestamp", "tick", "fee", *arithmetic.EXACT.values())
 _TICK_LOG = np.log(1.0001) / 2
 _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
@@ -72,8 +72,8 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     """
     every_column = pl.concat([earlier, rows])
     both = every_column.select(_JUDGED).rechunk()
-    exact_values = arithmetic.integers(both)
-    swaps = arithmetic.Swaps.of(both, exact_values)
+    exact_values = {name: both[exact] for name, exact in arithmetic.EXACT.items()}
+    swaps = arithmetic.Swaps.of(every_column, exact_values)
     reading = arithmetic.read(swaps)
     seconds = epoch_seconds(both)
     prior = np.roll(swaps.price, 1)
@@ -116,7 +116,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     gap = (linkable | small) & ~linked | crossed_gap | has_prior & (impossible | against)
     columns["gap"] = gap
     columns["undecided"] = has_prior & ~gap & ~linkable & ~small & ~crossed & (not pool.has_hooks)
-    compared, exact = _compared_exactly(both, np.flatnonzero(linked & linkable & same_liquidity))
+    compared, exact = _compared_exactly(every_column, np.flatnonzero(linked & linkable & same_liquidity))
     columns["inexact"] = np.isin(np.arange(both.height), compared[~exact])
     table = rows.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day"))
     flags = {name: values[earlier.height :] for name, values in columns.items()}
