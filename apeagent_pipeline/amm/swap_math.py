@@ -165,7 +165,7 @@ def swap_step(
         SwapMathError: where the contract reverts.
     """
     arguments: tuple[Any, ...] = (sqrt_price_x96, liquidity, amount_specified, zero_for_one, fee_pips)
-    if any(isinstance(value, np.ndarray) for value in arguments):
+    if np.ndarray in map(type, arguments):
         shape = np.broadcast(*arguments).shape
         columns = _SWAP_STEPS(*arguments)
         return SwapStep(*(np.asarray(column, dtype=object).reshape(shape) for column in columns))

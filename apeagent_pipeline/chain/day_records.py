@@ -1,6 +1,7 @@
 """What is known of days that were read, beside their swaps: the proof and the liquidity changes, kept on disk."""
 
 import json
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,14 @@ def notes_of(proof: DayProof) -> dict[str, Any]:
         "repaired_events": proof.repaired,
         "notes": doubts + more,
     }
+
+
+def notes_in_words(notes: Mapping[str, Any]) -> Iterator[str]:
+    """The sentences of `SwapSource.day_notes`: what is wrong with a day, and where swaps are missing or may be."""
+    if notes.get("notes", "none") != "none":
+        yield notes["notes"]
+    if notes.get("swaps_missing", "none") != "none":
+        yield f"{notes['gaps']} swaps do not follow from the swap before: swaps are missing {notes['swaps_missing']}"
+    if notes.get("swaps_perhaps_missing", "none") != "none":
+        where = notes["swaps_perhaps_missing"]
+        yield f"{notes['undecided_gaps']} places where a swap may be missing unseen, {where}"

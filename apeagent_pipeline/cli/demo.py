@@ -2,7 +2,7 @@
 
 import json
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -58,6 +58,7 @@ def sync(
     When a day fails, the others are still read. Run the same command again for the failed days: it does not read
     complete days again, nor the parts of a day that were read before it failed.
     """
+    from apeagent_pipeline.chain.day_records import notes_in_words
     from apeagent_pipeline.defs.staleness import stale_artifacts
 
     settings = load_settings()
@@ -81,23 +82,12 @@ def sync(
     console = Console()
     console.print(table)
     for day in days:
-        for note in told(notes.get(day, {})):
+        for note in notes_in_words(notes.get(day, {})):
             console.print(f"[yellow]• {day}: {plain(note)}", soft_wrap=True)
     for each in rounds:
         for error in each.errors:
             ERROR_CONSOLE.print(f"[red]{plain(error)}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if not missing and all(each.success for each in rounds) else 1)
-
-
-def told(notes: "Mapping[str, Any]") -> "Iterator[str]":
-    """What a source tells of a day: what is wrong with it, and where swaps are missing or may be."""
-    if notes.get("notes", "none") != "none":
-        yield notes["notes"]
-    if notes.get("swaps_missing", "none") != "none":
-        yield f"{notes['gaps']} swaps do not follow from the swap before: swaps are missing {notes['swaps_missing']}"
-    if notes.get("swaps_perhaps_missing", "none") != "none":
-        where = notes["swaps_perhaps_missing"]
-        yield f"{notes['undecided_gaps']} places where a swap may be missing unseen, {where}"
 
 
 def show_canary(graph: "Graph") -> int:

@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
 
 from apeagent_pipeline.artifacts.files import StorageError
+from apeagent_pipeline.chain.day_records import notes_in_words
 from apeagent_pipeline.chain.days import days_between
-from apeagent_pipeline.chain.source import RpcSource
+from apeagent_pipeline.chain.source import RpcSource, SwapSource
 from apeagent_pipeline.defs.instance import open_instance, prepare_home, require_engine
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
@@ -95,14 +97,8 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
     yield Finding("ok", "swaps", f"{source.name}: days {first} to {last}, chain {pool.chain_id}")
     if isinstance(source, RpcSource):
         yield _pace(source)
-    noted = [
-        day
-        for day in days_between(first, last)
-        if source.name == "archive" and source.day_notes(day)["notes"] != "none"
-    ]
-    if noted:
-        what = f"{len(noted)} days may be incomplete, the first is {noted[0]}: {source.day_notes(noted[0])['notes']}"
-        yield Finding("note", "archive", what, "see apeagent import FILE --dry-run")
+    if source.name == "archive":
+        yield from _missing_swaps(source, first, last)
     name = f"{pool.token0.symbol}-{pool.token1.symbol} {pool.pool_id}"
     if pool.has_dynamic_fee:
         yield Finding(
@@ -112,6 +108,14 @@ def _swap_source(runtime: Runtime) -> Iterator[Finding]:
         yield Finding("note", "pool", f"{name}, hooks", "the effect of its hooks on a swap is not simulated")
     else:
         yield Finding("ok", "pool", name)
+
+
+def _missing_swaps(source: SwapSource, first: date, last: date) -> Iterator[Finding]:
+    told = {day: "; ".join(notes_in_words(source.day_notes(day))) for day in days_between(first, last)}
+    noted = [day for day, notes in told.items() if notes]
+    if noted:
+        what = f"{len(noted)} days may be incomplete, the first is {noted[0]}: {told[noted[0]]}"
+        yield Finding("note", "archive", what, "see apeagent import FILE --dry-run")
 
 
 def _pace(source: RpcSource) -> Finding:

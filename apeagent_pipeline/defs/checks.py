@@ -19,6 +19,7 @@ from apeagent_pipeline.artifacts.manifest import digest
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.chain import completeness, events
 from apeagent_pipeline.chain.completeness import SMALLEST_RATE, chain_rate
+from apeagent_pipeline.chain.day_records import notes_in_words
 from apeagent_pipeline.chain.days import day_bounds
 from apeagent_pipeline.chain.errors import DayNotFinalError, ReorganisedError
 from apeagent_pipeline.chain.events import SWAP_KEY
@@ -216,7 +217,7 @@ def _blocks(store: ArtifactStore, day: str) -> tuple[float, float]:
 
 
 def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -> DayVerdict:
-    """The chain rate of each day, demanded of days read from a chain.
+    """The chain rate of each day, demanded of days read from a chain, and what the source notes of each.
 
     It is not demanded of an archive, which may hold the swaps of a single router, nor of a pool with hooks, which may
     change the amounts of a swap.
@@ -232,11 +233,7 @@ def no_swap_missing(store: ArtifactStore, days: list[str], source: SwapSource) -
         for day, found in rates.items()
         if demanded and found.too_low
     }
-    notes = [
-        f"{day}: {note}"
-        for day in rates
-        if (note := source.day_notes(date.fromisoformat(day)).get("notes", "none")) != "none"
-    ]
+    notes = [f"{day}: {note}" for day in rates for note in notes_in_words(source.day_notes(date.fromisoformat(day)))]
     judged = sum(found.judged for found in rates.values())
     rate = sum(found.followed for found in rates.values()) / judged if judged else None
     told: dict[str, Any] = {"judged_pairs": judged, **({"notes": notes} if notes else {})}

@@ -2,8 +2,8 @@
 
 Run with ``python -m apeagent_pipeline_tests.benchmarks.archive_import --rows 10000000``. Prints a Markdown table:
 seconds of CPU of polars reading every column, of the import (all checks, all days), their ratio, and the peak memory
-of either. On an idle machine CPU seconds are those of the clock where one thread is allowed (``POLARS_MAX_THREADS=1``);
-beside other work only they can be compared.
+of either. On an idle machine CPU seconds are those of the clock where one thread is allowed
+(``POLARS_MAX_THREADS=1``); beside other work only they can be compared. ``--record NOTE`` writes the recorded result.
 """
 
 import argparse
@@ -19,7 +19,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from apeagent_pipeline.reporting.report import markdown_table
+from apeagent_pipeline_tests.docs.results import Cell, record
+
 ROWS_A_DAY = 33_333
+_COLUMNS = (
+    "size, GB",
+    "polars reads it, s",
+    "import with all checks, s",
+    "ratio",
+    "polars, peak GB",
+    "import, peak GB",
+)
+_NOTES = ["Seconds of CPU.", "The goal is a ratio of at most four."]
 DISTINCT = 250_000
 """Swaps that are computed. Longer files repeat them, with other hashes, blocks and times."""
 
@@ -110,14 +122,21 @@ def plain(file: Path) -> int:
     return table.height
 
 
-def imported(file: Path) -> int:
-    """All days, checked."""
+def imported(file: Path, cache: Path) -> int:
+    """All days, checked, and kept in the folder ``cache``."""
     from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
     from apeagent_pipeline.chain.archive import SwapArchive
 
+    archive = SwapArchive(file, BASE_ETH_USDC, cache=cache)
+    return sum(notes.swaps for notes in archive.imported.days.values())
+
+
+def seconds_of(what: str, file: Path) -> float:
+    """Seconds of CPU. What is kept is removed afterwards."""
     with tempfile.TemporaryDirectory(dir=file.parent) as cache:
-        archive = SwapArchive(file, BASE_ETH_USDC, cache=Path(cache))
-        return sum(notes.swaps for notes in archive.imported.days.values())
+        start = time.process_time()
+        imported(file, Path(cache)) if what == "import" else plain(file)
+        return time.process_time() - start
 
 
 def measure(what: str, file: Path) -> tuple[float, float]:
@@ -132,23 +151,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--measure", nargs=2)
+    parser.add_argument("--record", metavar="NOTE", help="Write the recorded result; such as: busy, one thread")
     arguments = parser.parse_args()
     if arguments.measure:
         what, file = arguments.measure
         import apeagent_pipeline.chain.archive  # noqa: F401 (loading is not measured)
 
-        start = time.process_time()
-        {"plain": plain, "import": imported}[what](Path(file))
-        print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        print(seconds_of(what, Path(file)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
-    print("| file | size, GB | polars, s | import, s | ratio | polars, GB | import, GB |\n" + "| --- " * 7 + "|")
+    rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as folder:
         for file in write(Path(folder), arguments.rows):
             read, whole = measure("plain", file), measure("import", file)
-            print(
-                f"| {file.name}, {arguments.rows:,} rows | {file.stat().st_size / 1e9:.2f} | {read[0]:.1f} | "
-                f"{whole[0]:.1f} | {whole[0] / read[0]:.1f} | {read[1]:.1f} | {whole[1]:.1f} |"
+            rows.append(
+                [
+                    {".csv": "CSV", ".parquet": "Parquet"}[file.suffix],
+                    f"{file.stat().st_size / 1e9:.2f}",
+                    f"{read[0]:.1f}",
+                    f"{whole[0]:.1f}",
+                    f"{whole[0] / read[0]:.1f}",
+                    f"{read[1]:.1f}",
+                    f"{whole[1]:.1f}",
+                ]
             )
+            print(*rows[-1], flush=True)
+    columns = [f"file of {arguments.rows:,} swaps", *_COLUMNS]
+    print(markdown_table(columns, rows))
+    if arguments.record is not None:
+        command = f"python -m apeagent_pipeline_tests.benchmarks.archive_import --rows {arguments.rows}"
+        record("archive_import", command, columns, rows, _NOTES, arguments.record)
 
 
 if __name__ == "__main__":

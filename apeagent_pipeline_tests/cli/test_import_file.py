@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.amm.price import price_from_sqrt_price
 from apeagent_pipeline.chain.archive import ArchiveError, SwapArchive
+from apeagent_pipeline.chain.day_records import notes_in_words
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.source import ArchiveSource, EmbeddedSource
 from apeagent_pipeline.cli import app
-from apeagent_pipeline.cli.demo import told
+from apeagent_pipeline.cli.examination import examine
+from apeagent_pipeline.defs.checks import no_swap_missing
 from apeagent_pipeline.defs.resources import Runtime
 from apeagent_pipeline.defs.watcher import LogWatcher
 from apeagent_pipeline.settings import load_settings
@@ -75,7 +77,31 @@ def test_a_missing_swap_is_told_with_the_blocks_around_it(swaps: pl.DataFrame, t
     assert f"swaps are missing before them, {place}" in shown.output
     source = ArchiveSource(BASE_ETH_USDC, tmp_path / "swaps.parquet")
     assert source.day_notes(FIRST_DAY)["swaps_missing"] == place
-    assert f"1 swaps do not follow from the swap before: swaps are missing {place}" in told(source.day_notes(FIRST_DAY))
+    told = f"1 swaps do not follow from the swap before: swaps are missing {place}"
+    assert told in notes_in_words(source.day_notes(FIRST_DAY))
+
+
+def test_check_and_doctor_tell_where_swaps_are_missing_and_where_they_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = EmbeddedSource(BASE_ETH_USDC, 42).read_day(FIRST_DAY)
+    pl.concat([day.head(30), day.slice(31)]).write_parquet(tmp_path / "swaps.parquet")
+    monkeypatch.setenv("APEAGENT_SWAPS_ARCHIVE", str(tmp_path / "swaps.parquet"))
+    runtime = Runtime(load_settings(), LogWatcher())
+    notes = runtime.source.day_notes(FIRST_DAY)
+    runtime.store.publish_table(
+        runtime.source.read_day(FIRST_DAY), asset="raw_swaps", partition=str(FIRST_DAY), code_version="1"
+    )
+    wrong, figures = no_swap_missing(runtime.store, [str(FIRST_DAY)], runtime.source)
+    found = next(each for each in examine(load_settings()) if each.part == "archive")
+    assert not wrong, "an archive may hold the swaps of a single router"
+    assert found.state == "note"
+    for told in (
+        f"1 swaps do not follow from the swap before: swaps are missing {notes['swaps_missing']}",
+        f"{notes['undecided_gaps']} places where a swap may be missing unseen, {notes['swaps_perhaps_missing']}",
+    ):
+        assert f"{FIRST_DAY}: {told}" in figures["notes"]
+        assert told in found.finding
 
 
 def test_a_refusal_names_the_setting_that_mends_it(

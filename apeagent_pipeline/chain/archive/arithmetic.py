@@ -33,6 +33,13 @@ def doubles(text: pl.Series, exact: pl.Series) -> np.ndarray:
 
 INTEGERS = ("sqrt_price_x96", "liquidity", "amount0", "amount1")
 """Columns of decimal text."""
+EXACT = {name: f"_{name}" for name in INTEGERS}
+"""Column of decimal text -> column of the same numbers as Int128, null where that is too small."""
+
+
+def exact_columns() -> list[pl.Expr]:
+    """The columns of `EXACT`, from the text."""
+    return [pl.col(name).cast(pl.Int128(), strict=False).alias(exact) for name, exact in EXACT.items()]
 
 
 def integers(rows: pl.DataFrame) -> dict[str, pl.Series]:

@@ -131,7 +131,8 @@ class CsvTable:
             )
         except pl.exceptions.PolarsError:
             return None
-        return rows.select(names[at] for at in needed) if rows.height == piece.lines else None
+        # In one piece: each step would otherwise join the pieces for itself.
+        return rows.select(names[at] for at in needed).rechunk() if rows.height == piece.lines else None
 
     def _quoted_batches(self, stream: Any, needed: Sequence[int], line: int, skipped: int) -> Iterator[pl.DataFrame]:
         names = [f"c{at}" for at in range(len(self._own))]

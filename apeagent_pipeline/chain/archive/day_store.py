@@ -96,7 +96,8 @@ class DayStore:
     def rows(self, day: date) -> pl.DataFrame:
         """The rows of a day that has some."""
         written = [pl.read_ipc(path) for path in self._written.get(day, [])]
-        return pl.concat([*written, *self._held.get(day, [])])
+        # In one piece: each step of the checks would otherwise join the pieces for itself.
+        return pl.concat([*written, *self._held.get(day, [])], rechunk=True)
 
     def forget(self, day: date) -> None:
         """Free the rows of a day."""

@@ -11,6 +11,7 @@ from datetime import date
 import numpy as np
 import polars as pl
 
+from apeagent_pipeline.chain.archive.arithmetic import exact_columns
 from apeagent_pipeline.chain.archive.day_checks import DayChecks
 from apeagent_pipeline.chain.archive.day_store import DayStore, KeptDays
 from apeagent_pipeline.chain.archive.normalise import FILE, NORMAL_SCHEMA
@@ -86,7 +87,8 @@ class DayStream:
 
     def _take_back(self) -> None:
         for day in self.checks.days:
-            self._store.add(self._kept.rows(day).hstack(self._places.rows(day)).select(NORMAL_SCHEMA.names()))
+            rows = self._kept.rows(day).hstack(self._places.rows(day)).with_columns(exact_columns())
+            self._store.add(rows.select(NORMAL_SCHEMA.names()))
         self._places = DayStore()
         self.checks = self._new_checks()
         self._in_order = False

@@ -27,6 +27,7 @@ LARGEST_PROTOCOL_FEE = 1_000
 ROUNDED_COLUMNS = ("amount0", "amount1", "liquidity")
 """Columns whose values are looked at for digits that a double cannot hold."""
 
+_JUDGED = ("sqrt_price_x96", "block_number", "block_timestamp", "tick", "fee", *arithmetic.EXACT.values())
 _TICK_LOG = np.log(1.0001) / 2
 _NEAR_A_TICK = 1e-6
 _DECADES = 0.5
@@ -69,9 +70,10 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         pool: Whose swaps these are.
         clock: Of the pool's chain, where it is exact.
     """
-    both = pl.concat([earlier, rows])
-    exact_values = arithmetic.integers(both)
-    swaps = arithmetic.Swaps.of(both, exact_values)
+    every_column = pl.concat([earlier, rows])
+    both = every_column.select(_JUDGED).rechunk()
+    exact_values = {name: both[exact] for name, exact in arithmetic.EXACT.items()}
+    swaps = arithmetic.Swaps.of(every_column, exact_values)
     reading = arithmetic.read(swaps)
     seconds = epoch_seconds(both)
     prior = np.roll(swaps.price, 1)
@@ -81,15 +83,14 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     same_liquidity = np.r_[False, swaps.liquidity[1:] == swaps.liquidity[:-1]]
     signs = np.sign(swaps.amount0) * np.sign(swaps.amount1)
     paid_nothing = (np.maximum(swaps.amount0, swaps.amount1) > 0) & (np.minimum(swaps.amount0, swaps.amount1) == 0)
-    worse = arithmetic.worse_than_worst(swaps, reading.tolerance)
-    better = arithmetic.better_than(swaps, reading.tolerance, np.where(has_prior, prior, swaps.price))
+    worse, better, units = _off_price(swaps, reading, np.where(has_prior, prior, swaps.price))
     direction = np.sign(swaps.price - prior) * np.where(swaps.amount0 < 0, -1, 1)
     # A swap that crosses an initialised tick starts elsewhere than the liquidity after it tells, but not farther away
     # than it moved the price.
     elsewhere = np.abs(reading.before - prior) > np.abs(swaps.price - reading.before)
     between = _between_ticks(both, pool)
     linkable = reading.fits & has_prior & (between | same_liquidity | elsewhere)
-    crossed_gap, crossed = _gaps_at_ticks(both, swaps, has_prior & ~linkable, pool)
+    crossed_gap, crossed = _gaps_at_ticks(every_column, swaps, has_prior & ~linkable, pool)
     impossible = reading.informative & ~reading.fits & (better | (direction < 0) | between)
     columns: dict[str, np.ndarray] = {
         "informative": reading.informative,
@@ -99,7 +100,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
         "unlinked": linkable & ~linked & ~silent,
         **_alternatives(swaps, reading, pool),
         "one_sign": (signs > 0) | (paid_nothing & (not pool.has_hooks)),
-        "units": (np.abs(np.nan_to_num(arithmetic.decades_off(swaps))) > _DECADES) & ~reading.fits & (worse | better),
+        "units": units,
         "worse": worse & (signs < 0),
         "tick": _wrong_ticks(both, swaps.price),
         "fee": _foreign_fees(both, pool),
@@ -115,7 +116,7 @@ def judge(rows: pl.DataFrame, earlier: pl.DataFrame, pool: PoolSpec, clock: Chai
     gap = (linkable | small) & ~linked | crossed_gap | has_prior & (impossible | against)
     columns["gap"] = gap
     columns["undecided"] = has_prior & ~gap & ~linkable & ~small & ~crossed & (not pool.has_hooks)
-    compared, exact = _compared_exactly(both, np.flatnonzero(linked & linkable & same_liquidity))
+    compared, exact = _compared_exactly(every_column, np.flatnonzero(linked & linkable & same_liquidity))
     columns["inexact"] = np.isin(np.arange(both.height), compared[~exact])
     table = rows.select(FILE, LINE, pl.col("block_timestamp").dt.date().alias("day"))
     flags = {name: values[earlier.height :] for name, values in columns.items()}
@@ -132,6 +133,20 @@ def _compared_exactly(rows: pl.DataFrame, pairs: np.ndarray) -> tuple[np.ndarray
 def epoch_seconds(rows: pl.DataFrame) -> np.ndarray:
     """Times of rows, int64."""
     return rows["block_timestamp"].cast(pl.Int64()).to_numpy() // 1_000_000
+
+
+def _off_price(
+    swaps: arithmetic.Swaps, reading: arithmetic.Reading, prior: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows whose amounts are worse, or better, than any price of the swap allows, or far from it; bool, each [n]."""
+    # A row that fits the price and the liquidity is none of them.
+    at = np.flatnonzero(~reading.fits)
+    few, tolerance = arithmetic.Swaps(*(column[at] for column in swaps)), reading.tolerance[at]
+    worse, better, units = (np.zeros(len(swaps.price), bool) for _ in range(3))
+    worse[at] = arithmetic.worse_than_worst(few, tolerance)
+    better[at] = arithmetic.better_than(few, tolerance, prior[at])
+    units[at] = np.abs(np.nan_to_num(arithmetic.decades_off(few))) > _DECADES
+    return worse, better, units & (worse | better)
 
 
 def _alternatives(swaps: arithmetic.Swaps, reading: arithmetic.Reading, pool: PoolSpec) -> dict[str, np.ndarray]:
@@ -259,8 +274,7 @@ def _rounded_prices(rows: pl.DataFrame, exact: pl.Series, double: np.ndarray) ->
 def _unlikely_prices(price: np.ndarray, pool: PoolSpec) -> np.ndarray:
     """Prices that, in human units, are farther from 1 than their inverse would be."""
     decades = pool.token0.decimals - pool.token1.decimals
-    given = 2 * np.log10(price)
-    return np.abs(given + decades) > np.abs(decades - given)
+    return price > 1 if decades > 0 else (price < 1) & (decades < 0)
 
 
 def _doubles(rows: pl.DataFrame, exact: Mapping[str, pl.Series]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.archive import values
+from apeagent_pipeline.chain.archive.arithmetic import exact_columns
 from apeagent_pipeline.chain.archive.clock import exact_clock
 from apeagent_pipeline.chain.archive.columns import header_keys
 from apeagent_pipeline.chain.archive.day_checks import DayChecks
@@ -153,7 +154,7 @@ class Importer:
             .otherwise("-" + pl.col(name))
             .alias(name)
             for name in ("amount0", "amount1")
-        )
+        ).with_columns(exact_columns())
 
     def _tell_files(self, tables: Sequence[tuple[Path, Table]], readers: Sequence[FileReader]) -> None:
         notices = self._imported.notices

@@ -13,7 +13,8 @@ import polars as pl
 
 from apeagent_pipeline.amm.pool_spec import PoolSpec
 from apeagent_pipeline.chain.archive import values
-from apeagent_pipeline.chain.archive.canonical import plain_integers
+from apeagent_pipeline.chain.archive.arithmetic import EXACT
+from apeagent_pipeline.chain.archive.canonical import plain_integers, plain_numbers
 from apeagent_pipeline.chain.archive.clock import ChainClock
 from apeagent_pipeline.chain.archive.columns import Columns
 from apeagent_pipeline.chain.archive.layouts import REQUIRED_COLUMNS, SWAP_COLUMNS
@@ -23,8 +24,10 @@ from apeagent_pipeline.chain.archive.streams import LINE
 from apeagent_pipeline.chain.events import NULLABLE_COLUMNS, RAW_SWAPS_SCHEMA, SWAP_TOPIC, LogError, decode_swap_data
 
 FILE = "_file"
-NORMAL_SCHEMA = pl.Schema({**RAW_SWAPS_SCHEMA, FILE: pl.Int32(), LINE: pl.Int64()})
-"""RAW_SWAPS_SCHEMA and where a row stands. ``log_index`` is null where the file has none."""
+NORMAL_SCHEMA = pl.Schema(
+    {**RAW_SWAPS_SCHEMA, **dict.fromkeys(EXACT.values(), pl.Int128()), FILE: pl.Int32(), LINE: pl.Int64()}
+)
+"""RAW_SWAPS_SCHEMA, `EXACT`, and where a row stands. ``log_index`` is null where the file has none."""
 
 _OF_TRANSACTION = (
     "block_number",
@@ -83,6 +86,7 @@ class FileReader:
         self.left_out: Counter[str] = Counter()
         self.notices: set[str] = set()
         self._plain: set[str] = set()
+        self._numbers: dict[str, pl.Series] = {}
         self._one_pool = False
         self.rewritten: dict[str, tuple[int, str, str]] = {}
         self.rows = 0
@@ -145,7 +149,9 @@ class FileReader:
             return column
         text = values.as_text(column, name)
         # As a rule everything is plain: then one pass over the column is enough, here and in `_typed`.
-        if values.all_plain(text, name):
+        if (numbers := plain_numbers(text, name)) is not None:
+            self._numbers[name] = numbers
+        if numbers is not None or values.all_plain(text, name):
             if text.null_count() == 0 or name in NULLABLE_COLUMNS:
                 self._plain.add(name)
             return text
@@ -163,6 +169,7 @@ class FileReader:
             if numbers is not None and _lies_within(numbers, low, high):
                 return numbers.cast(pl.Int64()).alias(name)
         self._plain.discard(name)  # Other columns may have been compared with this one.
+        self._numbers.pop(name, None)
         canonical = self._canonical(column, name).alias(name)
         if name not in values.HEX_COLUMNS and column.dtype == pl.String() and name not in self._plain:
             changed = (column != canonical).fill_null(False)
@@ -191,9 +198,12 @@ class FileReader:
             ours = (contract == self._pool.pool_manager.lower()) | contract.is_null()
             if self.columns.raw or ours.any() or not self.columns.is_general("contract"):
                 rows = self._keep(rows, ours, f"of other contracts than {self._pool.pool_manager}")
-        pool = rows["topic1"] if self.columns.raw else self._canonical(self._column(rows, "pool_id"), "pool_id")
+        pool = rows["topic1"] if self.columns.raw else self._column(rows, "pool_id")
+        self._one_pool = self._is_pool(pool)
+        if not self._one_pool and not self.columns.raw:
+            pool = self._canonical(pool, "pool_id")
+            self._one_pool = self._is_pool(pool)
         rows = rows.with_columns(pool.alias("pool_id"))
-        self._one_pool = self._is_pool(rows["pool_id"])
         if not self._one_pool:
             other = rows["pool_id"].str.contains(values.HASH) & (rows["pool_id"] != self._pool.pool_id.lower())
             rows = self._keep(rows, ~other.fill_null(False), "of other pools")
@@ -207,7 +217,9 @@ class FileReader:
         return rows
 
     def _is_pool(self, column: pl.Series) -> bool:
-        return column.dtype == pl.String() and bool(column.eq_missing(self._pool.pool_id.lower()).all())
+        if column.dtype != pl.String() or column.null_count():
+            return False
+        return bool((column == self._pool.pool_id.lower()).all())
 
     def _all_of_chain(self, rows: pl.DataFrame) -> bool:
         chain = self._column(rows, "chain_id")
@@ -239,6 +251,7 @@ class FileReader:
 
     def _typed(self, rows: pl.DataFrame) -> pl.DataFrame:
         self._plain.clear()
+        self._numbers.clear()
         if self.columns.raw:
             rows = self._with_data(rows)
         columns = dict(self._raw_columns(rows) if self.columns.raw else self._decoded_columns(rows))
@@ -259,7 +272,12 @@ class FileReader:
             if wrong.any():
                 self._report(rows, wrong, name, expected)
                 good &= ~wrong
-        table = pl.DataFrame(columns)
+        # As a rule they were read as numbers to see whether they are plain.
+        exact = {
+            own: self._numbers[name] if name in self._numbers else columns[name].cast(pl.Int128(), strict=False)
+            for name, own in EXACT.items()
+        }
+        table = pl.DataFrame(columns | exact)
         if not good.all():
             table, rows = table.filter(good), rows.filter(good)
         table = table.with_columns(

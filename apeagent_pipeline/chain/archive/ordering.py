@@ -83,6 +83,7 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
     _merge(ordered, ranks)
     table = ordered.rows
     if not ascends(table):
+        table = ordered.rows = _with_order(table, ranks)
         table = table.sort("block_number", "log_index", "transaction_index", _ORDER)
     _check_blocks(ordered, table)
     unknown = table["log_index"].null_count()
@@ -101,17 +102,16 @@ def in_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]], evidence
 
 
 def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
-    rows = _with_order(ordered.rows, ranks)
+    rows = ordered.rows
     # Most rows are told apart by few columns; the others are compared in all of them.
     transaction = rows["transaction_hash"].hash(1)
     ordered.transactions = transaction.n_unique()
     if ordered.transactions == rows.height:
-        ordered.rows = rows
         return
     trade = transaction ^ rows["sqrt_price_x96"].hash(2)
     if trade.n_unique() == rows.height:
-        ordered.rows = rows
         return
+    rows = _with_order(rows, ranks)
     repeated = trade.is_duplicated()
     several = rows.filter(repeated)
     nothing = (pl.col("amount0") == "0") & (pl.col("amount1") == "0")
@@ -139,6 +139,8 @@ def _merge(ordered: Ordered, ranks: Mapping[int, tuple[int, bool]]) -> None:
 
 def _with_order(rows: pl.DataFrame, ranks: Mapping[int, tuple[int, bool]]) -> pl.DataFrame:
     """With the place of each row in the archive in `_ORDER`."""
+    if _ORDER in rows.columns:
+        return rows
     if rows.height and rows[FILE].min() == rows[FILE].max():
         rank, backwards = ranks[rows[FILE][0]]
         line = -pl.col(LINE) if backwards else pl.col(LINE)
@@ -233,22 +235,21 @@ def _suspected(table: pl.DataFrame, transactions: int) -> dict[str, bool]:
         table: Rows sorted by (block_number, log_index, transaction_index).
         transactions: How many different transactions they have.
     """
-    log_index, transaction_index = pl.col("log_index"), pl.col("transaction_index")
-    same_block = (pl.col("block_number") == pl.col("block_number").shift(1)).fill_null(False)
-    other = {
-        name: pl.col(name).ne_missing(pl.col(name).shift(1))
-        for name in ("block_hash", "block_timestamp", "transaction_hash", "transaction_index")
-    }
-    starts = ~same_block | other["transaction_hash"]
-    rises = (transaction_index > transaction_index.shift(1)).fill_null(False)
-    found = table.select(
-        block_hash=(same_block & other["block_hash"]).any(),
-        block_timestamp=(same_block & other["block_timestamp"]).any(),
+    block = table["block_number"].to_numpy()
+    at = np.flatnonzero(block[1:] == block[:-1]) + 1
+    names = ("block_hash", "block_timestamp", "transaction_hash", "transaction_index", "log_index")
+    rows, before = table.select(names)[at], table.select(names)[at - 1]
+    other = {name: rows[name].ne_missing(before[name]) for name in names}
+    rises = {name: (rows[name] > before[name]).fill_null(False) for name in ("transaction_index", "log_index")}
+    starts = other["transaction_hash"]
+    found = {
+        "block_hash": other["block_hash"].any(),
+        "block_timestamp": other["block_timestamp"].any(),
         # Each transaction is one run of rows: then it lies in one block.
-        transaction_hash=starts.sum() > transactions,
-        transaction_index=((~starts & other["transaction_index"]) | (same_block & starts & ~rises)).any(),
-        log_index=(same_block & ~(log_index > log_index.shift(1)).fill_null(False)).any(),
-    ).row(0, named=True)
+        "transaction_hash": table.height - int((~starts).sum()) > transactions,
+        "transaction_index": ((~starts & other["transaction_index"]) | (starts & ~rises["transaction_index"])).any(),
+        "log_index": (~rises["log_index"]).any(),
+    }
     found["transaction_index"] |= found["transaction_hash"]
     return {name: suspected and table[name].null_count() < table.height for name, suspected in found.items()}
 

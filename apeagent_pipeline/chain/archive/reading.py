@@ -83,7 +83,7 @@ class ParquetTable:
         if file.suffix.lower() not in {".parquet", ".pq", ".parq"}:
             self.notices.append(f"{file.name} is a Parquet file")
         try:
-            rows, schema = _size_and_schema(file)
+            rows, group, schema = _size_and_schema(file)
         except (
             pa.ArrowException,
             OSError,
@@ -96,6 +96,8 @@ class ParquetTable:
             # Every swap has hashes of its own, which do not shrink; a file of equal rows can claim any number of them.
             raise ArchiveError(f"{file} claims {rows} rows in {file.stat().st_size} bytes, which cannot be swaps")
         self._own = list(schema.names)
+        # Batches that end where the groups of the file end need not be put together.
+        self._rows_a_batch = group if BATCH_ROWS // 4 <= group <= BATCH_ROWS else BATCH_ROWS
         self._plain = {at for at, kind in enumerate(schema.types) if any(is_plain(kind) for is_plain in _PLAIN)}
         self._nested = [
             (at, member.name)
@@ -132,7 +134,9 @@ class ParquetTable:
         if self._plain.issuperset(needed):
             scan = pl.scan_parquet(self.file).select(pl.nth(at).alias(f"c{at}") for at in needed)
             scan = scan.with_columns(_WIDE.cast(pl.String()))
-            yield from scan.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+            for batch in scan.collect_batches(chunk_size=self._rows_a_batch, maintain_order=True):
+                # In one piece: each step would otherwise join the pieces for itself.
+                yield batch.rechunk()
             return
         own = len(self._own)
         parents = {parent for parent, _ in self._nested}
@@ -175,13 +179,15 @@ _WIDE = pl.selectors.by_dtype(pl.Int128(), pl.UInt128())
 """Integers of 128 bits, which polars writes and Arrow does not know."""
 
 
-def _size_and_schema(file: Path) -> tuple[int, Any]:
+def _size_and_schema(file: Path) -> tuple[int, int, Any]:
+    """Number of rows, of those in the first group, and types."""
     try:
         parquet = pq.ParquetFile(file)
     except pa.ArrowNotImplementedError:
         empty = pl.DataFrame(schema=pl.read_parquet_schema(file)).with_columns(_WIDE.cast(pl.String()))
-        return pl.scan_parquet(file).select(pl.len()).collect().item(), empty.to_arrow().schema
-    return parquet.metadata.num_rows, parquet.schema_arrow
+        return pl.scan_parquet(file).select(pl.len()).collect().item(), 0, empty.to_arrow().schema
+    group = parquet.metadata.row_group(0).num_rows if parquet.num_row_groups else 0
+    return parquet.metadata.num_rows, group, parquet.schema_arrow
 
 
 def _to_polars(table: pa.Table) -> pl.DataFrame:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -107,9 +106,9 @@ class SwapArchive:
                 part.unlink(missing_ok=True)
             told = {"refused": str(error).replace(str(self.path), "{path}")}
         else:
-            days = {str(day): asdict(notes) for day, notes in imported.days.items()}
+            days = {str(day): vars(notes) for day, notes in imported.days.items()}
             told = {"layouts": imported.layouts, "notices": imported.notices, "days": days}
-        write_atomically(report, json.dumps(told, indent=1))
+        write_atomically(report, json.dumps(told))
 
     @cached_property
     def swaps(self) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import re
 
 import polars as pl
 
-from apeagent_pipeline.chain.archive.canonical import is_plain_hex, is_plain_number, plain_integers
+from apeagent_pipeline.chain.archive.canonical import is_plain_hex, plain_integers
 from apeagent_pipeline.chain.archive.layouts import CHAIN_NAMES
 
 HASH = r"^0x[0-9a-f]{64}$"
@@ -129,7 +129,7 @@ def all_plain(text: pl.Series, name: str) -> bool:
     pattern = RULES[name][0]
     if pattern in _HEX_SIZES:
         return is_plain_hex(text, _HEX_SIZES[pattern])
-    return is_plain_number(text, name) or bool(text.str.contains(pattern).all())
+    return bool(text.str.contains(pattern).all())
 
 
 def all_zero(column: pl.Series) -> bool:

@@ -286,7 +286,7 @@ class People:
                 signed=pl.col("tx_from").count(),
                 same=(pl.col("sender") == pl.col("tx_from")).sum(),
                 senders=pl.col("sender").n_unique(),
-                signers=pl.col("tx_from").drop_nulls().n_unique(),
+                signers=pl.col("tx_from").drop_nulls().hash(1).n_unique(),
             ).hstack(first)
         )
 
