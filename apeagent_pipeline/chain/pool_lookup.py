@@ -85,8 +85,8 @@ class ChosenPool:
             wanted = [f"APEAGENT_POOL_KEY ({_KEY_FORM})"] if self.key is None else []
             wanted += [f"APEAGENT_POOL_TOKENS ({_UNITS_FORM})"] if self.units is None else []
             raise SettingsError(
-                f"pool {self.pool_id} on chain {self.chain_id}: files and the embedded chain do not describe a pool, "
-                f"so set {' and '.join(wanted)}"
+                f"APEAGENT_POOL_ID={self.pool_id} on chain {self.chain_id}: files and the embedded chain do not "
+                f"describe a pool, so set {' and '.join(wanted)}"
             )
         return self._spec(self.key, self.units)
 

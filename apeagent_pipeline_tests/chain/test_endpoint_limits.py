@@ -114,7 +114,7 @@ def test_a_plan_without_an_answer_says_why(tmp_path: Path) -> None:
     node.close()
     with mock.patch("apeagent_pipeline.chain.rpc._backoff", lambda rounds: 0.0):
         told = open_swap_source(Settings(home=tmp_path, rpc_urls=(node.secret_url,))).plan(2)  # type: ignore[attr-defined]
-    assert "not known" in told
+    assert "unknown" in told
     assert "gave no answer" in told
 
 

@@ -250,7 +250,7 @@ def test_the_preset_is_the_preset_however_it_is_named() -> None:
 @pytest.mark.parametrize("source", [{}, {"swaps_archive": "swaps.csv"}])
 def test_without_a_node_a_pool_is_described_by_key_and_tokens(source: dict[str, Any]) -> None:
     with pytest.raises(
-        SettingsError, match=rf"pool {ID} on chain.*APEAGENT_POOL_KEY .* and APEAGENT_POOL_TOKENS .*C:6"
+        SettingsError, match=rf"APEAGENT_POOL_ID={ID} on chain.*APEAGENT_POOL_KEY .* and APEAGENT_POOL_TOKENS .*C:6"
     ):
         open_swap_source(settings(pool_id=ID, **source))
     static = KEY_TEXT.replace("8388608", "3000")

@@ -297,7 +297,7 @@ def test_an_action_never_taught_stops_the_build(traces: pl.DataFrame, balance_cl
 
 def test_splits_that_overlap_in_time_stop_the_build(traces: pl.DataFrame) -> None:
     mixed = traces.with_columns(split=traces["split"].shuffle(seed=1))
-    with pytest.raises(DatasetError, match="judged on what it has seen"):
+    with pytest.raises(DatasetError, match="evaluated on training data"):
         build_dataset(mixed, SIZES, 42)
 
 
