@@ -1,7 +1,7 @@
 """Practice sheets: the lines of worked drafts that have to be computed, many of them in one example.
 
 A trading example of numbers alone has one comparison, one quotient and one share, and more than a hundred tokens of
-prompt. A sheet has fifteen of them, each after the facts that it follows from. The facts are drawn at random and are
+prompt. A sheet has fourteen of them, each after the facts that it follows from. The facts are drawn at random and are
 not learned. So a student sees several times more sums for the same time of training.
 
 A sheet names no action and holds no canary word.
@@ -24,10 +24,9 @@ QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 Part = tuple[str, bool]
 """A text of a sheet, and whether it is learned, because it follows from the text before it."""
 
-_EACH = {"draft": 1, "market": 3, "comparison": 3, "quotient": 4, "share": 4}
+_EACH = {"draft": 1, "market": 3, "comparison": 3, "quotient": 4, "share": 3}
 """How many of each item are in one sheet."""
 _AGENT_SHARE = 0.2
-_SHARE_CHANCES = (0.2, 0.6, 0.2)
 
 
 def practice_sheets(n: int, words: StateWords, seed: int) -> list[list[Part]]:
@@ -86,13 +85,13 @@ def _comparison(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
 
 
 def _quotient(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
-    """The line that divides the USDC held by the price, in thousands, after the facts of the portfolio."""
-    return [(f"{rules_answer(row).drafts[1]}\n", False), (f"{quotient_draft(row)}\n", True)]
+    given, makes, rest = quotient_draft(row).partition(" makes")
+    return [(given, False), (f"{makes}{rest}\n", True)]
 
 
 def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
-    """A share of a holding of two digits, from .001 to 99; mostly a twentieth, for the others only move a point."""
-    name = rng.choice(list(SHARES), p=_SHARE_CHANCES)
+    """A share of a holding of two digits, from .001 to 99."""
+    name = list(SHARES)[rng.integers(len(SHARES))]
     holding = float(Decimal(int(rng.integers(10, 100))).scaleb(int(rng.integers(-4, 1))))
     given, is_, rest = share_draft(name, holding).partition(" is")
     return [(given, False), (f"{is_}{rest}\n", True)]
