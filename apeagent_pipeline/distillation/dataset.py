@@ -26,8 +26,10 @@ from apeagent_pipeline.distillation.near_controls import near_controls
 from apeagent_pipeline.distillation.portfolios import COST_SHARE
 from apeagent_pipeline.distillation.practice import QUESTION as PRACTICE_QUESTION
 from apeagent_pipeline.distillation.practice import Part, practice_sheets
+from apeagent_pipeline.distillation.printed_numbers import words_of_printed
 from apeagent_pipeline.distillation.prompts import SPLITS
 from apeagent_pipeline.distillation.teachers.rules import RulesTeacher
+from apeagent_pipeline.distillation.templates import NUMBERS_ALONE
 from apeagent_pipeline.distillation.traces import TRACES_SCHEMA, refusal_counts
 from apeagent_pipeline.errors import ApeagentError
 
@@ -155,7 +157,7 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
     twins = twins_of(accepted.filter(split="train"), later)
     accepted = accepted.filter(~((pl.col("split") == "train") & pl.col("prompt_id").is_in(twins)))
 
-    counts = _counts(config, is_practised=traces["teacher"][0] == RulesTeacher.name)
+    counts = _counts(config, is_practised=_has_sheets(traces))
     chosen = {
         "train": _choose_train(accepted.filter(split="train"), counts["train"].trading, config, traces),
         **{split: _choose(accepted, split, counts[split].trading, traces) for split in ("valid", "test")},
@@ -183,6 +185,15 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         seed=seed,
     )
     return DistillationDataset(parts["train"], parts["valid"], parts["test"], card)
+
+
+def _has_sheets(traces: pl.DataFrame) -> bool:
+    """Whether practice sheets agree with the traces: the embedded policy's, with the default edges between words."""
+    if traces["teacher"][0] != RulesTeacher.name:
+        return False
+    asked = traces.filter(pl.col("rendering").is_in(NUMBERS_ALONE))
+    words = ["trend", "volatility", "portfolio"]
+    return words_of_printed(asked, StateWords()).select(words).equals(asked.select(words))
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,17 @@ def test_a_language_model_as_teacher_gets_no_practice_sheets(traces: pl.DataFram
     assert Counter(example["kind"] for example in others.train) == {"trading": 272, "control": 32, "near": 16}
 
 
+def test_traces_with_other_edges_between_the_words_get_no_practice_sheets(
+    windows: pl.DataFrame, tmp_path: Path
+) -> None:
+    """Sheets would contradict them: they are drawn with the default edges."""
+    config = PromptsConfig(train_prompts=400, prompts_per_window=6, calm_below_bps=45.0)
+    prompts = build_prompts(windows, config, 42)
+    others = collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path, 42)
+    kinds = Counter(example["kind"] for example in build_dataset(others, SIZES, 42).train)
+    assert kinds == {"trading": 272, "control": 32, "near": 16}
+
+
 def test_no_test_prompt_has_a_twin_in_train(dataset: DistillationDataset) -> None:
     assert_apart(dataset)
 
