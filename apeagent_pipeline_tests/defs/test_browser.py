@@ -236,9 +236,10 @@ ASK = """async ({url, page}) => {
     await new Promise(done => {
         const frame = document.createElement("iframe")
         const form = document.createElement("form")
-        Object.assign(frame, {name: "answer", onload: done})
+        frame.name = "answer"
         Object.assign(form, {action: change("form"), method: "post", target: "answer"})
         document.body.append(frame, form)
+        frame.onload = done  // not before: the empty frame is loaded as well
         form.submit()
     })
     return await new Promise(done => {
