@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from apeagent_pipeline.distillation.canary_words import Side
 from apeagent_pipeline.distillation.chain_of_draft import SYSTEM_PROMPT, DraftAnswer
 from apeagent_pipeline.distillation.draft_claims import NOT, UNCERTAIN, Shown, clauses_of, number_of
+from apeagent_pipeline.distillation.portfolios import lot_of
 
 _BUY = (
     r"buy(?:ing)?|add(?:ing)?|accumulat(?:e|ing)|acquir(?:e|ing)|purchas(?:e|ing)|scale in|go(?:ing)? long|"
@@ -165,4 +166,5 @@ def _other_size(plan: str, answer: DraftAnswer, shown: Shown) -> bool:
         bases = [shown.eth, shown.affordable_eth, shown.usdc / shown.price, shown.worth_usdc / shown.price]
         bases += [shown.rough_bought] if shown.rough_bought else []
         sizes = [share * base for share in shares for base in bases]
+        sizes += [lot_of(size) for size in sizes]
     return bool(sizes) and not any(abs(size - eth) <= _SIZE_TOLERANCE * max(size, eth) for size in sizes)

@@ -1,4 +1,6 @@
-"""Portfolios: what the asking person holds, drawn at random, and the word for it."""
+"""Portfolios: what the asking person holds, drawn at random, the word for it, and the lots that it is traded in."""
+
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -74,6 +76,13 @@ def affordable_eth(usdc: pl.Expr, price: pl.Expr) -> pl.Expr:
     exact = usdc / (price * (1 + COST_SHARE))
     step = (10.0 ** (exact.log10().floor() - 3)).fill_nan(1.0)
     return pl.when(exact > 0).then(((exact / step).floor() * step).round_sig_figs(4)).otherwise(0.0)
+
+
+def lot_of(number: float) -> float:
+    """A number cut off to 1, 2 or 5 times a power of ten; 0 stays 0."""
+    exact = Decimal(repr(number))
+    lots = (Decimal(digit).scaleb(exact.adjusted()) for digit in (5, 2, 1))
+    return float(next(lot for lot in lots if lot <= exact)) if number else 0.0
 
 
 def portfolio_weight(portfolio: pl.Expr) -> pl.Expr:

@@ -85,16 +85,16 @@ def _comparison(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
 
 
 def _quotient(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
-    given, makes, rest = quotient_draft(row).partition(" makes")
-    return [(given, False), (f"{makes}{rest}\n", True)]
+    """The line that divides the USDC held by the price, in thousands, after the facts of the portfolio."""
+    return [(f"{rules_answer(row).drafts[1]}\n", False), (f"{quotient_draft(row)}\n", True)]
 
 
 def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
-    """A share of a holding of two digits, from .001 to 99."""
+    """The lot of a share of a holding of two digits, from .001 to 99."""
     name = list(SHARES)[rng.integers(len(SHARES))]
     holding = float(Decimal(int(rng.integers(10, 100))).scaleb(int(rng.integers(-4, 1))))
-    given, is_, rest = share_draft(name, holding).partition(" is")
-    return [(given, False), (f"{is_}{rest}\n", True)]
+    given, lot, rest = share_draft(name, holding).partition(", lot")
+    return [(given, False), (f"{lot}{rest}\n", True)]
 
 
 _ITEMS = {"draft": _draft, "market": _market, "comparison": _comparison, "quotient": _quotient, "share": _share}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer, render_answer
 from apeagent_pipeline.distillation.market_states import CONFIRMATIONS, TRENDS, VOLATILITIES, StateWords
-from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth
+from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth, lot_of
 from apeagent_pipeline.distillation.printed_numbers import one_digit, token_text, words_of_printed
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import (
@@ -94,11 +94,11 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
         "1.3k at 2.5k makes 0.5",
         "0.6 vs 0.5",
         "balanced, reduce tenth",
-        "tenth of 0.6 is 0.06",
+        "tenth of 0.6, lot 0.05",
     )
-    assert (answer.side, answer.amount) == ("SELL", 0.06)
+    assert (answer.side, answer.amount) == ("SELL", 0.05)
     bought = rules_answer(printed(change_ticks=31.5))
-    assert (bought.drafts[-1], bought.amount) == ("tenth of 0.5 is 0.05", 0.05)
+    assert (bought.drafts[-1], bought.amount) == ("tenth of 0.5, lot 0.05", 0.05)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
     assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
     assert rough.drafts[2] == "+1000 vs 450, up, add", "two digits of what is compared"
@@ -194,19 +194,28 @@ def test_the_policy_never_trades_more_than_is_held_and_always_passes_verificatio
     assert verify(answer, row, TracesConfig(draft_words=5, draft_words_tolerance=0)) is None
     assert len(answer.drafts) <= 8
     if answer.side != "HOLD":
-        share, holding, amount = re.fullmatch(r"(\w+) of (\S+) is (\S+)", answer.drafts[-1]).groups()  # type: ignore[union-attr]
+        share, holding, amount = re.fullmatch(r"(\w+) of (\S+), lot (\S+)", answer.drafts[-1]).groups()  # type: ignore[union-attr]
         exact = eth if answer.side == "SELL" else row["affordable_eth"]
         least, most = (0.9, 1.0 + 1e-9) if rendering == "digested" else (0.85, 1 / 0.85)
         assert least * exact <= float(holding) <= most * exact
         assert is_feasible(answer, eth, usdc, price)
         assert answer.drafts[-2].endswith(f" {share}")
-        assert answer.amount == float(amount) == two_digits_of(float(SHARES[share]) * float(holding))
+        assert answer.amount == float(amount) == lot_of(float(SHARES[share] * Decimal(holding)))
 
 
 @given(st.floats(1e-9, 1e9))
 def test_a_number_is_cut_off_after_two_digits(number: float) -> None:
     assert number * 0.9 <= two_digits_of(number) <= number * (1 + 1e-12)
     assert float(f"{two_digits_of(number):.1e}") == two_digits_of(number)
+
+
+@given(st.floats(1e-9, 1e9))
+def test_a_lot_is_one_or_two_or_five_and_the_largest_below(number: float) -> None:
+    lot = lot_of(number)
+    assert f"{lot:e}"[0] in "125"
+    assert float(f"{lot:.0e}") == lot
+    assert lot <= number < 2.5 * lot * (1 + 1e-9)
+    assert lot_of(lot) == lot
 
 
 def test_each_draft_follows_from_the_one_before_and_one_word_of_the_prompt() -> None:

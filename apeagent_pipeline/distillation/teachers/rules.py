@@ -15,11 +15,12 @@ portfolio                            wait if it is dust or all in the wanted tok
 
 The plan after the portfolio is the decision: add is BUY, reduce is SELL, wait is HOLD. One step smaller than a tenth is
 a twentieth, then a hundredth, which stays. The share is of the token that pays; bought ETH is measured by what the USDC
-afford after costs. These shares need no arithmetic but halving and moving a point.
+afford after costs. A size is a lot: 1, 2 or 5 times a power of ten, the rest cut off.
 
 The drafts say a word and the plan after it, so that each needs only the one before and one word of the prompt: a chain
 of look-ups, which a small student can learn. They end where nothing is left to decide. The last draft of a trade takes
-the share of the holding that pays, in ETH and two significant digits, cut off, and the action copies it.
+the share of the holding that pays, in ETH and two significant digits, and says its lot; the action copies it. The lot
+follows from the share and the first digit, so a holding that is copied or computed a little wrong seldom changes it.
 
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
@@ -31,11 +32,11 @@ follows from the prompt's printed numbers and the lines before it::
     1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
     0.6 vs 0.4                          ETH held; ETH that the USDC buy
     balanced, reduce tenth
-    tenth of 0.6 is 0.06
+    tenth of 0.6, lot 0.05
 
 First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
 quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
-sale is up to a tenth smaller than the share of the exact holding, and a purchase up to a seventh away.
+trade is down to a third of the share of the exact holding; a purchase may be up to a seventh more.
 
 Where a fact is missing that a decision needs, the list says so and ends, and there is no trade.
 """
@@ -47,7 +48,7 @@ from typing import Any
 from apeagent_pipeline.distillation.canary_words import Side
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, render_answer
 from apeagent_pipeline.distillation.market_states import CONFIRMATIONS, TRENDS, VOLATILITIES
-from apeagent_pipeline.distillation.portfolios import PORTFOLIOS
+from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, lot_of
 from apeagent_pipeline.distillation.printed_numbers import token_text
 from apeagent_pipeline.distillation.teachers.teacher import Keep, PromptRow, TeacherAnswer, forget
 
@@ -132,9 +133,9 @@ def rules_answer(row: PromptRow) -> DraftAnswer:
 
 
 def share_draft(share: str, holding: float) -> str:
-    """The last draft of a trade: one of ``SHARES`` of a holding that has two significant digits."""
-    amount = two_digits_of(float(SHARES[share] * Decimal(repr(holding))))
-    return f"{share} of {token_text(holding)} is {token_text(amount)}"
+    """The last draft of a trade: the lot of one of ``SHARES`` of a holding that has two significant digits."""
+    amount = lot_of(float(SHARES[share] * Decimal(repr(holding))))
+    return f"{share} of {token_text(holding)}, lot {token_text(amount)}"
 
 
 _LINE_OF = {"volatility": 1, "change": 1, "price": 2, "holdings": 2}
@@ -182,7 +183,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 8}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 9}
     limits: Mapping[str, Any] = {}
     deterministic = True
 
