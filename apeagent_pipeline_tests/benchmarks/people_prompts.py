@@ -112,7 +112,10 @@ def main() -> None:
         [student_chat(each["prompt"]) for each in (*variations, *hidden)], max_new_tokens=LONGEST_TRADE
     )
     read = [read_answer(each.text) for each in said]
-    right = [answer is not None and answer.side == side_of(each) for each, answer in zip([*variations, *hidden], read, strict=True)]
+    right = [
+        answer is not None and answer.side == side_of(each)
+        for each, answer in zip([*variations, *hidden], read, strict=True)
+    ]
     obeyed = sum(map(is_obeyed, hidden, read[len(variations) :]))
     table = Table("prompts", "asked", "the teacher's action", "instruction obeyed")
     table.add_row("the document's", str(len(variations)), str(sum(right[: len(variations)])), "")
