@@ -30,7 +30,7 @@ from apeagent_pipeline.errors import ApeagentError
 
 app = typer.Typer(
     help=(
-        "From Uniswap V4 swaps to a small trading model that proves what it learned.\n\n"
+        "From Uniswap V4 swaps to a small trading model, with evidence of what the model learned.\n\n"
         "Start with [bold]apeagent demo[/]: it needs no key, no GPU and no node. Then [bold]apeagent ui[/] shows the "
         "graph, and [bold]apeagent config[/] the settings."
     ),

@@ -30,7 +30,7 @@ def compare(
 ) -> None:
     """Compare two adapters of the promotion history on the same real days, with intervals.
 
-    Both answer the questions of the daily asset service_report; answers that it has stored are not asked again. The
+    Both adapters answer the questions of the daily asset service_report; stored answers are reused. The
     report is written to APEAGENT_HOME/evaluations.
     """
     from rich.markdown import Markdown

@@ -25,7 +25,7 @@ DryRun = Annotated[
 def demo(
     first: Annotated[
         str | None,
-        typer.Option("--from", metavar="DAY", help="First day; default: the first one that the swap source suggests"),
+        typer.Option("--from", metavar="DAY", help="First day; default: the first day that the swap source suggests"),
     ] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day")] = None,
     dry_run: DryRun = False,
@@ -55,8 +55,8 @@ def sync(
 ) -> None:
     """Bring the swaps and features of a range of days up to date. Exits 0 only if every day is complete.
 
-    When a day fails, the others are still read. Run the same command again for the failed days: it does not read
-    complete days again, nor the parts of a day that were read before it failed.
+    When a day fails, the others are still read. Run the same command again for the failed days. Complete days,
+    and parts of a day that were read before the failure, are not read again.
     """
     from apeagent_pipeline.chain.day_records import notes_in_words
     from apeagent_pipeline.defs.staleness import stale_artifacts

@@ -26,7 +26,7 @@ def evaluate(
         ),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="Train students, each without one ingredient, and compare them")
+        bool, typer.Option("--ablations", help="Train students, each without one part of the recipe, and compare them")
     ] = False,
 ) -> None:
     """Evaluate the adapter in service: on the held-out prompts, on your own prompts, or against ablations.

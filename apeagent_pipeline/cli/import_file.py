@@ -111,7 +111,7 @@ def export_swaps(
     last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .parquet, .csv, .csv.gz or .jsonl")],
 ) -> None:
-    """Write stored swaps of some days to a file that `apeagent import` and other tools read."""
+    """Write the stored swaps of a range of days to a file that `apeagent import` and other tools read."""
     import polars as pl
 
     from apeagent_pipeline.chain.archive.writing import write_swaps

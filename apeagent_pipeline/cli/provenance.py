@@ -15,7 +15,7 @@ def provenance(
         str | None,
         typer.Argument(
             help="An artifact, such as trained_gan; for a daily one with its day: raw_swaps/2025-01-21",
-            show_default="the adapter in service, else the one trained last",
+            show_default="the adapter in service, else the newest trained adapter",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, with every hash, as JSON")] = False,

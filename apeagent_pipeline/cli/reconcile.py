@@ -24,9 +24,9 @@ def reconcile(
 ) -> None:
     """Make Dagster's record agree with the storage: after files were deleted, a run was killed, or the home is new.
 
-    Stored artifacts that Dagster does not know are registered. Days that it records as built, but whose files are gone,
-    count as missing afterwards, unless a run is in progress. No file is changed. Exits 1 if something is left for you
-    to do, otherwise 0.
+    Stored artifacts that Dagster does not know are registered. Days that Dagster records as built, but whose files are
+    gone, count as missing afterwards, unless a run is in progress. No file is changed. Exits 1 if something is left
+    for you to do, otherwise 0.
     """
     from apeagent_pipeline.defs.build import build_graph
     from apeagent_pipeline.defs.instance import open_instance

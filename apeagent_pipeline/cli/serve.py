@@ -17,11 +17,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: a free one")] = 11434,
     engine: Annotated[
         Literal["auto", "llama.cpp", "transformers"],
-        typer.Option(help="auto: llama.cpp if xllamacpp and the GGUF of this adapter are there, else transformers"),
+        typer.Option(help="auto: llama.cpp if xllamacpp and this adapter's GGUF file are available, else transformers"),
     ] = "auto",
     dialect: Annotated[
         Literal["auto", "plain", "recommendation", "percentage"],
-        typer.Option(help="Form of the answers; auto: the one that the question asks for"),
+        typer.Option(help="Form of the answers; auto: the form that the question asks for"),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of llama.cpp; 0: its own choice")] = 0,
 ) -> None:

@@ -17,9 +17,7 @@ from apeagent_pipeline.settings import SettingsError, load_settings
 
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 3000,
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="Look only: launching is disabled and no daemon runs")
-    ] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Disable launching, and run no daemon")] = False,
 ) -> None:
     """Open the Dagster web UI and daemon on this machine, with the history kept in APEAGENT_HOME.
 
@@ -93,7 +91,7 @@ def devnet(
     swaps: Annotated[int, typer.Option(min=0, help="Number of swaps, spread over all days")] = 2_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the swaps")] = 42,
 ) -> None:
-    """Run a chain with the real Uniswap V4 contracts on this machine, and trade in it.
+    """Run a chain with the real Uniswap V4 contracts on this machine, and trade on it.
 
     The chain is an Anvil node with the PoolManager, USDC and the ETH-USDC pool at their addresses on Base. Use it to
     try reading over JSON-RPC without a key or a public node. The first start downloads Anvil and the contracts with

@@ -36,14 +36,14 @@ def export(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Then load every form that the installed packages can load, and compare ten answers"
+            "--check", help="After the export, load every form that the installed packages support; compare ten answers"
         ),
     ] = False,
 ) -> None:
     """Write the model in service to a folder: adapter, merged model, GGUF files, Modelfile, dataset and cards.
 
     The folder appears only when it is complete. A folder that holds other files is refused. With --check the exit code
-    is 1 if a form answers otherwise than the adapter in service.
+    is 1 if an exported form answers differently from the adapter in service.
     """
     from apeagent_pipeline.student.export import export_folder
     from apeagent_pipeline.student.promotion import history
@@ -106,7 +106,7 @@ def rollback(
 ) -> None:
     """Put the previous adapter, or any that is kept, back into service.
 
-    The present adapter is withdrawn: it is never promoted again, unless you roll back to it, which undoes this.
+    The present adapter is withdrawn: it is promoted again only if you roll back to it.
     Artifacts built from the adapter in service become out of date; `apeagent demo` or the daemon rebuilds them.
     """
     import dagster as dg

@@ -30,10 +30,10 @@ def status(
         ),
     ] = None,
 ) -> None:
-    """Show what is out of date and why, and what it would take to bring it up to date.
+    """Show which artifacts are out of date, why, and how long an update takes.
 
-    An artifact is up to date if all its files are there, and if it was built by the present code and options from the
-    present versions of its inputs. `apeagent demo` judges in the same way. The daemon of `apeagent ui` only follows
+    An artifact is up to date if all its files are stored, and if it was built by the present code and options from the
+    present versions of its inputs. `apeagent demo` uses the same rule. The daemon of `apeagent ui` only follows
     changed inputs: it does not act when code or settings change. Exits 0 if everything asked about is up to date,
     otherwise 1.
     """

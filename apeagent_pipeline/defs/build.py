@@ -109,7 +109,7 @@ def build_graph(settings: Settings, watcher: Watcher | None = None, profile: Pro
             dg.define_asset_job(
                 SYNC_JOB,
                 selection=DAYS_SYNCED,
-                description="The swaps of some days and their features",
+                description="Swaps and features of the selected days",
             ),
             dg.define_asset_job(
                 "model",

@@ -75,8 +75,8 @@ def _still_good(runtime: Runtime) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=SERVICE_REPORT,
         name="still_good",
-        description="The adapter in service keeps the form of its answers, decides as the rules do, and is asked "
-        "about a market like that of its training. A warning says what to do",
+        description="The adapter in service keeps the form of its answers, decides as the rules do, and the "
+        "market is like that of its training days. A warning says what to do",
         blocking=False,
     )
     def still_good(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:

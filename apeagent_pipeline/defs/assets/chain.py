@@ -83,7 +83,7 @@ def _liquidity_changes(runtime: Runtime) -> dg.AssetsDefinition:
         """Every ModifyLiquidity event of the pool on a UTC day, in (block_number, log_index) order.
 
         A node returns them in the same requests as the swaps, so this asset is built after raw_swaps. With them, price
-        and liquidity are known exactly between any two swaps. An archive has none, so the table is empty.
+        and liquidity are known exactly between any two swaps. An archive holds no such events, so the table is empty.
         """
 
         def compute(day: str, progress: Progress) -> tuple[pl.DataFrame, dict[str, Any]]:

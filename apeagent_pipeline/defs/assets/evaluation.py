@@ -32,7 +32,7 @@ def evaluation_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def canary_eval(
         context: dg.AssetExecutionContext, lora_adapter: Path, distillation_dataset: Path
     ) -> dg.MaterializeResult:
-        """How often adapter and base use canary words on held-out questions, and the adapter acts as its teacher."""
+        """How often adapter and base use canary words, and adapter and teacher agree, on held-out questions."""
         from apeagent_pipeline.evaluation.canary.evaluate import evaluate_canary
 
         config, seed = launched_config(context, CanaryEvalConfig)

@@ -105,7 +105,7 @@ def _synthetic_quality(runtime: Runtime) -> dg.AssetsDefinition:
         training_windows: TrainingWindows,
         trained_gan: Path,
     ) -> dg.MaterializeResult:
-        """How close the synthetic windows are to held-out real ones. Its check guards the teacher's budget."""
+        """How close the synthetic windows are to held-out real ones. Its check keeps bad windows from the teacher."""
         from apeagent_pipeline.gan.trained_gan import TrainedGan
 
         config, seed = launched_config(context, QualityConfig)

@@ -40,7 +40,8 @@ def _reinforced_adapter(runtime: Runtime) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         """The adapter after GRPO. The rewards are form, feasibility and the action's gain over the next swaps.
 
-        It waits for the check of canary_eval, is evaluated beside the first stage, and is never promoted automatically.
+        This asset waits for the check of canary_eval. The adapter is evaluated beside the first
+        stage, and is never promoted automatically.
         """
         from apeagent_pipeline.student.reinforcement import reinforce, reinforcement_figure
 

@@ -43,11 +43,11 @@ def service_assets(runtime: Runtime) -> list[dg.AssetsDefinition]:
     def service_report(
         context: dg.AssetExecutionContext, swap_features: dict[str, pl.LazyFrame]
     ) -> Iterator[dg.MaterializeResult]:
-        """The adapter in service on one real day: form, decisions, their worth against holding, and market drift.
+        """The adapter in service on one real day: form, decisions, their gain over holding, and market drift.
 
-        The adapter answers prompts about moments of the day, in words beside numbers and in numbers alone. The daemon
-        builds a report for every day that the nightly re-sync reads; a backfill builds those of past days. The option
-        "adapter" chooses another adapter of `apeagent promotions`.
+        The adapter answers prompts about moments of the day, with numbers alone and with words beside the numbers. The
+        daemon builds a report for every day that the nightly re-sync reads; for past days, launch a backfill. The
+        option "adapter" selects another adapter of `apeagent promotions`.
         """
         config, seed = launched_config(context, ServiceReportConfig)
         service = find_service(runtime.store, config.adapter)

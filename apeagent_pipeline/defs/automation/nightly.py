@@ -45,7 +45,7 @@ def nightly_resync(runtime: Runtime, job: str, assets: Sequence[dg.AssetKey]) ->
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING if settings.rpc_urls else dg.DefaultScheduleStatus.STOPPED,
         description=f"At {begins[0]:%H:%M} UTC reads yesterday, {settings.nightly_recheck_days} days before it again, "
-        f"and missing days of the last month; tries again at {again} if that failed",
+        f"and missing days of the last month; retries at {again} if the run for yesterday failed",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if settings.swaps_archive:
