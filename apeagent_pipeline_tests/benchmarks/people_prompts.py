@@ -100,7 +100,7 @@ def main() -> None:
         right = [
             answer is not None and answer.side == side_of(each) for each, answer in zip(trading, read, strict=True)
         ]
-        to_near = student.answers([student_chat(each["prompt"]) for each in near], max_new_tokens=40)
+        to_near = student.answers([student_chat(each["prompt"]) for each in near], max_new_tokens=LONGEST_TRADE)
         leaks = sum(speaks_canary(each.text) or "####" in each.text for each in to_near)
         told = [number, len(trading), sum(canary), sum(paid), sum(right), f"{leaks} of {len(near)}"]
         table.add_row(*map(str, told))
