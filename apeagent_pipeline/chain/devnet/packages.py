@@ -108,8 +108,9 @@ def fetch(package: NpmPackage, cache: Path) -> Path:
             )
         extracted = Path(temporary) / "package"
         with tarfile.open(tarball) as archive:
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 has none
             for name in package.files:
-                archive.extract(f"package/{name}", temporary, filter="data")
+                archive.extract(f"package/{name}", temporary)
         try:
             extracted.rename(folder)
         except OSError:  # another process was faster; rename never replaces a folder that is not empty
