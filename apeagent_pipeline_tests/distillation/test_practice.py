@@ -15,7 +15,6 @@ WORDS = StateWords()
 SHEETS = practice_sheets(60, WORDS, 3)
 _SHARE = re.compile(r"(\w+) of ([\d.]+)")
 _COMPARISON = re.compile(r"([+-]\d+) vs (\d+)")
-_MARKET = re.compile(r"volatility ([\d.]+)(%|bps|), change ([+-]?[\d.]+)( tenths|)\n")
 
 
 def _asked(form: re.Pattern[str]) -> list[tuple[tuple[str, ...], str]]:
@@ -28,7 +27,7 @@ def _asked(form: re.Pattern[str]) -> list[tuple[tuple[str, ...], str]]:
 
 def test_shares_are_right_and_cut_off_to_a_lot() -> None:
     asked = _asked(_SHARE)
-    assert len(asked) == 2 * len(SHEETS)
+    assert len(asked) == 3 * len(SHEETS)
     for (share, holding), learned in asked:
         said = Decimal(learned.removeprefix(", lot ").removesuffix("\n"))
         exact = SHARES[share] * Decimal(holding)
@@ -37,12 +36,11 @@ def test_shares_are_right_and_cut_off_to_a_lot() -> None:
 
 
 def test_comparisons_are_right_on_both_sides_of_the_edge() -> None:
-    said = []
-    for _, learned in _asked(_MARKET):
-        change, volatility, decided = re.fullmatch(r"([+-]\d+) vs (\d+), (.+)\n", learned).groups()  # type: ignore[union-attr]
+    asked = _asked(_COMPARISON)
+    said = [learned for _, learned in asked]
+    for (change, volatility), learned in asked:
         is_flat = abs(int(change)) < max(int(volatility), WORDS.least_move_bps)
-        assert decided == ("flat, wait" if is_flat else "up, add" if int(change) > 0 else "down, reduce")
-        said.append(decided)
+        assert learned == (", flat, wait\n" if is_flat else ", up, add\n" if int(change) > 0 else ", down, reduce\n")
     assert min(said.count(each) for each in set(said)) > 30
     assert len(set(said)) == 3
 
@@ -57,7 +55,7 @@ def test_a_whole_draft_begins_with_its_facts_which_are_given() -> None:
 
 def test_quotients_are_those_of_the_numbers_before_them() -> None:
     asked = _asked(re.compile(r"([\d.]+), ([\d.]+) USDC, [\d.]+ ETH\n"))
-    assert len(asked) == 3 * len(SHEETS)
+    assert len(asked) == 4 * len(SHEETS)
     for (price, usdc), learned in asked:
         thousands, priced, said = map(float, re.fullmatch(r"([\d.]+)k at ([\d.]+)k makes ([\d.]+)\n", learned).groups())  # type: ignore[union-attr]
         assert (1_000 * thousands, 1_000 * priced) == pytest.approx((float(usdc), float(price)), rel=0.1)
@@ -65,8 +63,8 @@ def test_quotients_are_those_of_the_numbers_before_them() -> None:
 
 
 def test_a_market_is_compared_in_basis_points_whatever_its_units() -> None:
-    asked = _asked(_MARKET)
-    assert len(asked) == 7 * len(SHEETS)
+    asked = _asked(re.compile(r"volatility ([\d.]+)(%|bps|), change ([+-]?[\d.]+)( tenths|)\n"))
+    assert len(asked) == 3 * len(SHEETS)
     assert {unit for (_, unit, _, _), _ in asked} == {"%", "bps", ""}
     assert {tenths for (_, _, _, tenths), _ in asked} == {" tenths", ""}
     for (volatility, unit, change, tenths), learned in asked:
