@@ -32,7 +32,11 @@ NEW_DAYS = timedelta(days=31)
 """A day is new for so long: as many days as one night catches up on."""
 
 
-def on_change(due: When | None = None, read: AssetSelection | None = None) -> When:
+_LONGEST_CHAIN = 8
+"""More than the most inputs of inputs between any two assets that are not daily."""
+
+
+def on_change(due: When | None = None, read: AssetSelection | None = None, *, is_patient: bool = False) -> When:
     """Rematerialize after the data version of an input changed. An input rebuilt with equal content changes nothing.
 
     A change stays pending until a run is requested, so no change is lost while a run is in progress; several changes
@@ -42,6 +46,8 @@ def on_change(due: When | None = None, read: AssetSelection | None = None) -> Wh
     Args:
         due: A further condition that a change waits for; None: none.
         read: The inputs whose changes count; None: all.
+        is_patient: Whether it also waits until everything its inputs are made from has been built, as is worth it for
+            an asset that costs hours: else a pending change would be taken in first and that of new days once more.
     """
     change = _any_input(When.data_version_changed(), read)
     # A run that builds this asset too reads what it has changed, so the change is handled when this asset is built, and
@@ -57,6 +63,8 @@ def on_change(due: When | None = None, read: AssetSelection | None = None) -> Wh
     recent = begun.since(When.cron_tick_passed(RETRIES_END, "UTC"))
     failed = When.execution_failed() & When.cron_tick_passed(RETRY, "UTC") & recent
     idle = ~When.any_deps_missing().allow(WHOLE) & ~When.any_deps_in_progress() & ~When.in_progress()
+    if is_patient:
+        idle &= ~_inputs_about_to_change()
     label = "an input changed" if due is None else f"an input changed, {due.get_label()}"
     return (((changed if due is None else changed & due) | failed) & idle).with_label(label)
 
@@ -67,6 +75,15 @@ def _handled(change: When) -> When:
     # An artifact that was registered (see `reconcile`) was built by no run, and was up to date or not before.
     registered = When.newly_updated() & ~When.executed_with_tags(tag_keys={HOST_TAG})
     return When.initial_evaluation() | (When.newly_requested() & ~change) | registered
+
+
+def _inputs_about_to_change() -> When:
+    """Whether an input that is not requested together with the asset depends on one that is built or requested now."""
+    moving = When.in_progress() | When.will_be_requested()
+    above = When.any_deps_match(moving).allow(WHOLE)
+    for _ in range(_LONGEST_CHAIN):
+        above = When.any_deps_match(moving | above).allow(WHOLE)
+    return When.any_deps_match(~When.will_be_requested() & above).allow(WHOLE)
 
 
 def _any_input(condition: When, read: AssetSelection | None) -> When:
@@ -93,6 +110,6 @@ def retraining(policy: str) -> When | None:
     if policy == "manual":
         return None
     if policy == "on_change":
-        return on_change()
+        return on_change(is_patient=True)
     sunday = When.cron_tick_passed(WEEKLY, "UTC").since(When.newly_requested() | When.initial_evaluation())
-    return on_change(sunday.with_label("on Sunday"))
+    return on_change(sunday.with_label("on Sunday"), is_patient=True)

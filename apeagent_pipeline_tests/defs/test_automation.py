@@ -251,6 +251,37 @@ def test_weekly_new_days_wait_for_sunday_and_the_synthetic_windows_for_the_new_g
     assert daemon.due(*below).keys() == {"trained_gan", "synthetic_windows", "synthetic_quality"}
 
 
+@pytest.mark.parametrize("daemon", ["weekly"], indirect=True)
+def test_a_pending_training_waits_for_what_the_new_days_make_of_its_dataset(daemon: Daemon) -> None:
+    """A retraining by hand leaves a change pending that costs hours to take in, just before another one."""
+    drawn = ["trained_gan", "synthetic_windows", "synthetic_quality"]
+    made = [*drawn, "teacher_model", "teacher_traces", "distillation_dataset"]
+
+    def tell(name: str, version: str) -> None:
+        tags = {"dagster/data_version": version}
+        daemon.instance.report_runless_asset_event(dg.AssetMaterialization(name, tags=tags))
+
+    for name in [*made, "student_base_model"]:
+        tell(name, "1")
+    below = [*made, "lora_adapter"]
+    daemon.due(*below)
+    tell("distillation_dataset", "2")
+    daemon.run("raw_swaps swap_features", DAYS[2])
+    while due := daemon.due(*below):
+        assert due.keys() == {"swap_features"}, "a weekday"
+        daemon.run("swap_features", *due["swap_features"])
+    daemon.now = datetime(2026, 1, 11, 3, tzinfo=UTC)
+    assert daemon.due(*below) == {"training_windows": {None}}
+    for built, then in (
+        (["training_windows"], set(drawn)),
+        (drawn, {"teacher_traces"}),
+        (["teacher_traces"], {"distillation_dataset", "lora_adapter"}),
+    ):
+        for name in built:
+            tell(name, "3")
+        assert daemon.due(*below).keys() == then
+
+
 def test_a_month_of_nights_with_outages_asks_for_each_day_once(tmp_path) -> None:
     """The daemon is off for three nights, and later for six; of the ticks it missed the scheduler gives the newest."""
     graph = build_graph(Settings(home=tmp_path, rpc_urls="http://127.0.0.1:1", nightly_recheck_days=0))
