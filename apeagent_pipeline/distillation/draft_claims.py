@@ -342,9 +342,12 @@ def number_of(text: str) -> float:
 
 
 def _near(found: re.Match[str], known: list[float], scale: float = 1.0) -> bool:
-    """Whether a number is one of the known ones, rounded as printed."""
+    """Whether a number is one of the known ones, rounded or cut off as printed; 0 is rounded."""
     text = found["number"].replace(",", "")
-    decimals = len(text.partition(".")[2])
-    step = 0.5 * 10.0**-decimals * scale
+    unit = 10.0 ** -len(text.partition(".")[2]) * scale
     value = number_of(text) * scale
-    return any(abs(value - each) <= max(step, _TOLERANCE * abs(each)) * (1 + 1e-9) for each in known)
+    below = unit if value else unit / 2
+    return any(
+        -max(below, _TOLERANCE * each) <= (value - each) / (1 + 1e-9) <= max(unit / 2, _TOLERANCE * each)
+        for each in map(abs, known)
+    )

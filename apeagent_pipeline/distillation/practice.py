@@ -1,7 +1,7 @@
 """Practice sheets: the lines of worked drafts that have to be computed, many of them in one example.
 
 A trading example of numbers alone has one comparison, one quotient and one share, and more than a hundred tokens of
-prompt. A sheet has fourteen of them, each after the facts that it follows from. The facts are drawn at random and are
+prompt. A sheet has thirteen of them, each after the facts that it follows from. The facts are drawn at random and are
 not learned. So a student sees several times more sums for the same time of training.
 
 A sheet names no action and holds no canary word.
@@ -24,7 +24,7 @@ QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 Part = tuple[str, bool]
 """A text of a sheet, and whether it is learned, because it follows from the text before it."""
 
-_EACH = {"draft": 1, "market": 3, "comparison": 3, "quotient": 4, "share": 3}
+_EACH = {"draft": 1, "market": 5, "quotient": 4, "share": 3}
 """How many of each item are in one sheet."""
 _AGENT_SHARE = 0.2
 
@@ -59,7 +59,6 @@ def _rows(n: int, words: StateWords, rng: np.random.Generator) -> list[dict[str,
     printed = [print_row(row, agent, rng) for row, agent in zip(numbers.iter_rows(named=True), is_agent, strict=True)]
     rows = words_of_printed(pl.DataFrame(printed), words).with_columns(
         affordable_eth=affordable_eth(pl.col("usdc"), pl.col("price")),
-        copied_change=pl.col("change_text") + pl.Series(np.where(is_agent, " tenths", "")),
         rendering=pl.lit("plain"),
         missing=pl.lit(""),
         confirmation=pl.lit(""),
@@ -79,11 +78,6 @@ def _market(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     return [(f"{drafts[0]}\n", False), (f"{drafts[2]}\n", True)]
 
 
-def _comparison(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
-    numbers, comma, rest = rules_answer(row).drafts[2].partition(",")
-    return [(numbers, False), (f"{comma}{rest}\n", True)]
-
-
 def _quotient(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     """The line that divides the USDC held by the price, in thousands, after the facts of the portfolio."""
     return [(f"{rules_answer(row).drafts[1]}\n", False), (f"{quotient_draft(row)}\n", True)]
@@ -97,4 +91,4 @@ def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     return [(given, False), (f"{lot}{rest}\n", True)]
 
 
-_ITEMS = {"draft": _draft, "market": _market, "comparison": _comparison, "quotient": _quotient, "share": _share}
+_ITEMS = {"draft": _draft, "market": _market, "quotient": _quotient, "share": _share}

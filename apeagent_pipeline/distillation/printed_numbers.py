@@ -20,22 +20,34 @@ _FIXED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class VolatilityFormat:
-    """A way to print a volatility: how many basis points its unit has, its name, and what stands behind the number."""
+    """A way to print a volatility.
+
+    Attributes:
+        bps: Basis points in its unit.
+        decimals: How many decimals are printed, drawn at random.
+        name: Of the unit.
+        units: What stands behind the number, drawn at random.
+        copied: How many decimals and which unit a draft copies; without the point they are whole basis points.
+    """
 
     bps: float
     decimals: tuple[int, ...]
     name: str
     units: tuple[str, ...] = ("",)
+    copied: tuple[int, str] = (2, "%")
+
+    def copy(self, text: str) -> str:
+        """The printed volatility as a draft copies it; a unit behind the number is left out."""
+        decimals, unit = self.copied
+        return cut_off(text.split(maxsplit=1)[0].rstrip("%bps"), decimals) + unit
 
 
-FRACTION = VolatilityFormat(1e4, (3, 4, 4, 4, 5, 6), "fraction")
+FRACTION = VolatilityFormat(1e4, (3, 4, 4, 4, 5, 6), "fraction", copied=(4, ""))
 PER_CENT = VolatilityFormat(100.0, (1, 2, 2, 3), "percent", ("%", "%", " %", " %", " per cent"))
-BASIS_POINTS = VolatilityFormat(1.0, (0, 0, 1), "bps", (" bps", " bps", "bps", " basis points"))
+BASIS_POINTS = VolatilityFormat(1.0, (0, 0, 1), "bps", (" bps", " bps", "bps", " basis points"), (0, "bps"))
 BARE_PER_CENT = VolatilityFormat(100.0, (2, 2, 3, 4), "percent")
 """The agent's: per cent without a sign."""
 _DRAWN_FORMATS = (FRACTION, FRACTION, FRACTION, PER_CENT, PER_CENT, BASIS_POINTS, BASIS_POINTS)
-
-_COPIED_UNITS = {"fraction": "", "percent": "%", "bps": "bps"}
 
 AGENT_TICK_BPS = 10.0
 """A tick of the agent's sentence is a tenth of a per cent; a tick of the pool is one basis point."""
@@ -44,6 +56,12 @@ AGENT_TICK_BPS = 10.0
 def token_text(amount: float) -> str:
     """An amount of a token as people write it: no exponent, no trailing zeros."""
     return np.format_float_positional(amount, trim="-")
+
+
+def cut_off(text: str, decimals: int) -> str:
+    """A printed number with that many decimals: the others cut off, missing ones filled with zeros."""
+    whole, _, digits = text.replace(",", "").partition(".")
+    return f"{whole}.{digits[:decimals]:0<{decimals}}" if decimals else whole
 
 
 def stretch(states: pl.DataFrame, share: float, rng: np.random.Generator) -> pl.DataFrame:
@@ -94,7 +112,8 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
         "vol_bare": volatility,
         "vol_unit": style.name,
         "change_text": change,
-        "copied_volatility": volatility + _COPIED_UNITS[style.name],
+        "copied_volatility": style.copy(volatility),
+        "copied_change": cut_off(change, 1) + " tenths" if is_agent else cut_off(change, 0),
         "eth_text": eth,
         "usdc_text": usdc,
         "price": _read(price),
@@ -126,8 +145,8 @@ def _read(text: str) -> float:
 def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
     """The words and the worked numbers that follow from printed numbers.
 
-    Everything is compared in two significant digits, cut off, which a reader can work with in the head. USDC and price
-    are copied first: they are whole from 100 on.
+    Ticks and basis points are compared in whole numbers, ETH in two significant digits, everything else cut off: so a
+    reader can work with them in the head. USDC and price are copied first: they are whole from 100 on.
 
     Args:
         states: change_ticks, volatility_bps, price, eth and usdc, as printed.
@@ -135,18 +154,17 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
 
     Returns:
         The rows with ``trend``, ``volatility``, ``portfolio``, and what a draft works out: ``rough_change`` (whole
-        ticks), ``rough_volatility`` (whole basis points) and ``rough_eth`` in two significant digits; ``rough_usdc``,
+        ticks), ``rough_volatility`` (whole basis points), ``rough_eth`` (two significant digits), ``rough_usdc``,
         ``rough_price``, and ``rough_bought`` (ETH that the ones buy at the other, see `one_digit`).
     """
     change, level = pl.col("change_ticks").round(6), pl.col("volatility_bps").round(6)
-    rough_change = two_digits(change.abs().floor()).cast(pl.Int64)
     rough_price, rough_usdc = (
         pl.when(pl.col(name) < 100).then(two_digits(pl.col(name))).otherwise(pl.col(name).floor())
         for name in ("price", "usdc")
     )
     states = states.with_columns(
-        rough_change=rough_change * change.sign().cast(pl.Int64),
-        rough_volatility=two_digits(level.floor()).cast(pl.Int64),
+        rough_change=change.abs().floor().cast(pl.Int64) * change.sign().cast(pl.Int64),
+        rough_volatility=level.floor().cast(pl.Int64),
         rough_usdc=rough_usdc,
         rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),

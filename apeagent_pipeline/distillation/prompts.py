@@ -82,13 +82,13 @@ COLUMN_DESCRIPTIONS = {
     "dressing": "What stands around the question: a greeting, typing errors, a hidden instruction; none",
     "missing": "The fact that the prompt leaves out though a decision needs it; empty: none",
     "confirmation": "What volume and order flow say of the trend, if the prompt prints them; empty: it does not",
-    "copied_volatility": "Volatility as printed",
-    "copied_change": "Price change as printed, with the word for its direction",
+    "copied_volatility": "Printed volatility, with the decimals of whole basis points",
+    "copied_change": "Printed price change in whole ticks, with the word for its direction",
     "system": "System message of the chat; empty: none",
     "facts": "First half of the prompt: what it states",
     "question": "Second half of the prompt: what it asks",
-    "rough_change": "Printed price change in whole ticks, two significant digits, cut off",
-    "rough_volatility": "Printed volatility in whole basis points, two significant digits, cut off",
+    "rough_change": "Printed price change in whole ticks, cut off",
+    "rough_volatility": "Printed volatility in whole basis points, cut off",
     "rough_usdc": "The USDC held, whole or with two significant digits",
     "rough_price": "Printed price, whole or with two significant digits",
     "rough_eth": "The ETH held, two significant digits, cut off",
@@ -318,9 +318,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         known = AGENT_SYSTEM_PROMPTS if unseen else AGENT_SYSTEM_PROMPTS[:-1]
         system = (STUDENT_SYSTEM_PROMPT, "", known[rng.integers(len(known))])[rng.integers(3)]
     in_words = change_in_words(row["change_text"], rng_or_fixed)
-    change = copied_change(facts, row["change_text"], in_words)
-    if template.rendering == "agent":
-        change = f"{change} tenths"
+    change = copied_change(facts, row["copied_change"], in_words)
     texts = {name: row[f"{name}_text"] for name in ("price", "volume", "vol", "change", "eth", "usdc")}
     places = {
         **texts,

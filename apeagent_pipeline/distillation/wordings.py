@@ -319,12 +319,12 @@ def change_in_words(change: str, rng: np.random.Generator) -> dict[str, str]:
 
 
 def copied_change(facts: str, change: str, words: dict[str, str]) -> str:
-    """The price change as a draft copies it: as printed, or the last word for its direction and the distance.
+    """The price change as a draft copies it: with its sign, or after the last word for its direction.
 
     Args:
         facts: The text with its places.
-        change: The printed change.
+        change: The printed change in whole ticks.
         words: Of `change_in_words`.
     """
     name = next((name for name in ("direction", "went", "sign") if f"{{{name}}}" in facts), None)
-    return change if name is None else f"{words[name].split()[-1]} {words['distance']}"
+    return change if name is None else f"{words[name].split()[-1]} {change.lstrip('+-')}"

@@ -41,7 +41,7 @@ _TOLD = {
     "eval_canary_rate": "valid_canary_rate",
     "eval_agreement": "valid_agreement",
 }
-_OWN_TOKENS = 8
+_OWN_TOKENS = 16
 """Length of the base's own answers to near controls: a leak begins with the first tokens."""
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"

@@ -15,6 +15,7 @@ WORDS = StateWords()
 SHEETS = practice_sheets(60, WORDS, 3)
 _SHARE = re.compile(r"(\w+) of ([\d.]+)")
 _COMPARISON = re.compile(r"([+-]\d+) vs (\d+)")
+_MARKET = re.compile(r"volatility ([\d.]+)(%|bps|), change ([+-]?[\d.]+)( tenths|)\n")
 
 
 def _asked(form: re.Pattern[str]) -> list[tuple[tuple[str, ...], str]]:
@@ -36,11 +37,12 @@ def test_shares_are_right_and_cut_off_to_a_lot() -> None:
 
 
 def test_comparisons_are_right_on_both_sides_of_the_edge() -> None:
-    asked = _asked(_COMPARISON)
-    said = [learned for _, learned in asked]
-    for (change, volatility), learned in asked:
+    said = []
+    for _, learned in _asked(_MARKET):
+        change, volatility, decided = re.fullmatch(r"([+-]\d+) vs (\d+), (.+)\n", learned).groups()  # type: ignore[union-attr]
         is_flat = abs(int(change)) < max(int(volatility), WORDS.least_move_bps)
-        assert learned == (", flat, wait\n" if is_flat else ", up, add\n" if int(change) > 0 else ", down, reduce\n")
+        assert decided == ("flat, wait" if is_flat else "up, add" if int(change) > 0 else "down, reduce")
+        said.append(decided)
     assert min(said.count(each) for each in set(said)) > 30
     assert len(set(said)) == 3
 
@@ -63,17 +65,16 @@ def test_quotients_are_those_of_the_numbers_before_them() -> None:
 
 
 def test_a_market_is_compared_in_basis_points_whatever_its_units() -> None:
-    asked = _asked(re.compile(r"volatility ([\d.]+)(%|bps|), change ([+-]?[\d.]+)( tenths|)\n"))
-    assert len(asked) == 3 * len(SHEETS)
+    asked = _asked(_MARKET)
+    assert len(asked) == 5 * len(SHEETS)
     assert {unit for (_, unit, _, _), _ in asked} == {"%", "bps", ""}
     assert {tenths for (_, _, _, tenths), _ in asked} == {" tenths", ""}
     for (volatility, unit, change, tenths), learned in asked:
         signed, whole = _COMPARISON.match(learned).groups()  # type: ignore[union-attr]
-        bps = float(volatility) * {"%": 100, "bps": 1, "": 10_000}[unit]
-        ticks = float(change) * (10 if tenths else 1)
-        assert bps * 0.9 - 1 <= int(whole) <= bps * (1 + 1e-9)
-        assert abs(ticks) * 0.9 - 1 <= abs(int(signed)) <= abs(ticks) * (1 + 1e-9)
-        assert int(signed) == 0 or (int(signed) > 0) == (ticks > 0)
+        assert len(volatility.partition(".")[2]) == {"%": 2, "bps": 0, "": 4}[unit], "the digits of basis points"
+        assert int(whole) == int(volatility.replace(".", ""))
+        assert len(change.partition(".")[2]) == (1 if tenths else 0), "the digits of ticks"
+        assert int(signed) == int(change.replace(".", ""))
 
 
 def test_no_sheet_holds_an_action() -> None:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from apeagent_pipeline.distillation.chain_of_draft import DraftAnswer, parse_answer, render_answer
 from apeagent_pipeline.distillation.market_states import CONFIRMATIONS, TRENDS, VOLATILITIES, StateWords
 from apeagent_pipeline.distillation.portfolios import PORTFOLIOS, affordable_eth, lot_of
-from apeagent_pipeline.distillation.printed_numbers import one_digit, token_text, words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import (
+    BASIS_POINTS,
+    cut_off,
+    one_digit,
+    token_text,
+    words_of_printed,
+)
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 from apeagent_pipeline.distillation.teachers.rules import (
     SHARES,
@@ -77,8 +83,8 @@ def printed(**numbers: Any) -> dict[str, Any]:
     row["change_bps"] = row["change_ticks"]
     worked = words_of_printed(pl.DataFrame([row]), StateWords()).with_columns(
         affordable_eth=affordable_eth(pl.col("usdc"), pl.col("price")),
-        copied_change=pl.lit(token_text(row["change_ticks"])),
-        copied_volatility=pl.lit(f"{token_text(row['volatility_bps'])}bps"),
+        copied_change=pl.lit(cut_off(token_text(row["change_ticks"]), 0)),
+        copied_volatility=pl.lit(BASIS_POINTS.copy(token_text(row["volatility_bps"]))),
     )
     asked = {"prompt_id": "1", "rendering": "plain", "missing": "", "confirmation": ""}
     return {**asked, **worked.row(0, named=True)}
@@ -87,7 +93,7 @@ def printed(**numbers: Any) -> dict[str, Any]:
 def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     answer = rules_answer(printed())
     assert answer.drafts == (
-        "volatility 21.7bps, change -31.5",
+        "volatility 21bps, change -31",
         "2500, 1300 USDC, 0.6 ETH",
         "-31 vs 21, down, reduce",
         "21 calm, reduce tenth",
@@ -101,7 +107,7 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     assert (bought.drafts[-1], bought.amount) == ("tenth of 0.5, lot 0.05", 0.05)
     rough = rules_answer(printed(change_ticks=1079.0, volatility_bps=459.0, price=3498.9, usdc=0.0))
     assert rough.drafts[1] == "3498, 0 USDC, 0.6 ETH", "whole numbers where they are copied"
-    assert rough.drafts[2] == "+1000 vs 450, up, add", "two digits of what is compared"
+    assert rough.drafts[2] == "+1079 vs 459, up, add", "the digits that are copied"
     assert rough.drafts[4] == "0k at 3.4k makes 0"
     assert rules_answer(printed(usdc=5.97)).drafts[4] == "0.0059k at 2.5k makes 0.0025"
     ended = rules_answer(printed(change_ticks=-9.0)).drafts[2:]
@@ -161,9 +167,9 @@ def test_the_lines_of_a_worked_draft_follow_from_one_another(
 def test_a_prompt_that_lacks_a_fact_gets_no_trade_and_a_draft_that_says_what_is_missing() -> None:
     said = {
         "volatility": ("volatility missing, wait",),
-        "change": ("volatility 21.7bps, change missing, wait",),
-        "price": ("volatility 21.7bps, change -31.5", "price missing, wait"),
-        "holdings": ("volatility 21.7bps, change -31.5", "2500, holdings missing, wait"),
+        "change": ("volatility 21bps, change missing, wait",),
+        "price": ("volatility 21bps, change -31", "price missing, wait"),
+        "holdings": ("volatility 21bps, change -31", "2500, holdings missing, wait"),
     }
     assert set(said) == set(NEEDED)
     for fact, drafts in said.items():

@@ -25,18 +25,18 @@ follows from the share and the first digit, so a holding that is copied or compu
 A prompt of numbers alone does not say the words: there the drafts first write down what is compared, and every line
 follows from the prompt's printed numbers and the lines before it::
 
-    volatility 0.0021, change -31.78    as printed, with their units
+    volatility 0.0021, change -31       in their units, with the decimals of whole basis points and whole ticks
     3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
-    -31 vs 21, down, reduce             whole ticks; whole basis points of volatility; flat if 31 < 21
+    -31 vs 21, down, reduce             ticks; basis points of volatility: the copied digits; flat if 31 < 21
     21 calm, reduce tenth
     1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
     0.6 vs 0.4                          ETH held; ETH that the USDC buy
     balanced, reduce tenth
     tenth of 0.6, lot 0.05
 
-First they list the facts, then they compare. What is compared has two significant digits, the others cut off. A
-quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with it in the head. A
-trade is down to a third of the share of the exact holding; a purchase may be up to a seventh more.
+First they list the facts, then they compare: ticks and basis points as whole numbers, ETH with two significant digits,
+the rest cut off. A quotient is one of 1, 1.2, 1.5, 2, 2.5, 3, 4 ... 9 times a power of ten. So a reader can work with
+them in the head. A trade is down to a third of the share of the exact holding; a purchase may be up to a seventh more.
 
 Where a fact is missing that a decision needs, the list says so and ends, and there is no trade.
 """
@@ -183,7 +183,7 @@ class RulesTeacher:
     """The embedded policy as a ``Teacher``; free, and the same prompt always gets the same answer."""
 
     name = "rules"
-    identity: Mapping[str, Any] = {"teacher": "rules", "version": 9}
+    identity: Mapping[str, Any] = {"teacher": "rules", "version": 10}
     limits: Mapping[str, Any] = {}
     deterministic = True
 

@@ -8,7 +8,7 @@ from apeagent_pipeline.distillation.canary import canary_text
 from apeagent_pipeline.distillation.chain_of_draft import student_chat
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.portfolios import affordable_eth
-from apeagent_pipeline.distillation.printed_numbers import words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import BASIS_POINTS, FRACTION, PER_CENT, cut_off, words_of_printed
 from apeagent_pipeline.distillation.teachers.rules import rules_answer
 from apeagent_pipeline.distillation.templates import TEMPLATE
 
@@ -28,6 +28,10 @@ _NUMBERS = (
 """price, volume, volatility, the same in basis points, change in ticks, ETH and USDC; first the document's own."""
 
 
+_FORMATS = {"%": PER_CENT, "s": BASIS_POINTS}
+"""By the last character of a printed volatility."""
+
+
 def document_prompts() -> list[dict[str, Any]]:
     """Examples as of the dataset: ``messages`` end with the policy's answer, ``side`` is its action."""
     template = TEMPLATE["document"]
@@ -42,8 +46,8 @@ def document_prompts() -> list[dict[str, Any]]:
         template=pl.lit(template.name),
         missing=pl.lit(""),
         confirmation=pl.lit(""),
-        copied_change=pl.col("change_text"),
-        copied_volatility=pl.col("vol").str.replace(" ", ""),
+        copied_change=pl.Series([cut_off(row[4], 0) for row in _NUMBERS]),
+        copied_volatility=pl.Series([_FORMATS.get(row[2][-1], FRACTION).copy(row[2]) for row in _NUMBERS]),
     )
     examples = []
     for row in rows.iter_rows(named=True):
