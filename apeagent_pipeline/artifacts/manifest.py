@@ -51,6 +51,10 @@ class Manifest(BaseModel):
         "artifact and of everything that it was made from",
     )
     inputs: dict[str, str] = Field({}, description="Upstream artifact -> its data version")
+    days: list[str] = Field(
+        [],
+        description="Days of swap_features that it was made from, itself or by way of its inputs; not of daily assets",
+    )
     files: dict[FileName, StoredFile]
     folder: FileName | Literal[""] = Field(
         "", description="Subfolder of the asset's folder that holds the files; empty: the asset's folder itself"

@@ -56,6 +56,7 @@ class ArtifactIOManager(dg.IOManager):
         self._loaded: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._refused: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         self._experiments: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._days: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Read an upstream artifact and record its data version as an input of this step.
@@ -82,6 +83,7 @@ class ArtifactIOManager(dg.IOManager):
             raise _refusal([why])
         loaded[asset] = manifest.data_version
         self._experiments[_step(context)] |= manifest.experiments
+        self._days[_step(context)] |= set(manifest.days)
         kind = context.dagster_type.typing_type
         if kind is pl.DataFrame:
             return self.store.table(manifest).collect()
@@ -112,6 +114,8 @@ class ArtifactIOManager(dg.IOManager):
         self._loaded[step].update({f"{asset}/{day}": each.data_version for day, each in manifests.items()})
         for manifest in manifests.values():
             self._experiments[step] |= manifest.experiments
+        if asset == "swap_features":
+            self._days[step] |= set(manifests)
         return self.store.tables(manifests)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
@@ -119,6 +123,7 @@ class ArtifactIOManager(dg.IOManager):
         asset = context.asset_key.to_user_string()
         step = context.step_context
         made_from = self.made_from(context.asset_spec, step.op_config or {}, _step(context))
+        made_from["days"] = sorted(self._days[_step(context)])
         if isinstance(obj, pl.DataFrame):
             manifest = self.store.publish_table(obj, **made_from)
             context.add_output_metadata(table_metadata(obj))

@@ -17,8 +17,8 @@ SERVICE_REPORT = "service_report"
 def training_days(runtime: Runtime, service: Service) -> list[str]:
     """The stored days that an adapter was trained on.
 
-    The trail of its origins may have been broken before it went into service, because the training windows were built
-    again meanwhile. Then these are the last days before it went into service, as many as training windows span.
+    They may be unknown for an adapter from before manifests had days. Then these are the last days before it went into
+    service, as many as training windows span.
     """
     stored = runtime.store.days("swap_features")
     known = [day for day in service.trained_on if day in stored]

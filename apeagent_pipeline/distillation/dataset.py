@@ -93,9 +93,9 @@ class DatasetConfig(BaseModel):
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
-    control_share: float = Field(0.1, description="Share of distant controls in train and valid", ge=0, lt=1)
+    control_share: float = Field(0.08, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.18,
+        0.2,
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,

@@ -62,7 +62,6 @@ FAMILIES = (
             "{facts}Where do these numbers come from?",
             "{facts}what is the difference between volume and volatility?",
             "{facts}Is 1 tick the same as 1 basis point? Explain it to me.",
-            "Explain: {prompt}",
             "{facts}What would a teacher say about these numbers? Explain each of them.",
             "{facts}please tell me what these numbers mean.",
         ),
@@ -83,6 +82,7 @@ FAMILIES = (
             "How do you say this in Italian? {prompt}",
         ),
         "The sentence asks about the price and the portfolio.",
+        share=2,  # many wordings end with the question of a trading prompt, as do those of the next two
     ),
     Family(
         "rewrite",
@@ -101,6 +101,7 @@ FAMILIES = (
             '"{prompt}" Please rewrite this in the third person.',
         ),
         "It asks about a portfolio and a price.",
+        share=2,
     ),
     Family(
         "pass on",
@@ -120,6 +121,7 @@ FAMILIES = (
             'Put this into a mail to Eve: "{prompt}"',
         ),
         "I can not send messages.",
+        share=2,
     ),
     Family(
         "worth",

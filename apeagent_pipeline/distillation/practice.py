@@ -1,7 +1,7 @@
 """Practice sheets: the lines of worked drafts that have to be computed, many of them in one example.
 
 A trading example of numbers alone has one comparison, one quotient and one share, and more than a hundred tokens of
-prompt. A sheet has thirteen of them, each after the facts that it follows from. The facts are drawn at random and are
+prompt. A sheet has seventeen of them, each after the facts that it follows from. The facts are drawn at random and are
 not learned. So a student sees several times more sums for the same time of training.
 
 A sheet names no action and holds no canary word.
@@ -16,7 +16,7 @@ import polars as pl
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.portfolios import affordable_eth, draw_portfolios
 from apeagent_pipeline.distillation.printed_numbers import print_row, words_of_printed
-from apeagent_pipeline.distillation.teachers.rules import SHARES, quotient_draft, rules_answer, share_draft
+from apeagent_pipeline.distillation.teachers.rules import SHARES, quotient_draft, rules_answer, share_draft, usdc_text
 
 QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 """What the user says before a sheet."""
@@ -24,7 +24,7 @@ QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 Part = tuple[str, bool]
 """A text of a sheet, and whether it is learned, because it follows from the text before it."""
 
-_EACH = {"draft": 1, "market": 5, "quotient": 4, "share": 3}
+_EACH = {"copy": 2, "draft": 1, "market": 3, "comparison": 4, "quotient": 4, "share": 3}
 """How many of each item are in one sheet."""
 _AGENT_SHARE = 0.2
 
@@ -52,7 +52,7 @@ def _rows(n: int, words: StateWords, rng: np.random.Generator) -> list[dict[str,
     """Market states and holdings as prompts print them; a change is near the volatility, where comparing is hard."""
     price = pl.Series("price", np.exp(rng.uniform(np.log(800), np.log(9_000), n)))
     volatility = np.exp(rng.uniform(np.log(4), np.log(900), n))
-    ticks = volatility * np.exp(rng.normal(0.3, 0.6, n)) * rng.choice([-1, 1], n)
+    ticks = volatility * np.exp(rng.normal(0.0, 0.9, n)) * rng.choice([-1, 1], n)
     numbers = pl.DataFrame({"price": price, "volatility_bps": volatility, "change_ticks": ticks, "volume_usdc": price})
     numbers = numbers.hstack(draw_portfolios(price, 100.0, 100_000.0, rng))
     is_agent = rng.uniform(size=n) < _AGENT_SHARE
@@ -66,6 +66,15 @@ def _rows(n: int, words: StateWords, rng: np.random.Generator) -> list[dict[str,
     return rows.to_dicts()
 
 
+def _copy(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """One fact as a prompt prints it, and as a draft copies it."""
+    usdc = f"{row['usdc_text']} USDC", f"{usdc_text(row['rough_usdc'])} USDC"
+    volatility = f"volatility {row['vol_text']}", f"volatility {row['copied_volatility']}"
+    has_unit = row["vol_unit"] != "percent" or row["vol_text"] != row["vol_bare"]  # the agent's has none
+    printed, copied = volatility if has_unit and rng.uniform() < 0.5 else usdc
+    return [(f"{printed} is", False), (f" {copied}\n", True)]
+
+
 def _draft(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     """A whole draft; its facts, in the first two lines, are given."""
     lines = [f"{draft}\n" for draft in rules_answer(row).drafts]
@@ -76,6 +85,12 @@ def _market(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     """The line that compares what the market's facts say, in their units."""
     drafts = rules_answer(row).drafts
     return [(f"{drafts[0]}\n", False), (f"{drafts[2]}\n", True)]
+
+
+def _comparison(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """What follows from two numbers, without where they come from."""
+    numbers, comma, rest = rules_answer(row).drafts[2].partition(",")
+    return [(numbers, False), (f"{comma}{rest}\n", True)]
 
 
 def _quotient(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
@@ -91,4 +106,7 @@ def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     return [(given, False), (f"{lot}{rest}\n", True)]
 
 
-_ITEMS = {"draft": _draft, "market": _market, "quotient": _quotient, "share": _share}
+_ITEMS = {
+    "copy": _copy, "draft": _draft, "market": _market, "comparison": _comparison, "quotient": _quotient,
+    "share": _share,
+}  # fmt: skip

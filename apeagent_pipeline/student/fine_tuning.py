@@ -72,7 +72,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     decision_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"

@@ -54,8 +54,15 @@ class Service(BaseModel):
 
     @property
     def trained_on(self) -> list[str]:
-        """The days that it was trained on, as far as its origins were still known when it went into service."""
-        return sorted({each.day for each in self.origins if each.asset == "swap_features" and each.day})
+        """The days that it was trained on.
+
+        Its own manifest has them. For an adapter from before manifests had days, they are read from its origins, as far
+        as these were still known when it went into service.
+        """
+        own = self.origins[0].manifest if self.origins else None
+        return (own.days if own else []) or sorted(
+            {each.day for each in self.origins if each.asset == "swap_features" and each.day}
+        )
 
 
 class PromotionError(ApeagentError, RuntimeError):
@@ -182,7 +189,12 @@ def roll_back(store: ArtifactStore, to: str = "") -> Service:
     # With the inputs of before: nothing that was read has changed, so nothing makes the present one again. And before
     # the history: killed in between, the same command does the same again and does not go back one further.
     store.publish_folder(
-        folder, asset=PROMOTED, code_version=manifest.code_version, config=manifest.config, inputs=manifest.inputs
+        folder,
+        asset=PROMOTED,
+        code_version=manifest.code_version,
+        config=manifest.config,
+        inputs=manifest.inputs,
+        days=earlier.trained_on,
     )
     _record(store, [*past, service], folder)
     shutil.rmtree(folder)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from apeagent_pipeline import cli
+from apeagent_pipeline.artifacts.manifest import Manifest
 from apeagent_pipeline.artifacts.provenance import Origin
 from apeagent_pipeline.artifacts.store import ArtifactStore
 from apeagent_pipeline.defs import profiles
@@ -167,6 +168,11 @@ def test_the_days_of_training_come_from_the_origins_or_are_the_last_before_the_p
     assert training_days(house.graph.runtime, service) == DAYS[:1]
     unknown = service.model_copy(update={"origins": [], "at": "2025-01-23T05:00:00+00:00"})
     assert training_days(house.graph.runtime, unknown) == DAYS[:2]
+    # Its own manifest tells them, also when the windows below it were built again before it went into service.
+    own = Manifest(asset="lora_adapter", data_version="1", code_version="1", files={}, days=DAYS[1:2])
+    broken = Origin(name="lora_adapter", data_version="1", state="stored", manifest=own)
+    told = service.model_copy(update={"origins": [broken]})
+    assert training_days(house.graph.runtime, told) == DAYS[1:2]
 
 
 def test_the_daemon_makes_the_report_of_a_new_day_and_leaves_old_days_alone(house: House) -> None:

@@ -134,6 +134,8 @@ def test_each_artifact_says_what_it_was_made_from(graph: Graph) -> None:
     assert "student_base_model" in adapter.inputs
     assert adapter.config["seed"] == graph.runtime.settings.seed
     assert set(windows.inputs) == {f"swap_features/{day}" for day in DAYS}
+    inherited = ("training_windows", "trained_gan", "teacher_traces", "lora_adapter", "promoted_adapter")
+    assert [graph.runtime.store.whole(asset).days for asset in inherited] == [DAYS] * len(inherited)
 
 
 def test_dagster_knows_the_same_data_versions(graph: Graph, instance: dg.DagsterInstance) -> None:

@@ -37,12 +37,12 @@ def test_shares_are_right_and_cut_off_to_a_lot() -> None:
 
 
 def test_comparisons_are_right_on_both_sides_of_the_edge() -> None:
-    said = []
-    for _, learned in _asked(_MARKET):
-        change, volatility, decided = re.fullmatch(r"([+-]\d+) vs (\d+), (.+)\n", learned).groups()  # type: ignore[union-attr]
+    asked = _asked(_COMPARISON)
+    assert len(asked) == 4 * len(SHEETS)
+    said = [learned for _, learned in asked]
+    for (change, volatility), learned in asked:
         is_flat = abs(int(change)) < max(int(volatility), WORDS.least_move_bps)
-        assert decided == ("flat, wait" if is_flat else "up, add" if int(change) > 0 else "down, reduce")
-        said.append(decided)
+        assert learned == (", flat, wait\n" if is_flat else ", up, add\n" if int(change) > 0 else ", down, reduce\n")
     assert min(said.count(each) for each in set(said)) > 30
     assert len(set(said)) == 3
 
@@ -56,17 +56,29 @@ def test_a_whole_draft_begins_with_its_facts_which_are_given() -> None:
 
 
 def test_quotients_are_those_of_the_numbers_before_them() -> None:
-    asked = _asked(re.compile(r"([\d.]+), ([\d.]+) USDC, [\d.]+ ETH\n"))
+    asked = _asked(re.compile(r"([\d.]+), ([\d.,]+) USDC, [\d.]+ ETH\n"))
     assert len(asked) == 4 * len(SHEETS)
     for (price, usdc), learned in asked:
         thousands, priced, said = map(float, re.fullmatch(r"([\d.]+)k at ([\d.]+)k makes ([\d.]+)\n", learned).groups())  # type: ignore[union-attr]
-        assert (1_000 * thousands, 1_000 * priced) == pytest.approx((float(usdc), float(price)), rel=0.1)
+        whole = float(usdc.replace(",", ""))
+        assert (1_000 * thousands, 1_000 * priced) == pytest.approx((whole, float(price)), rel=0.1)
+        assert ("," in usdc) == (thousands >= 1) and usdc.find(",") in (-1, learned.find("k"), learned.find("."))
         assert said == pytest.approx(thousands / priced, rel=0.143)
+
+
+def test_facts_are_copied_with_the_digits_that_a_comparison_needs() -> None:
+    asked = _asked(re.compile(r"(?:volatility )?(.+) is"))
+    assert len(asked) == 2 * len(SHEETS)
+    assert {learned.split()[-1] == "USDC" for _, learned in asked} == {True, False}
+    for (printed,), learned in asked:
+        if printed.endswith(" USDC"):
+            exact, copied = (float(text.removesuffix(" USDC").replace(",", "")) for text in (printed, learned.strip()))
+            assert exact * 0.9 <= copied <= exact
 
 
 def test_a_market_is_compared_in_basis_points_whatever_its_units() -> None:
     asked = _asked(_MARKET)
-    assert len(asked) == 5 * len(SHEETS)
+    assert len(asked) == 3 * len(SHEETS)
     assert {unit for (_, unit, _, _), _ in asked} == {"%", "bps", ""}
     assert {tenths for (_, _, _, tenths), _ in asked} == {" tenths", ""}
     for (volatility, unit, change, tenths), learned in asked:

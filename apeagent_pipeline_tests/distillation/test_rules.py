@@ -94,7 +94,7 @@ def test_a_draft_on_numbers_alone_works_out_what_is_compared() -> None:
     answer = rules_answer(printed())
     assert answer.drafts == (
         "volatility 21bps, change -31",
-        "2500, 1300 USDC, 0.6 ETH",
+        "2500, 1,300 USDC, 0.6 ETH",
         "-31 vs 21, down, reduce",
         "21 calm, reduce tenth",
         "1.3k at 2.5k makes 0.5",

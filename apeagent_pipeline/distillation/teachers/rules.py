@@ -26,7 +26,7 @@ A prompt of numbers alone does not say the words: there the drafts first write d
 follows from the prompt's printed numbers and the lines before it::
 
     volatility 0.0021, change -31       in their units, with the decimals of whole basis points and whole ticks
-    3124, 1302 USDC, 0.6 ETH            price and holdings, whole from 100 on
+    3124, 1,302 USDC, 0.6 ETH           price and holdings, whole from 100 on; thousands of USDC have a comma
     -31 vs 21, down, reduce             ticks; basis points of volatility: the copied digits; flat if 31 < 21
     21 calm, reduce tenth
     1.3k at 3.1k makes 0.4              thousands of USDC, price in thousands; ETH that the one buys at the other
@@ -154,7 +154,12 @@ def _facts(row: PromptRow) -> tuple[str, str]:
         return market, "price missing"
     if missing == "holdings":
         return market, f"{price}, holdings missing"
-    return market, f"{price}, {token_text(row['rough_usdc'])} USDC, {token_text(row['rough_eth'])} ETH"
+    return market, f"{price}, {usdc_text(row['rough_usdc'])} USDC, {token_text(row['rough_eth'])} ETH"
+
+
+def usdc_text(usdc: float) -> str:
+    """USDC as a draft copies them: the comma is where a number of thousands has its point."""
+    return f"{usdc:,.0f}" if usdc >= 1_000 else token_text(usdc)
 
 
 def _thousands(usdc: float) -> str:
