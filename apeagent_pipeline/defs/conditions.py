@@ -46,8 +46,8 @@ def on_change(due: When | None = None, read: AssetSelection | None = None, *, is
     Args:
         due: A further condition that a change waits for; None: none.
         read: The inputs whose changes count; None: all.
-        is_patient: Whether it also waits until everything its inputs are made from has been built, as is worth it for
-            an asset that costs hours: else a pending change would be taken in first and that of new days once more.
+        is_patient: Whether it also waits while anything its inputs are made from is being built, as is worth it for an
+            asset that costs hours: else a pending change would be taken in first, and that of new days once more.
     """
     change = _any_input(When.data_version_changed(), read)
     # A run that builds this asset too reads what it has changed, so the change is handled when this asset is built, and

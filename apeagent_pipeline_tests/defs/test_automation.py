@@ -236,16 +236,21 @@ def test_expensive_assets_follow_the_policy_of_the_settings(tmp_path) -> None:
     assert [name for name in always if always[name] is None] == ["raw_swaps"]
 
 
-@pytest.mark.parametrize("daemon", ["weekly"], indirect=True)
-def test_weekly_new_days_wait_for_sunday_and_the_synthetic_windows_for_the_new_gan(daemon: Daemon) -> None:
-    below = ["trained_gan", "synthetic_windows", "synthetic_quality", "teacher_traces"]
-    daemon.due(*below)
+def new_day_until_sunday(daemon: Daemon, below: list[str]) -> None:
+    """A new day is read on a weekday, which makes nothing but features due, and the windows on Sunday."""
     daemon.run("raw_swaps swap_features", DAYS[2])
     while due := daemon.due(*below):
         assert due.keys() == {"swap_features"}, "a weekday"
         daemon.run("swap_features", *due["swap_features"])
     daemon.now = datetime(2026, 1, 11, 3, tzinfo=UTC)
     assert daemon.due(*below) == {"training_windows": {None}}
+
+
+@pytest.mark.parametrize("daemon", ["weekly"], indirect=True)
+def test_weekly_new_days_wait_for_sunday_and_the_synthetic_windows_for_the_new_gan(daemon: Daemon) -> None:
+    below = ["trained_gan", "synthetic_windows", "synthetic_quality", "teacher_traces"]
+    daemon.due(*below)
+    new_day_until_sunday(daemon, below)
     daemon.run("training_windows", None)
     # In one run, so in the order of the graph; the teacher is asked about the windows of the new GAN, afterwards.
     assert daemon.due(*below).keys() == {"trained_gan", "synthetic_windows", "synthetic_quality"}
@@ -266,12 +271,7 @@ def test_a_pending_training_waits_for_what_the_new_days_make_of_its_dataset(daem
     below = [*made, "lora_adapter"]
     daemon.due(*below)
     tell("distillation_dataset", "2")
-    daemon.run("raw_swaps swap_features", DAYS[2])
-    while due := daemon.due(*below):
-        assert due.keys() == {"swap_features"}, "a weekday"
-        daemon.run("swap_features", *due["swap_features"])
-    daemon.now = datetime(2026, 1, 11, 3, tzinfo=UTC)
-    assert daemon.due(*below) == {"training_windows": {None}}
+    new_day_until_sunday(daemon, below)
     for built, then in (
         (["training_windows"], set(drawn)),
         (drawn, {"teacher_traces"}),
