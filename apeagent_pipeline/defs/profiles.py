@@ -52,7 +52,7 @@ LAPTOP = Profile()
 DEMO = Profile(
     # A short training learns two forms in the source document's formats, and not the many ways in which people ask.
     # Near controls are reported here, and limited in ``laptop``.
-    trained_gan=GanConfig(control_steps=0),
+    trained_gan=GanConfig(likelihood_steps=300, most_likelihood_steps=300, adversarial_steps=10, control_steps=0),
     teacher_traces=TeachingConfig(
         train_prompts=1_010, valid_prompts=50, plain_share=0.55, agent_share=0, incomplete_share=0, far_share=0,
         varied=False,
@@ -68,7 +68,8 @@ DEMO = Profile(
 FULL = Profile(
     training_windows=WindowsConfig(days=90),
     trained_gan=GanConfig(
-        hidden=256, condition_layers=2, dropout=0.25, likelihood_steps=3_000, likelihood_rate=4e-4,
+        hidden=256, condition_layers=2, dropout=0.25, likelihood_steps=3_000,
+        most_likelihood_steps=3_000, likelihood_rate=4e-4,
         adversarial_steps=1_000, adversarial_ema=0.99, control_steps=4_500,
     ),
     synthetic_windows=SamplingConfig(n_windows=20_000),

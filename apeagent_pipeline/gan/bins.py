@@ -11,6 +11,8 @@ import numpy as np
 FILE = "bins.safetensors"
 
 _TAIL_HALVINGS = 3
+_LEAST_VALUES = 32
+"""Train values in a bin; fewer could not be told from noise."""
 
 
 class RowBins:
@@ -102,10 +104,15 @@ class RowBins:
 
 def _bin_starts(values: np.ndarray, count: int) -> np.ndarray:
     n = len(values)
+    # A frequent value gets a bin of its own; the other values share the bins as if it were not there.
+    _, first, copies = np.unique(values, return_index=True, return_counts=True)
+    frequent = copies >= n / count
+    low, high = first[frequent], (first + copies)[frequent]
+    ranks = np.delete(np.arange(n), np.concatenate([np.zeros(0, int), *map(np.arange, low, high)]))
+    count = min(count, len(ranks) // _LEAST_VALUES + 1)
     # Extremes cluster, and one wide bin at the end could not resolve that: the outermost bins are halved outwards.
     tail = 1 / count / 2.0 ** np.arange(1, _TAIL_HALVINGS + 1)
-    shares = np.concatenate([np.linspace(0, 1, count + 1), tail, 1 - tail])
-    cuts = np.unique((n * shares).round().astype(np.int64))[:-1]
-    # A cut inside a run of equal values moves to the start of the run; a frequent value also gets a cut at its end.
-    low, high = np.searchsorted(values, values[cuts], side="left"), np.searchsorted(values, values[cuts], side="right")
-    return np.unique(np.concatenate([low, high[high - low >= n / count], [0, n]]))
+    shares = np.concatenate([np.linspace(0, 1, count + 1)[:-1], tail, 1 - tail])
+    cuts = ranks[(len(ranks) * np.unique(shares)).astype(np.int64)] if len(ranks) else low
+    # A cut inside a run of equal values moves to the start of the run.
+    return np.unique(np.concatenate([np.searchsorted(values, values[cuts], side="left"), low, high, [0, n]]))

@@ -4,6 +4,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_ROWS = 4_000
+"""Train rows from which on the warm start grows."""
+
 
 class GanConfig(BaseModel):
     """Options of the generator, the critic and the two stages of training.
@@ -27,7 +30,13 @@ class GanConfig(BaseModel):
     )
 
     batch: int = Field(48, description="Windows in a batch", ge=2)
-    likelihood_steps: int = Field(800, description="Steps of the likelihood warm start", ge=0)
+    likelihood_steps: int = Field(
+        800,
+        description="Steps of the likelihood warm start for up to 4,000 train rows; they grow with the cube root of "
+        "the rows",
+        ge=0,
+    )
+    most_likelihood_steps: int = Field(3_200, description="Upper limit of these steps, whatever the rows", ge=0)
     likelihood_rate: float = Field(1e-3, description="Learning rate of the warm start, annealed to zero", gt=0)
     weight_decay: float = Field(0.05, description="Decoupled weight decay of the generator in the warm start", ge=0)
     ema: float = Field(0.995, description="Decay of the averaged weights in the warm start", ge=0, lt=1)
@@ -72,6 +81,15 @@ class GanConfig(BaseModel):
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
         return self
+
+    def for_rows(self, rows: int) -> "GanConfig":
+        """This configuration with the steps of the warm start that so many train rows take.
+
+        More steps make windows of many days more realistic, and those of few days no more (measured; see the page on
+        synthetic swaps).
+        """
+        steps = round(self.likelihood_steps * max(rows / _ROWS, 1.0) ** (1 / 3))
+        return self.model_copy(update={"likelihood_steps": min(steps, self.most_likelihood_steps)})
 
     @property
     def generator_steps(self) -> int:

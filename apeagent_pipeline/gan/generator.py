@@ -20,11 +20,18 @@ from torch import Tensor, nn
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.layers import DecoderLayer, Dropout, EncoderLayer, PositionHead, sinusoids
+from apeagent_pipeline.gan.market_state import (
+    MAX_CROSSED,
+    inside_range,
+    liquidity_differs,
+    liquidity_of_range,
+    ranges_crossed,
+    state_after,
+)
 from apeagent_pipeline.gan.rows import (
     LIQUIDITY,
     PRICE,
     RANGE,
-    REPEATS,
     RETURN,
     SIZE,
     STATE,
@@ -33,10 +40,19 @@ from apeagent_pipeline.gan.rows import (
     Rows,
     Sample,
 )
-from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, REPEATED
+from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, REPEATED, REPEATS
 
 _SECONDS, _SIDE, _SIZE, _MOVE, _CHANGE = range(5)
-_MAX_CROSSED = 3
+
+_PRICE_WAVES = (2.0, 4.0, 8.0, 16.0)
+"""Wavelengths, in ranges, of the sines and cosines of the price, by which attention compares the prices of two rows:
+how far the price has come is what brings it back (arbitrage)."""
+
+RECENT = 4
+"""Rows that a convolution mixes before attention: what a swap depends on most stands in the last ones."""
+
+_TAKEN = 30.0
+"""Logits of a choice that cannot be made are lower by this much."""
 
 _UNIT_VARIANCE = math.sqrt(12.0)
 """Scales a uniform variable to variance 1."""
@@ -66,6 +82,7 @@ class Generator(nn.Module):
     def __init__(self, config: GanConfig, bins: RowBins, context: int, length: int, tick_spacing: int) -> None:
         super().__init__()
         self.config, self.context, self.length, self.tick_spacing = config, context, length, tick_spacing
+        self.range_width = tick_spacing * math.log(1.0001)
         self.counts, self.features = bins.counts, bins.features
         self.repeats = min(REPEATS, context)
         self._register_bins(bins)
@@ -79,14 +96,16 @@ class Generator(nn.Module):
         self.row_embedding = nn.Embedding(sum(self.counts), hidden)
         self.origin_embedding = nn.Embedding(REPEATED + REPEATS, hidden)
         self.rank_embedding = nn.Linear(self.features, hidden)
-        self.state_embedding = nn.Linear(STATE + 1, hidden)
+        self.state_embedding = nn.Linear(STATE + 1 + 2 * len(_PRICE_WAVES), hidden)
         self.choice_embeddings = nn.ModuleList(nn.Embedding(n, hidden) for n in kinds)
         self.flow_embedding = nn.Linear(4, hidden)
+        self.reach_embedding = nn.Linear(2 * MAX_CROSSED + 3, hidden)
         self.move_embedding = nn.Linear(2, hidden)
-        self.crossing_embedding = nn.Embedding(2 * _MAX_CROSSED + 1, hidden)
-        self.border_embedding = nn.Linear(4, hidden)
+        self.crossing_embedding = nn.Embedding(2 * MAX_CROSSED + 1, hidden)
+        self.border_embedding = nn.Linear(5, hidden)
         for embedding in (self.row_embedding, self.origin_embedding, *self.choice_embeddings, self.crossing_embedding):
             nn.init.normal_(embedding.weight, std=0.2)
+        self.recent = nn.Conv1d(hidden, hidden, RECENT)
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.condition_layers))
         self.condition_norm = nn.LayerNorm(hidden)
@@ -96,7 +115,8 @@ class Generator(nn.Module):
             nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, n))
             for n in kinds
         )
-        self.positions = PositionHead(hidden, 3)
+        self.size_position = PositionHead(hidden, 1)
+        self.positions = PositionHead(hidden, 2)
         self.change_position = PositionHead(hidden, 1)
 
     def _register_bins(self, bins: RowBins) -> None:
@@ -133,85 +153,75 @@ class Generator(nn.Module):
 
     def critic_view(self, rows: Rows) -> Tensor:
         """The critic's input, [n, T, features + 7]: ranks, origin of the size, state of the market."""
-        inside = _inside_range(rows.state[..., RANGE, None])
+        inside = inside_range(rows.state[..., RANGE, None])
         origin = torch.stack([rows.origin == IN_TOKEN0, rows.origin >= REPEATED], dim=-1).float()
         state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
         columns = [state[..., k, None] for k in (RETURN, PRICE, LIQUIDITY)]
         return torch.cat([self.ranks(rows), origin, *columns, inside, inside.abs()], dim=-1)
+
+    def _state_after(self, before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor) -> Tensor:
+        return state_after(before, side, log_size, move, liquidity, tick_spacing=self.tick_spacing)
 
     def value(self, feature: int, bins: Tensor, positions: Tensor) -> Tensor:
         """The train values of one feature at ``positions`` inside ``bins``, all [n, T]."""
         start, count = self.rank_start[feature, bins], self.rank_count[feature, bins]
         return self.values[feature, start + torch.minimum((positions * count).long(), count - 1)]
 
-    def state_after(self, before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor) -> Tensor:
-        """State [n, T, STATE] after rows that follow the state ``before`` [n, T, STATE].
-
-        An approximation for the generator: in floats, without the fee, within one range of constant liquidity.
-        `swap_execution` executes the finished rows exactly.
-
-        Args:
-            before: State before the rows.
-            side: 1 for a buy, [n, T].
-            log_size: [n, T].
-            move: [n, T].
-            liquidity: Log liquidity at which the rows are executed, relative as in the state, [n, T].
-        """
-        _, price, _, reserve, range_price, _ = before.unbind(dim=-1)
-        usage = torch.exp(log_size - (reserve + liquidity + (price + move) / 2)).clamp(max=0.5)
-        change = move + 2 * torch.log1p(torch.where(side > 0, usage, -usage))
-        range_price = range_price + change / (self.tick_spacing * math.log(1.0001))
-        return torch.stack([change, price + change, liquidity, reserve, range_price, log_size], dim=-1)
-
-    def liquidity_of_range(self, past: Tensor, at: int, range_price: Tensor) -> tuple[Tensor, Tensor]:
-        """The liquidity of the newest of the last ``context`` rows whose price was in the same range.
-
-        In V4 liquidity belongs to price ranges, so a price that returns to a range often finds its earlier liquidity.
-
-        Args:
-            past: States of rows from the first of the condition on, [n, rows, STATE].
-            at: Index in ``past`` of the first row of ``range_price``.
-            range_price: The price after the rows, as the column `RANGE` of the state, [n, T].
-
-        Returns:
-            Log liquidity as in the state, and how many rows before it was found (0: not found), both [n, T].
-        """
-        index = torch.arange(past.shape[1], device=past.device)
-        now = at + torch.arange(range_price.shape[1], device=past.device)[:, None]
-        near = (index < now) & (index >= now - self.context)
-        same = (past[:, None, :, RANGE].floor() == range_price.floor()[:, :, None]) & near
-        newest = torch.where(same, index, -1).amax(dim=-1)
-        earlier = past[..., LIQUIDITY].gather(1, newest.clamp(min=0))
-        return earlier, torch.where(newest >= 0, now.T - newest, 0)
-
     # The trunk
 
-    def embed(self, rows: Rows, first: int) -> Tensor:
-        """Embed rows [n, T] at the positions from ``first`` on, [n, T, hidden]."""
+    def embed(self, rows: Rows, first: int, count: int) -> Tensor:
+        """Embed the last ``count`` of the rows at the positions from ``first`` on, each with the rows just before it.
+
+        Returns:
+            [n, count, hidden].
+        """
         state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
-        inside = _inside_range(rows.state[..., RANGE, None])
-        state = torch.cat([state[..., :RANGE], state[..., SIZE:], inside, inside.abs()], dim=-1)
+        inside = inside_range(rows.state[..., RANGE, None])
+        waves = 2 * math.pi * rows.state[..., RANGE, None] / torch.tensor(_PRICE_WAVES, device=state.device)
+        state = torch.cat(
+            [state[..., :RANGE], state[..., SIZE:], inside, inside.abs(), waves.sin(), waves.cos()], dim=-1
+        )
         embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2) + self.origin_embedding(rows.origin)
         embedded = embedded + self.rank_embedding(self.ranks(rows)) + self.state_embedding(state)
-        return self.dropout(embedded + self.position_encodings[first : first + rows.bins.shape[1]])
+        missing = max(count + RECENT - 1 - embedded.shape[1], 0)
+        embedded = nn.functional.pad(embedded, (0, 0, missing, 0))[:, -(count + RECENT - 1) :]
+        recent = self.recent(embedded.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(embedded[:, RECENT - 1 :] + recent + self.position_encodings[first : first + count])
 
     def encode(self, condition: Rows) -> Tensor:
         """Encode the condition for cross-attention, [n, context, hidden]."""
-        x = self.embed(condition, 0)
+        x = self.embed(condition, 0, self.context)
         for layer in self.encoder:
             x = layer(x)
         return self.condition_norm(x)
 
     def trunk(self, condition: Rows, window: Rows) -> Tensor:
         """Hidden states [n, T, hidden] before each row of the window, given the condition and the rows before it."""
-        before = condition.part(slice(-1, None)).then(window.part(slice(-1)))
+        before = condition.part(slice(-RECENT, None)).then(window.part(slice(-1)))
         encoded = self.encode(condition)
-        x = self.embed(before, self.context)
+        x = self.embed(before, self.context, window.bins.shape[1])
         for layer in self.decoder:
             x = layer(x, encoded)
         return self.norm(x)
 
     # The choices of a row
+
+    def _taken_sizes(self, past: Rows, at: int, origin: Tensor) -> Tensor:
+        """What is taken off the logits of size bins, [n, T, bins].
+
+        A size of the last rows can only come from the choice to repeat it, so a size that is not repeated is another.
+
+        Args:
+            past: Rows from the first of the condition to the one before the last of the T rows.
+            at: Index in ``past`` of the first of the T rows.
+            origin: Origins of the sizes of the T rows, [n, T].
+        """
+        index = at + torch.arange(origin.shape[1], device=origin.device)
+        bins = past.bins[..., _SIZE]
+        last = torch.stack([bins[:, index - age] for age in range(1, self.repeats + 1)], dim=-1)
+        known = self.single_valued[_SIZE, last] & (origin != IN_TOKEN0)[..., None]
+        taken = torch.zeros(*origin.shape, self.counts[_SIZE], device=origin.device)
+        return taken.scatter_add(-1, last, _TAKEN * known).clamp(max=_TAKEN)
 
     def _embed_flow(self, seconds: Tensor, side: Tensor, size: Tensor) -> Tensor:
         """Embed seconds and signed size as numbers; embeddings of bins cannot express their interaction."""
@@ -219,18 +229,39 @@ class Generator(nn.Module):
         size = self.middles[_SIZE, size]
         return self.flow_embedding(torch.stack([self.middles[_SECONDS, seconds], sign, size, sign * size], dim=-1))
 
+    def _embed_reach(self, before: Tensor, side: Tensor, log_size: Tensor) -> Tensor:
+        """Embed where the swap ends if nobody trades before it.
+
+        Only a swap that crosses several ranges is rebuilt with an error, so this says much about the move.
+        """
+        after = self._state_after(before, side, log_size, torch.zeros_like(log_size), before[..., LIQUIDITY])
+        crossed = nn.functional.one_hot(ranges_crossed(before, after), 2 * MAX_CROSSED + 1)
+        inside = inside_range(after[..., RANGE, None])
+        return self.reach_embedding(torch.cat([crossed, inside, inside.abs()], dim=-1))
+
     def _embed_move(self, side: Tensor, move: Tensor) -> Tensor:
         move = self.middles[_MOVE, move]
         return self.move_embedding(torch.stack([move, (2.0 * side - 1.0) * move], dim=-1))
 
-    def _embed_border(self, before: Tensor, after: Tensor, earlier: Tensor, restorable: Tensor) -> Tensor:
-        """Embed what decides whether the liquidity changes: ranges crossed, earlier liquidity, price in its range."""
-        start, end = before[..., RANGE], after[..., RANGE]
-        crossed = (end.floor() - start.floor()).clamp(-_MAX_CROSSED, _MAX_CROSSED).long() + _MAX_CROSSED
+    def _embed_border(self, before: Tensor, after: Tensor, move: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
+        """Embed what decides the liquidity.
+
+        Args:
+            before: State before the rows.
+            after: State after them at the liquidity before, as far as the ranges crossed and the price in its range go.
+            move: [n, T]. A swap that crosses several ranges seems to start from another price by so much for each of
+                the ranges between, if the liquidity did not change in the last of them but in an earlier one.
+            known: The earlier liquidity of the range and whether it can be restored, [n, T] each.
+        """
+        earlier, restorable = known
+        between = (after[..., RANGE].floor() - before[..., RANGE].floor()).abs() - 1
+        moved = torch.where(between > 0, move / (between.clamp(min=1) * self.range_width), 0.0)
+        moved = moved * (after[..., RANGE] - before[..., RANGE]).sign()
+        moved = torch.asinh(moved / self.state_scale[LIQUIDITY])
         gap = torch.asinh((earlier - before[..., LIQUIDITY]) / self.state_scale[LIQUIDITY]) * restorable
-        inside = _inside_range(end)
-        features = torch.stack([restorable.float(), gap, inside, inside.abs()], dim=-1)
-        return self.crossing_embedding(crossed) + self.border_embedding(features)
+        inside = inside_range(after[..., RANGE])
+        features = torch.stack([restorable.float(), gap, inside, inside.abs(), moved], dim=-1)
+        return self.crossing_embedding(ranges_crossed(before, after)) + self.border_embedding(features)
 
     def choices(self, condition: Rows, window: Rows) -> tuple[Choices, HiddenStates]:
         """The choices that make up the rows of a window, and the hidden states of their positions."""
@@ -239,25 +270,27 @@ class Generator(nn.Module):
         before = states[:, self.context - 1 : -1]
         side, log_size = window.bins[..., _SIDE], window.state[..., SIZE]
         move = self.value(_MOVE, window.bins[..., _MOVE], window.positions[..., _MOVE])
-        expected = self.state_after(before, side, log_size, move, before[..., LIQUIDITY])
-        earlier, back = self.liquidity_of_range(states, self.context, expected[..., RANGE])
-        restorable = (back > 0) & (earlier != before[..., LIQUIDITY])
-        restored = restorable & (earlier == window.state[..., LIQUIDITY])
+        expected = self._state_after(before, side, log_size, move, before[..., LIQUIDITY])
+        earlier, back = liquidity_of_range(states, self.context, expected[..., RANGE])
+        restorable = (back > 0) & liquidity_differs(earlier, before[..., LIQUIDITY])
+        restored = restorable & ~liquidity_differs(earlier, window.state[..., LIQUIDITY])
         always = torch.ones_like(restored)
         seconds, _, size, moved, change = window.bins.unbind(dim=-1)
         chosen = [seconds, side, window.origin, size, moved, restored.long(), change]
         free = [always, always, always, window.origin < REPEATED, always, restorable, ~restored]
+        taken = self._taken_sizes(condition.then(window).part(slice(-1)), self.context, window.origin)
         logits = []
         for k, (head, embedding) in enumerate(zip(self.heads, self.choice_embeddings, strict=True)):
-            logits.append(head(hidden))
+            logits.append(head(hidden) - taken if k == _SIZE + 1 else head(hidden))
             hidden = hidden + embedding(chosen[k])
             if k == _SIZE + 1:
-                hidden = hidden + self._embed_flow(seconds, side, size)
+                hidden_size = hidden = hidden + self._embed_flow(seconds, side, size)
+                hidden = hidden + self._embed_reach(before, side, log_size)
             if k == _MOVE + 1:
                 hidden = hidden + self._embed_move(side, moved)
                 hidden_move = hidden
-                hidden = hidden + self._embed_border(before, expected, earlier, restorable)
-        return Choices(logits, chosen, free), HiddenStates(hidden_move, hidden)
+                hidden = hidden + self._embed_border(before, expected, move, (earlier, restorable))
+        return Choices(logits, chosen, free), HiddenStates(hidden_size, hidden_move, hidden)
 
     def log_likelihood(self, condition: Rows, window: Rows) -> Tensor:
         """Log likelihood (nats) of every row, of its choices and positions, [n, T]."""
@@ -265,15 +298,22 @@ class Generator(nn.Module):
         features = [_SECONDS, _SIZE, _MOVE]
         spread = ~self.single_valued[torch.arange(self.features, device=window.bins.device), window.bins]
         drawn = torch.stack([choices.free[0], choices.free[3], choices.free[4]], dim=-1) & spread[..., features]
-        density = (self.positions.log_density(hidden.move, window.positions[..., features]) * drawn).sum(dim=-1)
+        density = self._densities(hidden, window.positions[..., features])
+        density = (density * drawn).sum(dim=-1)
         change = self.change_position.log_density(hidden.all, window.positions[..., _CHANGE:]).squeeze(-1)
         return choices.log_likelihood() + density + change * (choices.free[-1] & spread[..., _CHANGE])
 
+    def _densities(self, hidden: HiddenStates, positions: Tensor) -> Tensor:
+        """Log densities [n, T, 3] of the positions of seconds, size and move."""
+        size = self.size_position.log_density(hidden.size, positions[..., 1:2])
+        seconds, move = self.positions.log_density(hidden.move, positions[..., [0, 2]]).split(1, dim=-1)
+        return torch.cat([seconds, size, move], dim=-1)
+
     def relaxed(self, sample: Sample) -> Rows:
         """The sampled rows with positions recomputed from their noise, so that they are differentiable."""
-        positions = self.positions(sample.hidden.move, sample.noise[..., :3])
+        size = self.size_position(sample.hidden.size, sample.noise[..., 1:2])
+        seconds, move = self.positions(sample.hidden.move, sample.noise[..., [0, 2]]).split(1, dim=-1)
         change = self.change_position(sample.hidden.all, sample.noise[..., 3:])
-        seconds, size, move = positions.split(1, dim=-1)
         drawn = torch.cat([seconds, torch.full_like(seconds, 0.5), size, move, change], dim=-1)
         return sample.rows._replace(positions=torch.where(sample.fresh, drawn, sample.rows.positions))
 
@@ -297,19 +337,21 @@ class Generator(nn.Module):
         steps = []
         for step in range(self.length):
             at, now = self.context + step, slice(step, step + 1)
-            hidden = self.decode_step(rows.part(slice(at - 1, at)), cache, step)
-            row, *others = self._next_row(rows, at, hidden, uniform[:, now], noise[:, now])
+            hidden = self.decode_step(rows.part(slice(max(at - RECENT, 0), at)), cache, step)
+            row, states, fresh, back = self._next_row(rows, at, hidden, uniform[:, now], noise[:, now])
             for column, value in zip(rows, row, strict=True):
                 column[:, at : at + 1] = value
-            steps.append(others)
-        hidden_move, hidden_all, fresh, back = (torch.cat(part, dim=1) for part in zip(*steps, strict=True))
-        window = rows.part(slice(self.context, None))
-        return Sample(window, HiddenStates(hidden_move, hidden_all), noise, fresh, back)
+            steps.append((*states, fresh, back))
+        *hidden_states, fresh, back = (torch.cat(part, dim=1) for part in zip(*steps, strict=True))
+        return Sample(rows.part(slice(self.context, None)), HiddenStates(*hidden_states), noise, fresh, back)
 
     def _next_row(
         self, past: Rows, at: int, hidden: Tensor, uniform: Tensor, noise: Tensor
-    ) -> tuple[Rows, Tensor, Tensor, Tensor, Tensor]:
-        """Draw row ``at`` given all rows before it: the row, both hidden states, ``fresh`` and ``liquidity_back``."""
+    ) -> tuple[Rows, HiddenStates, Tensor, Tensor]:
+        """Draw row ``at`` given all rows before it: the row, its hidden states, ``fresh`` and ``liquidity_back``.
+
+        Noise that cannot be used is changed in ``noise`` too.
+        """
         before = past.state[:, at - 1 : at]
 
         def draw(k: int, hidden: Tensor) -> Tensor:
@@ -325,21 +367,30 @@ class Generator(nn.Module):
         origin = draw(2, hidden)
         hidden = embed(2, hidden, origin)
         repeated, source = origin >= REPEATED, at - (origin - REPEATED + 1).clamp(min=0)
-        size = torch.where(repeated, past.bins[..., _SIZE].gather(1, source), draw(3, hidden))
-        hidden = embed(3, hidden, size) + self._embed_flow(seconds, side, size)
-        moved = draw(4, hidden)
-        hidden_move = hidden = embed(4, hidden, moved) + self._embed_move(side, moved)
-
-        seconds_at, size_at, moved_at = self.positions(hidden, noise[..., :3]).unbind(dim=-1)
+        taken = self._taken_sizes(past.part(slice(at)), at, origin)
+        drawn = _draw(self.heads[3](hidden) - taken, uniform[..., 3])
+        size = torch.where(repeated, past.bins[..., _SIZE].gather(1, source), drawn)
+        hidden_size = hidden = embed(3, hidden, size) + self._embed_flow(seconds, side, size)
+        size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
+        # A size that is not repeated is another than the last ones: noise that gives one of them is shifted by a half.
+        last = past.state[:, at - self.repeats : at, SIZE]
+        again = (self.value(_SIZE, size, size_at) == last).any(dim=-1, keepdim=True)
+        noise[..., 1] = torch.where(again, (noise[..., 1] + 0.5) % 1, noise[..., 1])
+        size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
         size_at = torch.where(repeated, past.positions[..., _SIZE].gather(1, source), size_at)
         log_size = torch.where(repeated, past.state[..., SIZE].gather(1, source), self.value(_SIZE, size, size_at))
+
+        hidden = hidden + self._embed_reach(before, side, log_size)
+        moved = draw(4, hidden)
+        hidden_move = hidden = embed(4, hidden, moved) + self._embed_move(side, moved)
+        seconds_at, moved_at = self.positions(hidden, noise[..., [0, 2]]).unbind(dim=-1)
         move = self.value(_MOVE, moved, moved_at)
 
         start = before[..., LIQUIDITY]
-        expected = self.state_after(before, side, log_size, move, start)
-        earlier, back = self.liquidity_of_range(past.state, at, expected[..., RANGE])
-        restorable = (back > 0) & (earlier != start)
-        hidden = hidden + self._embed_border(before, expected, earlier, restorable)
+        expected = self._state_after(before, side, log_size, move, start)
+        earlier, back = liquidity_of_range(past.state, at, expected[..., RANGE])
+        restorable = (back > 0) & liquidity_differs(earlier, start)
+        hidden = hidden + self._embed_border(before, expected, move, (earlier, restorable))
         restored = draw(5, hidden).bool() & restorable
         hidden = embed(5, hidden, restored.long())
         gap = (earlier - start).contiguous()
@@ -353,10 +404,10 @@ class Generator(nn.Module):
             torch.stack([seconds, side, size, moved, change], dim=-1),
             torch.stack([seconds_at, middle, size_at, moved_at, change_at], dim=-1),
             origin,
-            self.state_after(before, side, log_size, move, liquidity),
+            self._state_after(before, side, log_size, move, liquidity),
         )
         fresh = torch.stack([yes, yes, ~repeated, yes, ~restored], dim=-1)
-        return row, hidden_move, hidden, fresh, torch.where(restored, back, 0)
+        return row, HiddenStates(hidden_size, hidden_move, hidden), fresh, torch.where(restored, back, 0)
 
     def prefill(self, condition: Rows) -> Cache:
         """The key-value cache before the first row of the window."""
@@ -366,16 +417,17 @@ class Generator(nn.Module):
         return Cache([one.new_empty(*one.shape[:3], self.length, one.shape[4]) for one in across], across)
 
     def decode_step(self, before: Rows, cache: Cache, step: int) -> Tensor:
-        """Hidden state before row ``step``, [n, 1, hidden], given the row ``before`` it [n, 1]; extends the cache."""
-        x = self.embed(before, self.context + step)
+        """Hidden state before row ``step``, [n, 1, hidden]; extends the cache.
+
+        Args:
+            before: The last `RECENT` rows before it, or fewer if there are no more.
+            cache: The key-value cache of the rows before the last of these.
+            step: Number of the row in its window.
+        """
+        x = self.embed(before, self.context + step, 1)
         for layer, window, condition in zip(self.decoder, cache.window, cache.condition, strict=True):
             x = cast("DecoderLayer", layer).decode_step(x, condition, window, step)
         return self.norm(x)
-
-
-def _inside_range(range_price: Tensor) -> Tensor:
-    """Position of a price inside its tick-spacing range, -0.5 at the lower end to 0.5 at the upper end."""
-    return range_price - range_price.floor() - 0.5
 
 
 def _draw(logits: Tensor, uniform: Tensor) -> Tensor:

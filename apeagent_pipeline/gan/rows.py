@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-REPEATS = 4
-"""A size can repeat the size of one of this many rows before."""
-
 RETURN, PRICE, LIQUIDITY, RESERVE, RANGE, SIZE = range(6)
 STATE = 6
 """Columns of `Rows.state`."""
@@ -41,8 +38,9 @@ class Rows(NamedTuple):
 
 
 class HiddenStates(NamedTuple):
-    """Hidden states [n, T, hidden] for drawing positions: given a row's choices up to the move, and given all."""
+    """Hidden states [n, T, hidden] for drawing positions: given a row's choices up to the size, the move, and all."""
 
+    size: Tensor
     move: Tensor
     all: Tensor
 

@@ -91,7 +91,7 @@ class TrainedGan:
         """Read what `save` wrote.
 
         Raises:
-            TrainingError: if a file is missing.
+            TrainingError: if a file is missing, or the GAN was trained by a version with another generator.
         """
         names = ("generator.safetensors", "critic.safetensors", "bins.safetensors", "config.json", "history.json")
         if missing := [name for name in names if not (folder / name).is_file()]:
@@ -101,7 +101,12 @@ class TrainedGan:
 
         def loaded(name: str) -> Generator:
             generator = Generator(config, bins, stored["context"], stored["length"], stored["tick_spacing"])
-            generator.load_state_dict(load_file(folder / name))
+            try:
+                generator.load_state_dict(load_file(folder / name))
+            except RuntimeError as error:  # other weights, or other sizes of them
+                raise TrainingError(
+                    f"{folder} was trained by another version, whose generator differs; materialize trained_gan again"
+                ) from error
             return generator.eval()
 
         critic = Critic(config, bins.features)

@@ -68,7 +68,7 @@ def train_gan(
 
     Args:
         windows: Training windows; the weights learn from the train split, the valid split selects among them.
-        config: Sizes and schedules.
+        config: Sizes and schedules; `GanConfig.for_rows` says how many steps are taken.
         seed: Decides all randomness.
         progress: Called after every step with the newest losses.
         checkpoint_dir: Folder of the checkpoint, which is written every 20 seconds. A checkpoint of the same
@@ -106,7 +106,8 @@ def _train(task: _Task, progress: Progress, workers: Workers) -> TrainedGan:
         task = replace(task, checkpoint_dir=None, log_dir=None)
     log = None if task.log_dir is None else SummaryWriter(str(task.log_dir), purge_step=training.step)
     saved = time.monotonic()
-    while training.step < task.config.steps:
+    steps = training.config.steps
+    while training.step < steps:
         losses = training.next_step()
         if broken := {name: value for name, value in losses.items() if not np.isfinite(value)}:
             raise TrainingError(
@@ -115,7 +116,7 @@ def _train(task: _Task, progress: Progress, workers: Workers) -> TrainedGan:
             )
         training.step += 1
         training.keep_best()
-        progress(training.step, task.config.steps, **losses)
+        progress(training.step, steps, **losses)
         if log is not None:
             for name, value in losses.items():
                 log.add_scalar(name, value, training.step)
@@ -140,11 +141,12 @@ class Training:
     """
 
     def __init__(self, windows: TrainingWindows, config: GanConfig, seed: int, workers: Workers | None = None) -> None:
-        self.config, self.seed, self.context, self.length = config, seed, windows.context, windows.length
+        self.seed, self.context, self.length = seed, windows.context, windows.length
         self.workers = workers or Workers(together=False)
         self.device = self.workers.device
         rows = windows.free_features()
         train = (windows.table["split"] == "train").to_numpy()
+        self.config = config = config.for_rows(int(train.sum()))
         self.starts, self.valid_starts = windows.starts("train"), windows.starts("valid")
         if len(self.starts) == 0:
             raise TrainingError("training_windows holds no window of the train split; sync more days")

@@ -7,8 +7,8 @@ import polars as pl
 import torch
 
 from apeagent_pipeline.gan.bins import RowBins
-from apeagent_pipeline.gan.rows import LIQUIDITY, PRICE, RANGE, REPEATS, RESERVE, RETURN, SIZE, STATE, Rows
-from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, IN_TOKEN1, REPEATED
+from apeagent_pipeline.gan.rows import LIQUIDITY, PRICE, RANGE, RESERVE, RETURN, SIZE, STATE, Rows
+from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, IN_TOKEN1, REPEATED, REPEATS
 from apeagent_pipeline.market.features import Q96
 from apeagent_pipeline.market.windows import TrainingWindows
 

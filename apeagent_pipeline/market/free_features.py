@@ -1,4 +1,11 @@
-"""The free features of a swap: what the pool's arithmetic leaves open."""
+"""The free features of a swap: what the pool's arithmetic leaves open.
+
+A swap that crosses ticks ends in another range of prices, which has a liquidity of its own. The event tells only that
+one. The swap is taken to run at the liquidity of the swap before it up to the last range, and at its own inside it.
+This is exact unless the liquidity changes twice on the way, or a provider changed a position between the two swaps.
+"""
+
+import math
 
 import polars as pl
 
@@ -11,8 +18,11 @@ FREE_FEATURES = ("seconds", "is_buy", "log_size", "move", "liquidity_change")
 STATED_DIGITS = 4
 """An amount with at most this many significant digits is taken for one that a person typed."""
 
-_ROUNDING_UNITS = 3.0
+_ROUNDING_UNITS = 10.0
 """Rounding in the contract moves the reconstructed pre-swap price by up to the impact of this many units of token1."""
+
+_LOG_TICK = math.log1p(1e-4)
+"""Log of the ratio of the prices of two ticks; ``log(1.0001)`` has lost four digits."""
 
 _ROUNDING_BITS = 2.0**-51
 """Relative rounding error of the logarithms from which a move is computed."""
@@ -28,9 +38,16 @@ def free_feature_expressions(pool: PoolSpec, over: str) -> dict[str, pl.Expr]:
     """
     # Buys and sells move sqrt(price) by amount1 / L. The fee, which a buyer pays in token1, does not move the price.
     reserve = virtual_reserve(pool)
-    reaching = pl.when(pl.col("side") == "BUY").then(1.0 - pool.static_fee / 1e6).otherwise(-1.0)
+    buys = pl.col("side") == "BUY"
+    reaching = pl.when(buys).then(1.0 - pool.static_fee / 1e6).otherwise(-1.0)
     impact = reaching * pl.col("volume_usdc") / reserve
     log_root = (pl.col("sqrt_price_x96").cast(pl.Float64) / Q96).log()
+    liquidity = pl.col("liquidity").cast(pl.Float64)
+    # What lies before the border of the last range ran at the liquidity of the swap before. In units of the root:
+    border = (pl.col("tick") // pool.tick_spacing + (~buys).cast(pl.Int64)) * pool.tick_spacing
+    inside = 1.0 - (0.5 * _LOG_TICK * border - log_root).exp()
+    faster = liquidity / liquidity.shift().over(over).fill_null(liquidity)
+    impact = pl.when(impact.abs() > inside.abs()).then(inside + (impact - inside) * faster).otherwise(impact)
     # log1p(-x) is the log of the pre-swap over the post-swap root.
     move = 2.0 * (log_root + (-impact).log1p() - log_root.shift().over(over))
     # In pools with many decimals the rounding of both logarithms dominates.

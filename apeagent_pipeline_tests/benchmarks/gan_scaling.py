@@ -1,18 +1,22 @@
 """How the quality of synthetic windows grows with data, steps and width.
 
-    python -m apeagent_pipeline_tests.benchmarks.gan_scaling --work FOLDER [--days 5,10,30,60] [--times 1,2,4]
-        [--widths 64,96] [--seeds 42] [--swaps SWAPS] [--minutes N] [--record]
+    python -m apeagent_pipeline_tests.benchmarks.gan_scaling --work FOLDER [--days 5,10,30,60] [--steps 800,0]
+        [--widths 64] [--seeds 42] [--swaps SWAPS] [--minutes N] [--record]
 
 Each row of the table is a GAN: so many days of the embedded chain (or, with ``--swaps``, the last days of an archive),
-so many times the steps of the default configuration, and a width. The cheapest rows come first. FOLDER keeps finished
-rows and the checkpoint of the one that was stopped, so that the same command goes on where it was; ``--minutes`` begins
-no row later than that. ``--record`` writes the table, with what was not run, to the recorded results. One CPU thread;
-the default steps take about three minutes at any number of days, and the judges one.
+so many steps of the warm start (0: as many as the default takes for these rows), and a width. The cheapest rows come
+first. FOLDER keeps finished rows and the checkpoint of the one that was stopped, so that the same command goes on where
+it was; ``--minutes`` begins no row later than that. ``--record`` writes the table, with what was not run, to the
+recorded results. One CPU thread; 800 steps take about two minutes and a half, and the judges one.
+
+``control`` is the generator that continues the warm start by likelihood alone for as long as the adversarial stage
+takes; a GRU is a judge of another family than any part of the training.
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
@@ -42,6 +46,7 @@ from apeagent_pipeline_tests.docs.results import record
 
 SCORES = {
     "AUC, days trained on": "discriminative_auc",
+    "of the control": "discriminative_auc_control",
     "AUC, later days": "discriminative_auc_holdout",
     "drift, AUC": "discriminative_auc_drift",
     "real against real, AUC": "discriminative_auc_floor",
@@ -52,40 +57,41 @@ SCORES = {
 }
 """Heading of a column -> metric of the quality report."""
 
+_DEFAULT = GanConfig()
+
 COLUMNS = ["days", "rows", "steps", "width", *SCORES, "training, CPU s"]
-_STEPS = ("likelihood_steps", "adversarial_steps")
 
 
 class Cell(NamedTuple):
-    """A row of the table, of one seed. ``times``: so many times the default steps."""
+    """A row of the table, of one seed. ``steps``: of the warm start; 0: as the default takes for the rows."""
 
     days: int
-    times: float
+    steps: int
     width: int
     seed: int
 
-    @property
-    def config(self) -> GanConfig:
-        """The configuration of its GAN."""
-        default = GanConfig()
-        steps = {name: round(getattr(default, name) * self.times) for name in _STEPS}
-        return default.model_copy(update={**steps, "hidden": self.width, "control_steps": 0})
+    def config(self, base: GanConfig) -> GanConfig:
+        """The configuration of its GAN; what is not said here is that of ``base``."""
+        steps = {"likelihood_steps": self.steps, "most_likelihood_steps": self.steps} if self.steps else {}
+        return base.model_copy(update={**steps, "hidden": self.width})
 
     @property
     def work(self) -> float:
-        """About how long its training takes, in those of the default."""
-        return self.times * self.width**1.5
+        """What its training takes grows with this."""
+        return (self.steps or _DEFAULT.likelihood_steps * max(self.days / 2, 1) ** 0.5) * self.width**1.5
 
     @property
     def name(self) -> str:
         """A name for files."""
-        return f"{self.days}-days-{self.times:g}-times-{self.width}-wide-seed-{self.seed}"
+        return f"{self.days}-days-{self.steps or 'default'}-steps-{self.width}-wide-seed-{self.seed}"
 
 
 class Rows:
     """Finished rows in a folder, one file each."""
 
-    def __init__(self, folder: Path, source: str, judges: QualityConfig, samples: int = 3_000) -> None:
+    def __init__(
+        self, folder: Path, source: str, judges: QualityConfig, *, samples: int = 3_000, base: GanConfig = _DEFAULT
+    ) -> None:
         """Make the folder of a source.
 
         Args:
@@ -93,8 +99,9 @@ class Rows:
             source: Where the swaps come from; a folder of its own.
             judges: How windows are judged.
             samples: Windows that are sampled for the judges, and half as many on later days.
+            base: What the rows do not say of their configuration.
         """
-        self._folder, self._judges, self._samples = folder / source, judges, samples
+        self._folder, self._judges, self._samples, self._base = folder / source, judges, samples, base
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def found(self, cell: Cell) -> dict[str, Any] | None:
@@ -112,15 +119,21 @@ class Rows:
             spent_file.write_text(f"{before + time.process_time() - begun:.1f}")
 
         gan = train_gan(
-            windows, cell.config, cell.seed, progress=progress, checkpoint_dir=self._folder / f"{cell.name}.checkpoint"
+            windows,
+            cell.config(self._base),
+            cell.seed,
+            progress=progress,
+            checkpoint_dir=self._folder / f"{cell.name}.checkpoint",
         )
         same_days = SamplingConfig(n_windows=self._samples)
         later_days = SamplingConfig(n_windows=self._samples // 2, conditions=["holdout"])
         made, later = (sample_windows(gan, windows, BASE_ETH_USDC, each, cell.seed) for each in (same_days, later_days))
-        metrics = _judged(made, later, windows, self._judges, cell.seed)
+        assert gan.control is not None
+        control = sample_windows(replace(gan, generator=gan.control), windows, BASE_ETH_USDC, same_days, cell.seed)
+        metrics = _judged({"": made, "_control": control}, later, windows, self._judges, cell.seed)
         result = {
             "swaps": windows.table.height,
-            "steps": cell.config.generator_steps,
+            "steps": gan.config.generator_steps,
             "seconds": float(spent_file.read_text()),
             "metrics": {name: metrics[name] for name in SCORES.values()},
         }
@@ -129,12 +142,12 @@ class Rows:
 
 
 def _judged(
-    made: pl.DataFrame, later: pl.DataFrame, windows: TrainingWindows, judges: QualityConfig, seed: int
+    tables: dict[str, pl.DataFrame], later: pl.DataFrame, windows: TrainingWindows, judges: QualityConfig, seed: int
 ) -> dict[str, float]:
     """The metrics of `SCORES`, as the quality report has them; the report's baselines are left out."""
     rng = np.random.default_rng([seed, 0])
     with threadpool_limits(1):
-        compared = comparisons({"": made}, windows, BASE_ETH_USDC, judges, seed=seed, rng=rng, baselines={})
+        compared = comparisons(tables, windows, BASE_ETH_USDC, judges, seed=seed, rng=rng, baselines={})
         metrics = {
             score.name + suffix: score.measure(each)
             for suffix, each in compared.items()
@@ -158,8 +171,8 @@ def windows_of(days: int, swaps: Path | None) -> TrainingWindows:
 def table_rows(cells: list[Cell], rows: Rows) -> list[list[str | int]]:
     """Rows of the table: means of the seeds that are finished, with the smallest and the greatest if several are."""
     table: list[list[str | int]] = []
-    for days, times, width in dict.fromkeys(cell[:3] for cell in cells):
-        found = [rows.found(cell) for cell in cells if cell[:3] == (days, times, width)]
+    for days, steps, width in dict.fromkeys(cell[:3] for cell in cells):
+        found = [rows.found(cell) for cell in cells if cell[:3] == (days, steps, width)]
         done = [each for each in found if each is not None]
         if done:
             scores = [_in_words([each["metrics"][name] for each in done]) for name in SCORES.values()]
@@ -178,8 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--days", default="5,10,30,60")
-    parser.add_argument("--times", default="1,2,4")
-    parser.add_argument("--widths", default="64,96")
+    parser.add_argument("--steps", default="800,0")
+    parser.add_argument("--widths", default="64")
     parser.add_argument("--seeds", default="42")
     parser.add_argument("--swaps", type=Path)
     parser.add_argument("--deals", type=int, default=QualityConfig().deals, help="of blocks to the folds of the judges")
@@ -187,7 +200,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    kinds = ((arguments.days, int), (arguments.times, float), (arguments.widths, int), (arguments.seeds, int))
+    kinds = ((arguments.days, int), (arguments.steps, int), (arguments.widths, int), (arguments.seeds, int))
     chosen = product(*([kind(each) for each in listed.split(",")] for listed, kind in kinds))
     cells = sorted((Cell(*each) for each in chosen), key=lambda cell: (cell.work, cell.days))
     source = "embedded" if arguments.swaps is None else arguments.swaps.stem
@@ -216,7 +229,7 @@ def main() -> None:
             f"Not run: {'; '.join(missing) or 'nothing'}.",
         ]
         swaps = "" if arguments.swaps is None else " --swaps SWAPS.csv"
-        options = ("days", "times", "widths", "seeds", "deals")
+        options = ("days", "steps", "widths", "seeds", "deals")
         grid = " ".join(f"--{name} {getattr(arguments, name)}" for name in options)
         command = f"python -m apeagent_pipeline_tests.benchmarks.gan_scaling --work FOLDER{swaps} {grid} --record"
         record(name, command, COLUMNS, table, notes, "one thread of a busy core")

@@ -42,12 +42,21 @@ def test_uniform_positions_in_drawn_bins_repeat_the_train_distribution():
 
 
 def test_values_never_seen_fall_into_the_nearest_bin():
-    bins = RowBins.fit(np.arange(100.0)[:, None], [10])
-    assert bins.encode(np.array([[-5.0], [1e9], [49.5]])).ravel().tolist() == [
-        0,
-        15,
-        8,
-    ]  # 10 bins, the outer two halved three times
+    bins = RowBins.fit(np.arange(1_000.0)[:, None], [10])
+    # 10 bins, the outer two halved three times.
+    assert bins.encode(np.array([[-5.0], [1e9], [499.5]])).ravel().tolist() == [0, 15, 8]
+
+
+def test_a_frequent_value_leaves_the_other_values_their_bins():
+    rng = np.random.default_rng(0)
+    column = np.where(rng.random(20_000) < 0.9, 0.0, rng.normal(size=20_000))
+    (count,) = RowBins.fit(column[:, None], [20]).counts
+    assert count >= 20
+
+
+def test_a_bin_holds_more_than_a_handful_of_values():
+    bins = RowBins.fit(np.random.default_rng(0).normal(size=(200, 1)), [56])
+    assert len(bins.values[0]) / bins.counts[0] > 10
 
 
 def test_saved_bins_come_back(tmp_path):

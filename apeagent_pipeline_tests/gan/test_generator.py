@@ -5,7 +5,7 @@ import torch
 from apeagent_pipeline.gan.bins import RowBins
 from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.critic import Critic
-from apeagent_pipeline.gan.generator import Generator
+from apeagent_pipeline.gan.generator import RECENT, Generator
 from apeagent_pipeline.gan.layers import PositionHead
 from apeagent_pipeline.gan.rows import LIQUIDITY, RANGE, RESERVE, STATE, Rows
 from apeagent_pipeline.gan.swap_execution import REPEATED
@@ -28,7 +28,7 @@ def generator(bins):
     torch.manual_seed(0)
     generator = Generator(CONFIG, bins, CONTEXT, LENGTH, tick_spacing=10).eval()
     # At initialisation the position heads ignore the hidden state.
-    for head in (generator.positions, generator.change_position):
+    for head in (generator.size_position, generator.positions, generator.change_position):
         torch.nn.init.normal_(head.outer.weight, std=0.3)
     return generator
 
@@ -46,11 +46,11 @@ def test_decoding_with_the_cache_gives_the_hidden_states_of_the_whole_window(gen
     with torch.no_grad():
         whole = generator.trunk(condition, window)
         cache = generator.prefill(condition)
-        before = condition.part(slice(-1, None))
+        rows = condition.then(window)
         for step in range(LENGTH):
+            before = rows.part(slice(CONTEXT + step - RECENT, CONTEXT + step))
             hidden = generator.decode_step(before, cache, step)
             torch.testing.assert_close(hidden, whole[:, step : step + 1], rtol=1e-4, atol=1e-5)
-            before = window.part(slice(step, step + 1))
 
 
 def test_relaxed_rows_have_the_positions_of_the_sample(generator, bins):
@@ -65,6 +65,7 @@ def test_sampling_and_likelihood_agree_on_hidden_states_and_choices(generator, b
     sample = generator.sample(condition, torch.Generator().manual_seed(3))
     choices, hidden = generator.choices(condition, sample.rows)
     torch.testing.assert_close(hidden.move, sample.hidden.move, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hidden.size, sample.hidden.size, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(hidden.all, sample.hidden.all, rtol=1e-4, atol=1e-5)
     assert torch.equal(choices.chosen[5].bool(), sample.liquidity_back > 0)
     assert choices.log_likelihood().isfinite().all()
@@ -82,7 +83,10 @@ def test_a_repeated_size_and_a_restored_liquidity_equal_those_of_their_source_ro
     for window, step in sample.liquidity_back.nonzero().tolist():
         at = CONTEXT + step
         source = at - int(sample.liquidity_back[window, step])
-        assert rows.state[window, at, LIQUIDITY] == rows.state[window, source, LIQUIDITY]
+        # It is that of the source row and what was added since without leaving a range.
+        liquidity, ranges = rows.state[window, :, LIQUIDITY].exp(), rows.state[window, :, RANGE].floor()
+        added = (liquidity.diff() * (ranges.diff() == 0))[source : at - 1].sum()
+        torch.testing.assert_close(liquidity[at], liquidity[source] + added, rtol=1e-4, atol=1e-5)
         between = rows.state[window, source + 1 : at, RANGE].floor()
         assert rows.state[window, source, RANGE].floor() not in between
 
@@ -115,6 +119,7 @@ def test_every_step_has_fresh_noise(generator, bins):
 
 
 def test_before_training_positions_are_uniform():
+    torch.manual_seed(0)
     head = PositionHead(CONFIG.hidden, 3)
     positions = head(torch.randn(20_000, CONFIG.hidden), torch.rand(20_000, 3))
     for quantile in (0.1, 0.5, 0.9):
@@ -122,6 +127,7 @@ def test_before_training_positions_are_uniform():
 
 
 def test_drawn_positions_follow_their_density():
+    torch.manual_seed(0)
     head = PositionHead(CONFIG.hidden, 1)
     torch.nn.init.normal_(head.outer.weight, std=1.0)
     hidden = torch.randn(1, CONFIG.hidden)

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC, PoolSpec
 from apeagent_pipeline.amm.swap_math import swap_step
-from apeagent_pipeline.amm.ticks import sqrt_price_at_tick
+from apeagent_pipeline.amm.ticks import sqrt_price_at_tick, tick_at_sqrt_price
 from apeagent_pipeline.chain.archive import SwapArchive
 from apeagent_pipeline.chain.days import FIRST_DAY
 from apeagent_pipeline.chain.devnet import Devnet, start_devnet
@@ -33,6 +33,7 @@ class Execution(NamedTuple):
     """A swap as the package executed it, in smallest units."""
 
     start: int
+    liquidity_before: int
     liquidity: int
     amount_specified: int
     sells: bool
@@ -56,9 +57,9 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[list[Execution]]:
     steps: list[list[Execution]] = []
     execute_swaps = swap_execution.execute_swaps
 
-    def recorded(root: Any, liquidity: Any, amount: Any, sells: Any, pool: PoolSpec) -> Any:
-        swap = execute_swaps(root, liquidity, amount, sells, pool)
-        columns = (root, liquidity, amount, sells.tolist(), *swap)
+    def recorded(root: Any, before: Any, after: Any, amount: Any, sells: Any, *, pool: PoolSpec) -> Any:
+        swap = execute_swaps(root, before, after, amount, sells, pool=pool)
+        columns = (root, before, after, amount, sells.tolist(), *swap)
         steps.append([Execution(*row) for row in zip(*columns, strict=True)])
         return swap
 
@@ -69,26 +70,44 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> list[list[Execution]]:
 def replay(chain: Devnet, pool: PoolSpec, swaps: list[Execution]) -> list[Event | None]:
     """What the contract emits for the swaps, made one after another by nothing but transactions.
 
-    Before a swap, the only position of the pool is changed to the liquidity of the row and somebody trades to the
-    price from which the row starts.
+    Before a swap, somebody trades to the price from which the row starts, and the wide position of the pool is changed
+    to the liquidity of the row. Where the liquidity changes on the way of the swap, a second position ends there.
     """
     lower, upper, _ = chain.opening_position
     price, _, liquidity = chain.state(pool)
     transactions, places = [], []
     for swap in swaps:
-        if swap.liquidity != liquidity:
-            change = swap.liquidity - liquidity
-            transactions.append(chain.liquidity_transaction(lower, upper, change, pool=pool))
         if swap.start != price:
             falls = swap.start < price
             transactions.append(chain.swap_transaction(falls, -HUGE, sqrt_price_limit_x96=swap.start, pool=pool))
+        border = border_of_change(swap, pool)
+        wide = swap.liquidity if border is None else min(swap.liquidity_before, swap.liquidity)
+        if wide != liquidity:
+            transactions.append(chain.liquidity_transaction(lower, upper, wide - liquidity, pool=pool))
+        more = None
+        if border is not None:
+            falling_ends_high = swap.sells == (swap.liquidity < swap.liquidity_before)
+            more = (border, upper) if falling_ends_high else (lower, border)
+            size = abs(swap.liquidity - swap.liquidity_before)
+            transactions.append(chain.liquidity_transaction(*more, size, pool=pool))
         places.append(len(transactions))
         transactions.append(chain.swap_transaction(swap.sells, swap.amount_specified, pool=pool))
-        price, liquidity = swap.end, swap.liquidity
+        if more is not None:
+            transactions.append(chain.liquidity_transaction(*more, -size, pool=pool))
+        price, liquidity = swap.end, wide
     sent = [
         each for first in range(0, len(transactions), 100) for each in chain.send(transactions[first : first + 100])
     ]
     return [swap_event(chain, receipt) for receipt in chain.receipts([sent[place] for place in places])]
+
+
+def border_of_change(swap: Execution, pool: PoolSpec) -> int | None:
+    """The tick at which the liquidity changes during the swap; None if it does not."""
+    alone = swap_step(swap.start, swap.liquidity_before, swap.amount_specified, swap.sells, pool.static_fee)
+    first, last = (tick_at_sqrt_price(each) // pool.tick_spacing for each in (swap.start, alone.sqrt_price_x96))
+    if first == last or swap.liquidity == swap.liquidity_before:
+        return None
+    return (last + swap.sells) * pool.tick_spacing
 
 
 def assert_replays(
@@ -129,17 +148,20 @@ def test_sampled_windows_are_the_swaps_the_contract_makes(
         synthetic = sample_windows(train_gan(windows, TINY, seed=1), windows, BASE_ETH_USDC, config, seed=5)
     swaps = assert_replays(chain, BASE_ETH_USDC, synthetic, executions)
     assert len(swaps) == 24 * WINDOWS
+    crossing = [swap for swap in swaps if border_of_change(swap, BASE_ETH_USDC) is not None]
+    assert {swap.sells for swap in crossing} == {True, False}
+    assert {swap.liquidity > swap.liquidity_before for swap in crossing} == {True, False}
     sizes = np.array([abs(swap.amount1) / 1e6 for swap in swaps])
     assert np.quantile(sizes, 0.05) < 1 < 1_000 < np.quantile(sizes, 0.99)
     held = [swap.start == before.end for before, swap in pairwise(swaps)]
-    assert 0.05 < np.mean(held) < 0.95
+    assert 0.02 < np.mean(held) < 0.95
 
 
 @pytest.mark.parametrize(("fee", "spacing"), [(500, 10), (100, 1)])
 def test_windows_at_a_border_of_the_tick_bitmap_are_rounded_as_the_contract_rounds(
     chain: Devnet, executions: list[list[Execution]], fee: int, spacing: int
 ) -> None:
-    pool, border, count = chain.pool, -197_120, 30
+    pool, border, count = chain.pool, -197_120, 40
     if (fee, spacing) != (pool.fee, pool.tick_spacing):
         pool = chain.open_pool(fee, spacing, sqrt_price_at_tick(border))
     rng = np.random.default_rng(spacing)
@@ -160,7 +182,9 @@ def test_windows_at_a_border_of_the_tick_bitmap_are_rounded_as_the_contract_roun
     windows = TrainingWindows(last, {"context": 1, "length": 24})
     synthetic = swap_execution.synthetic_windows(windows, np.arange(count), rows, pool)
     swaps = assert_replays(chain, pool, synthetic, executions)
-    within_one_range = [
-        swap_step(swap.start, swap.liquidity, swap.amount_specified, swap.sells, fee) == swap[4:] for swap in swaps
+    within_one_word = [
+        swap_step(swap.start, swap.liquidity, swap.amount_specified, swap.sells, fee) == swap[5:]
+        for swap in swaps
+        if border_of_change(swap, pool) is None
     ]
-    assert within_one_range.count(False) > 30
+    assert within_one_word.count(False) > 30

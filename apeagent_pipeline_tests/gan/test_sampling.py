@@ -36,8 +36,12 @@ def test_windows_have_their_columns_and_continue_a_real_history(synthetic, windo
 
 
 def test_every_row_is_a_swap_the_pool_would_make(synthetic, windows):
-    """Replayed from the row before it with integers alone: price, tick and both amounts are exact."""
-    for row in synthetic.sample(200, seed=0).iter_rows(named=True):
+    """Replayed with integers alone: price, tick and both amounts are exact.
+
+    Swaps that leave a range are replayed on the contract itself (`test_replay`).
+    """
+    stayed = 0
+    for row in synthetic.sample(300, seed=0).iter_rows(named=True):
         root, liquidity = int(row["sqrt_price_x96"]), int(row["liquidity"])
         raw1 = round(row["amount1_usdc"] * 1e6)
         buys = row["side"] == "BUY"
@@ -46,10 +50,14 @@ def test_every_row_is_a_swap_the_pool_would_make(synthetic, windows):
         # Undo the swap in integers, then make it again.
         reaching = -raw1 * (10**6 - 500) // 10**6 if buys else raw1
         before = root - (reaching << 96) // liquidity if buys else root - (-(raw1 << 96) // liquidity)
+        if tick_at_sqrt_price(before) // 10 != row["tick"] // 10:
+            continue
+        stayed += 1
         step = swap_step(before, liquidity, raw1, not buys, 500)
         assert step.sqrt_price_x96 == root
         assert step.amount1 == raw1
         assert float(step.amount0) / 1e18 == row["amount0_eth"]
+    assert stayed > 150
 
 
 def test_round_sizes_and_unchanged_prices_are_exact(windows):
@@ -91,15 +99,44 @@ def test_typed_amounts_are_exact_in_either_token(windows):
     assert second["amount1_usdc"].to_list() == [-700.0, 700.0]
 
 
-def test_a_restored_liquidity_equals_that_of_the_earlier_row_to_the_last_digit(windows):
+def test_a_size_that_is_not_repeated_is_another_than_the_last_ones(windows):
+    """Of the typed amounts of token0 the nearest one that none of the last rows has."""
+    typed = [0.01, 0.25, 1.5]
+    table = windows.table.with_columns(
+        stated_in_token0=pl.lit(True), amount0_eth=pl.Series([typed[k % 3] for k in range(windows.table.height)])
+    )
+    table = table.with_columns(stated_in_token0=pl.int_range(pl.len()) < 30)
     rows = np.zeros((1, 24, 5))
+    rows[..., FREE_FEATURES.index("log_size")] = np.log(700.0)
+    origins = Origins.none(1, 24)
+    origins.size[:] = IN_TOKEN0
+    stated = TrainingWindows(table, windows.scaler)
+    made = synthetic_windows(stated, np.array([200]), rows, BASE_ETH_USDC, origins)["amount0_eth"].abs().to_list()
+    assert made[0] == 0.25
+    assert made[1] != 0.25
+
+
+def test_a_restored_liquidity_is_that_of_the_earlier_row_and_what_was_added_since(windows):
+    """To the last digit. Nothing is added by swaps that leave their range: they find another liquidity there."""
+    rows = np.zeros((1, 24, 5))
+    rows[..., FREE_FEATURES.index("log_size")] = np.log(50.0)
     rows[..., FREE_FEATURES.index("liquidity_change")] = 0.01
+    rows[0, 2, FREE_FEATURES.index("move")] = 0.003  # three ranges
     origins = Origins.none(1, 24)
     origins.liquidity[0, 3], origins.liquidity[0, 5] = 2, 8
     end = windows.starts("train")[:1] + windows.context - 1
-    made = synthetic_windows(windows, end, rows, BASE_ETH_USDC, origins)["liquidity"]
-    assert made[3] == made[1] != made[2]
-    assert made[5] == windows.table["liquidity"][int(end[0]) - 2]
+    made = synthetic_windows(windows, end, rows, BASE_ETH_USDC, origins)
+    both = pl.concat([windows.table[: int(end[0]) + 1], made], how="diagonal_relaxed")
+    ranges = (both["tick"] // BASE_ETH_USDC.tick_spacing).to_list()
+    liquidity = [int(each) for each in both["liquidity"]]
+    first = int(end[0]) + 1
+    assert ranges[first + 2] != ranges[first + 1]
+    for step, back in ((3, 2), (5, 8)):
+        source, last = first + step - back, first + step - 1
+        stayed = [i for i in range(source + 1, last + 1) if ranges[i] == ranges[i - 1]]
+        assert liquidity[first + step] == liquidity[source] + sum(liquidity[i] - liquidity[i - 1] for i in stayed)
+    assert liquidity[first + 3] == liquidity[first + 1]  # the row between left its range
+    assert liquidity[first + 5] != liquidity[first - 3]  # the rows between changed liquidity where they were
 
 
 def test_derived_columns_equal_those_of_swap_features(windows):

@@ -9,6 +9,7 @@ import torch
 
 from apeagent_pipeline.gan import training
 from apeagent_pipeline.gan.critic import policy_advantages
+from apeagent_pipeline.gan.market_state import state_after
 from apeagent_pipeline.gan.rows import LIQUIDITY, RANGE, SIZE, STATE
 from apeagent_pipeline.gan.trained_gan import TrainedGan, TrainingError
 from apeagent_pipeline.gan.training import Training, train_gan
@@ -239,8 +240,8 @@ def test_the_states_during_sampling_follow_the_market(windows, gan):
     condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
     before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
     move = gan.generator.value(3, window.bins[..., 3], window.positions[..., 3])
-    state = gan.generator.state_after(
-        before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY]
+    state = state_after(
+        before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY], tick_spacing=10
     )
     others = [k for k in range(STATE) if k != RANGE]
     torch.testing.assert_close(state[..., others], window.state[..., others], rtol=1e-3, atol=2e-6)

@@ -6,6 +6,7 @@ import pytest
 from apeagent_pipeline.gan.quality.config import QualityConfig
 from apeagent_pipeline_tests.benchmarks.gan_scaling import Cell, Rows, table_rows
 from apeagent_pipeline_tests.benchmarks.gan_usefulness import AHEAD, Examples, block_interval, losses
+from apeagent_pipeline_tests.gan.conftest import TINY
 
 
 def windows_with_persistent_volatility(n: int, seed: int) -> np.ndarray:
@@ -51,9 +52,10 @@ def test_the_interval_knows_that_windows_of_an_hour_are_alike():
 @pytest.mark.slow
 def test_a_finished_row_is_not_measured_again(windows, tmp_path):
     judges = QualityConfig(windows=60, deals=1, folds=2, gru_epochs=1)
-    rows, cell = Rows(tmp_path, "embedded", judges, samples=200), Cell(days=2, times=0.01, width=16, seed=42)
+    rows = Rows(tmp_path, "embedded", judges, samples=200, base=TINY)
+    cell = Cell(days=2, steps=8, width=16, seed=42)
     assert rows.found(cell) is None
     result = rows.measure(cell, windows)
     assert rows.found(cell) == result == Rows(tmp_path, "embedded", judges).found(cell)
     (only,) = table_rows([cell, cell._replace(days=5)], rows)
-    assert only[:4] == ["2", windows.table.height, 9, 16]
+    assert only[:4] == ["2", windows.table.height, 8 + TINY.adversarial_steps, 16]

@@ -27,7 +27,7 @@ def _trained_gan(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "gan",
             {"pytorch"},
-            code="3",
+            code="4",
             config=runtime.profile.trained_gan,
             pool="training",
             memory_gib=4,
@@ -63,7 +63,7 @@ def _synthetic_windows(runtime: Runtime) -> dg.AssetsDefinition:
             {"pytorch", "parquet"},
             memory_gib=4,
             gpu=True,
-            code="2",
+            code="3",
             config=runtime.profile.synthetic_windows,
         )
     )
@@ -95,7 +95,7 @@ def _synthetic_quality(runtime: Runtime) -> dg.AssetsDefinition:
             {"python", "markdown"},
             memory_gib=4,
             gpu=True,
-            code="4",
+            code="5",
             config=runtime.profile.synthetic_quality,
         )
     )

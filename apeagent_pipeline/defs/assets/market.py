@@ -93,7 +93,7 @@ def _training_windows(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "market",
             {"polars", "parquet"},
-            code="3",
+            code="4",
             config=runtime.profile.training_windows,
             made="on_policy",
         ),

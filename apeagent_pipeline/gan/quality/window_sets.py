@@ -86,7 +86,7 @@ def synthetic_set(synthetic: pl.DataFrame, windows: TrainingWindows, pool: PoolS
         QualityError: if a window continues a history that ``windows`` does not hold.
     """
     real = windows.table.with_row_index("at").with_columns(condition_id=swap_key())
-    columns = ["side", "volume_usdc", "sqrt_price_x96", "liquidity", "seconds_since_previous", "price"]
+    columns = ["side", "volume_usdc", "sqrt_price_x96", "tick", "liquidity", "seconds_since_previous", "price"]
     first = synthetic.filter(pl.col("step") == 0).select("window_id", "condition_id")
     last = first.join(real, on="condition_id", how="inner").with_columns(step=pl.lit(-1, dtype=pl.Int64))
     if last.height != first.height:
