@@ -52,6 +52,7 @@ class WithoutCache(Generator):
         return [condition]
 
     def decode_step(self, before: Rows, cache: Any, step: int) -> Tensor:
+        before = before.part(slice(-1, None))
         if step:
             cache.append(before)
         condition, *rows = cache
