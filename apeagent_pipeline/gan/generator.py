@@ -1,9 +1,11 @@
 """The generator: a transformer decoder that writes the rows of a window one by one.
 
 It has causal self-attention over the window and cross-attention to the encoded condition, the real rows that the window
-continues. A row is a chain of choices, each conditioned on the choices before it: seconds, side, origin of the size,
-size, move between swaps, whether the liquidity of the price range is restored, and otherwise its change. A number is
-chosen as a bin and, from fresh noise, a position inside the bin (`PositionHead`).
+continues; before both, a convolution mixes each row with the last ones. A row is a chain of choices, each conditioned
+on the choices before it: seconds, side, origin of the size, size, move between swaps, whether the liquidity of the
+price range is restored, and otherwise its change. A number is chosen as a bin and, from fresh noise, a position inside
+the bin (`PositionHead`). What follows from the choices is told, not learnt: where the swap would end, which ranges it
+crosses, and which liquidity is known there (`market_state`).
 
 The critic reads rows as ranks: the bin's location in the feature's train distribution plus the position inside it. In
 ranks every feature of real data is uniform. Positions are continuous, so the critic's gradient reaches them; choices
@@ -13,7 +15,6 @@ are discrete and learn by policy gradients (`training`).
 import math
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ from apeagent_pipeline.gan.rows import (
     Sample,
 )
 from apeagent_pipeline.gan.swap_execution import IN_TOKEN0, REPEATED, REPEATS
+from apeagent_pipeline.gan.train_values import TrainValues
 
 _SECONDS, _SIDE, _SIZE, _MOVE, _CHANGE = range(5)
 
@@ -54,9 +56,6 @@ RECENT = 4
 _TAKEN = 30.0
 """Logits of a choice that cannot be made are lower by this much."""
 
-_UNIT_VARIANCE = math.sqrt(12.0)
-"""Scales a uniform variable to variance 1."""
-
 
 class Cache(NamedTuple):
     """The key-value cache: [2, heads, hidden / heads, rows, n] of every layer, for self- and cross-attention."""
@@ -68,13 +67,6 @@ class Cache(NamedTuple):
 class Generator(nn.Module):
     """Generates a window row by row, conditioned on the rows before it."""
 
-    rank_start: Tensor
-    rank_count: Tensor
-    single_valued: Tensor
-    middles: Tensor
-    values: Tensor
-    change_edges: Tensor
-    offsets: Tensor
     position_encodings: Tensor
     state_centre: Tensor
     state_scale: Tensor
@@ -83,9 +75,9 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.context, self.length, self.tick_spacing = config, context, length, tick_spacing
         self.range_width = tick_spacing * math.log(1.0001)
-        self.counts, self.features = bins.counts, bins.features
+        self.counts = bins.counts
         self.repeats = min(REPEATS, context)
-        self._register_bins(bins)
+        self.bins = TrainValues(bins)
         self.register_buffer("state_centre", torch.zeros(STATE))
         self.register_buffer("state_scale", torch.ones(STATE))
         encodings = sinusoids(context + length, config.hidden)
@@ -95,7 +87,7 @@ class Generator(nn.Module):
         kinds = [*self.counts[:_SIZE], REPEATED + self.repeats, *self.counts[_SIZE:_CHANGE], 2, self.counts[_CHANGE]]
         self.row_embedding = nn.Embedding(sum(self.counts), hidden)
         self.origin_embedding = nn.Embedding(REPEATED + REPEATS, hidden)
-        self.rank_embedding = nn.Linear(self.features, hidden)
+        self.rank_embedding = nn.Linear(bins.features, hidden)
         self.state_embedding = nn.Linear(STATE + 1 + 2 * len(_PRICE_WAVES), hidden)
         self.choice_embeddings = nn.ModuleList(nn.Embedding(n, hidden) for n in kinds)
         self.flow_embedding = nn.Linear(4, hidden)
@@ -119,37 +111,7 @@ class Generator(nn.Module):
         self.positions = PositionHead(hidden, 2)
         self.change_position = PositionHead(hidden, 1)
 
-    def _register_bins(self, bins: RowBins) -> None:
-        """Keep the train values and the ranks at which bins start as buffers, which follow the module to its device."""
-        start = torch.zeros(self.features, max(self.counts), dtype=torch.long)
-        count = torch.ones_like(start)
-        for k, starts in enumerate(bins.starts):
-            ranks = torch.from_numpy(starts)
-            start[k, : len(ranks) - 1], count[k, : len(ranks) - 1] = ranks[:-1], ranks.diff()
-        values = torch.from_numpy(np.stack(bins.values))
-        ends = torch.from_numpy(bins.starts[_CHANGE][1:-1] - 1)
-        middles = ((start + count / 2) / values.shape[1] - 0.5) * _UNIT_VARIANCE
-        buffers = {
-            "rank_start": start,
-            "rank_count": count,
-            "single_valued": values.gather(1, start) == values.gather(1, start + count - 1),
-            "middles": middles.float(),
-            "values": values.float(),
-            "change_edges": values[_CHANGE, ends].float(),
-            "offsets": torch.tensor([0, *self.counts[:-1]]).cumsum(0),
-        }
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor, persistent=False)
-
     # Rows as numbers
-
-    def ranks(self, rows: Rows) -> Tensor:
-        """Rows as ranks of mean 0 and variance 1, [n, T, features]; differentiable in the positions."""
-        columns = torch.arange(self.features, device=rows.bins.device)
-        start, count = self.rank_start[columns, rows.bins], self.rank_count[columns, rows.bins]
-        middle = torch.full_like(rows.positions[..., :1], 0.5)  # a side has no position inside its bin
-        positions = torch.cat([rows.positions[..., :_SIDE], middle, rows.positions[..., _SIDE + 1 :]], dim=-1)
-        return ((start + count * positions) / self.values.shape[1] - 0.5) * _UNIT_VARIANCE
 
     def critic_view(self, rows: Rows) -> Tensor:
         """The critic's input, [n, T, features + 7]: ranks, origin of the size, state of the market."""
@@ -157,15 +119,10 @@ class Generator(nn.Module):
         origin = torch.stack([rows.origin == IN_TOKEN0, rows.origin >= REPEATED], dim=-1).float()
         state = torch.asinh((rows.state - self.state_centre) / self.state_scale)
         columns = [state[..., k, None] for k in (RETURN, PRICE, LIQUIDITY)]
-        return torch.cat([self.ranks(rows), origin, *columns, inside, inside.abs()], dim=-1)
+        return torch.cat([self.bins.ranks(rows), origin, *columns, inside, inside.abs()], dim=-1)
 
     def _state_after(self, before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor) -> Tensor:
         return state_after(before, side, log_size, move, liquidity, tick_spacing=self.tick_spacing)
-
-    def value(self, feature: int, bins: Tensor, positions: Tensor) -> Tensor:
-        """The train values of one feature at ``positions`` inside ``bins``, all [n, T]."""
-        start, count = self.rank_start[feature, bins], self.rank_count[feature, bins]
-        return self.values[feature, start + torch.minimum((positions * count).long(), count - 1)]
 
     # The trunk
 
@@ -181,8 +138,8 @@ class Generator(nn.Module):
         state = torch.cat(
             [state[..., :RANGE], state[..., SIZE:], inside, inside.abs(), waves.sin(), waves.cos()], dim=-1
         )
-        embedded = self.row_embedding(rows.bins + self.offsets).sum(dim=2) + self.origin_embedding(rows.origin)
-        embedded = embedded + self.rank_embedding(self.ranks(rows)) + self.state_embedding(state)
+        embedded = self.row_embedding(rows.bins + self.bins.offsets).sum(dim=2) + self.origin_embedding(rows.origin)
+        embedded = embedded + self.rank_embedding(self.bins.ranks(rows)) + self.state_embedding(state)
         missing = max(count + RECENT - 1 - embedded.shape[1], 0)
         embedded = nn.functional.pad(embedded, (0, 0, missing, 0))[:, -(count + RECENT - 1) :]
         recent = self.recent(embedded.transpose(1, 2)).transpose(1, 2)
@@ -219,15 +176,15 @@ class Generator(nn.Module):
         index = at + torch.arange(origin.shape[1], device=origin.device)
         bins = past.bins[..., _SIZE]
         last = torch.stack([bins[:, index - age] for age in range(1, self.repeats + 1)], dim=-1)
-        known = self.single_valued[_SIZE, last] & (origin != IN_TOKEN0)[..., None]
+        known = self.bins.single_valued[_SIZE, last] & (origin != IN_TOKEN0)[..., None]
         taken = torch.zeros(*origin.shape, self.counts[_SIZE], device=origin.device)
         return taken.scatter_add(-1, last, _TAKEN * known).clamp(max=_TAKEN)
 
     def _embed_flow(self, seconds: Tensor, side: Tensor, size: Tensor) -> Tensor:
         """Embed seconds and signed size as numbers; embeddings of bins cannot express their interaction."""
         sign = 2.0 * side - 1.0
-        size = self.middles[_SIZE, size]
-        return self.flow_embedding(torch.stack([self.middles[_SECONDS, seconds], sign, size, sign * size], dim=-1))
+        size = self.bins.middles[_SIZE, size]
+        return self.flow_embedding(torch.stack([self.bins.middles[_SECONDS, seconds], sign, size, sign * size], dim=-1))
 
     def _embed_reach(self, before: Tensor, side: Tensor, log_size: Tensor) -> Tensor:
         """Embed where the swap ends if nobody trades before it.
@@ -240,7 +197,7 @@ class Generator(nn.Module):
         return self.reach_embedding(torch.cat([crossed, inside, inside.abs()], dim=-1))
 
     def _embed_move(self, side: Tensor, move: Tensor) -> Tensor:
-        move = self.middles[_MOVE, move]
+        move = self.bins.middles[_MOVE, move]
         return self.move_embedding(torch.stack([move, (2.0 * side - 1.0) * move], dim=-1))
 
     def _embed_border(self, before: Tensor, after: Tensor, move: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
@@ -269,7 +226,7 @@ class Generator(nn.Module):
         states = torch.cat([condition.state, window.state], dim=1)
         before = states[:, self.context - 1 : -1]
         side, log_size = window.bins[..., _SIDE], window.state[..., SIZE]
-        move = self.value(_MOVE, window.bins[..., _MOVE], window.positions[..., _MOVE])
+        move = self.bins.value(_MOVE, window.bins[..., _MOVE], window.positions[..., _MOVE])
         expected = self._state_after(before, side, log_size, move, before[..., LIQUIDITY])
         earlier, back = liquidity_of_range(states, self.context, expected[..., RANGE])
         restorable = (back > 0) & liquidity_differs(earlier, before[..., LIQUIDITY])
@@ -296,7 +253,7 @@ class Generator(nn.Module):
         """Log likelihood (nats) of every row, of its choices and positions, [n, T]."""
         choices, hidden = self.choices(condition, window)
         features = [_SECONDS, _SIZE, _MOVE]
-        spread = ~self.single_valued[torch.arange(self.features, device=window.bins.device), window.bins]
+        spread = ~self.bins.in_single_valued_bin(window)
         drawn = torch.stack([choices.free[0], choices.free[3], choices.free[4]], dim=-1) & spread[..., features]
         density = self._densities(hidden, window.positions[..., features])
         density = (density * drawn).sum(dim=-1)
@@ -374,17 +331,17 @@ class Generator(nn.Module):
         size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
         # A size that is not repeated is another than the last ones: noise that gives one of them is shifted by a half.
         last = past.state[:, at - self.repeats : at, SIZE]
-        again = (self.value(_SIZE, size, size_at) == last).any(dim=-1, keepdim=True)
+        again = (self.bins.value(_SIZE, size, size_at) == last).any(dim=-1, keepdim=True)
         noise[..., 1] = torch.where(again, (noise[..., 1] + 0.5) % 1, noise[..., 1])
         size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
         size_at = torch.where(repeated, past.positions[..., _SIZE].gather(1, source), size_at)
-        log_size = torch.where(repeated, past.state[..., SIZE].gather(1, source), self.value(_SIZE, size, size_at))
+        log_size = torch.where(repeated, past.state[..., SIZE].gather(1, source), self.bins.value(_SIZE, size, size_at))
 
         hidden = hidden + self._embed_reach(before, side, log_size)
         moved = draw(4, hidden)
         hidden_move = hidden = embed(4, hidden, moved) + self._embed_move(side, moved)
         seconds_at, moved_at = self.positions(hidden, noise[..., [0, 2]]).unbind(dim=-1)
-        move = self.value(_MOVE, moved, moved_at)
+        move = self.bins.value(_MOVE, moved, moved_at)
 
         start = before[..., LIQUIDITY]
         expected = self._state_after(before, side, log_size, move, start)
@@ -393,11 +350,11 @@ class Generator(nn.Module):
         hidden = hidden + self._embed_border(before, expected, move, (earlier, restorable))
         restored = draw(5, hidden).bool() & restorable
         hidden = embed(5, hidden, restored.long())
-        gap = (earlier - start).contiguous()
-        change = torch.where(restored, torch.searchsorted(self.change_edges, gap), draw(6, hidden))
+        gap = earlier - start
+        change = torch.where(restored, self.bins.bin_of(_CHANGE, gap), draw(6, hidden))
         hidden = embed(6, hidden, change)
         change_at = self.change_position(hidden, noise[..., 3:]).squeeze(-1)
-        liquidity = torch.where(restored, earlier, start + self.value(_CHANGE, change, change_at))
+        liquidity = torch.where(restored, earlier, start + self.bins.value(_CHANGE, change, change_at))
 
         yes, middle = torch.ones_like(repeated), torch.full_like(size_at, 0.5)
         row = Rows(

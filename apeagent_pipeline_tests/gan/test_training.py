@@ -239,7 +239,7 @@ def test_the_states_during_sampling_follow_the_market(windows, gan):
     real = RealRows(windows, gan.bins)
     condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
     before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
-    move = gan.generator.value(3, window.bins[..., 3], window.positions[..., 3])
+    move = gan.generator.bins.value(3, window.bins[..., 3], window.positions[..., 3])
     state = state_after(
         before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY], tick_spacing=10
     )
