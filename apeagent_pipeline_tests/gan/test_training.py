@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from apeagent_pipeline.gan import training
+from apeagent_pipeline.gan.config import GanConfig
 from apeagent_pipeline.gan.critic import policy_advantages
 from apeagent_pipeline.gan.market_state import state_after
 from apeagent_pipeline.gan.rows import LIQUIDITY, RANGE, SIZE, STATE
@@ -269,3 +271,17 @@ def test_a_condition_shorter_than_the_repeats_of_sizes_is_enough(windows, tiny):
 
     short = TrainingWindows(windows.table, {**windows.scaler, "context": 2})
     train_gan(short, tiny.model_copy(update={"likelihood_steps": 2, "adversarial_steps": 1}), 1)
+
+
+def test_the_warm_start_grows_with_the_rows_up_to_its_limit():
+    steps = [GanConfig().for_rows(rows).likelihood_steps for rows in (100, 4_000, 32_000, 10**7)]
+    assert steps == [800, 800, 1_600, 3_200]
+    assert GanConfig(most_likelihood_steps=300).for_rows(100).likelihood_steps == 300
+
+
+def test_weights_of_another_generator_are_refused_with_the_remedy(gan, tmp_path):
+    gan.save(tmp_path)
+    stored = load_file(tmp_path / "generator.safetensors")
+    save_file({f"{name}.before": tensor for name, tensor in stored.items()}, tmp_path / "generator.safetensors")
+    with pytest.raises(TrainingError, match=r"another version.*materialize trained_gan again"):
+        TrainedGan.load(tmp_path)
