@@ -305,10 +305,7 @@ class Generator(nn.Module):
     def _next_row(
         self, past: Rows, at: int, hidden: Tensor, uniform: Tensor, noise: Tensor
     ) -> tuple[Rows, HiddenStates, Tensor, Tensor]:
-        """Draw row ``at`` given all rows before it: the row, its hidden states, ``fresh`` and ``liquidity_back``.
-
-        Noise that cannot be used is changed in ``noise`` too.
-        """
+        """Draw row ``at`` given all rows before it: the row, its hidden states, ``fresh`` and ``liquidity_back``."""
         before = past.state[:, at - 1 : at]
 
         def draw(k: int, hidden: Tensor) -> Tensor:
@@ -328,12 +325,7 @@ class Generator(nn.Module):
         drawn = _draw(self.heads[3](hidden) - taken, uniform[..., 3])
         size = torch.where(repeated, past.bins[..., _SIZE].gather(1, source), drawn)
         hidden_size = hidden = embed(3, hidden, size) + self._embed_flow(seconds, side, size)
-        size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
-        # A size that is not repeated is another than the last ones: noise that gives one of them is shifted by a half.
-        last = past.state[:, at - self.repeats : at, SIZE]
-        again = (self.bins.value(_SIZE, size, size_at) == last).any(dim=-1, keepdim=True)
-        noise[..., 1] = torch.where(again, (noise[..., 1] + 0.5) % 1, noise[..., 1])
-        size_at = self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
+        size_at = self._new_size_position(hidden, size, past.state[:, at - self.repeats : at, SIZE], noise)
         size_at = torch.where(repeated, past.positions[..., _SIZE].gather(1, source), size_at)
         log_size = torch.where(repeated, past.state[..., SIZE].gather(1, source), self.bins.value(_SIZE, size, size_at))
 
@@ -365,6 +357,15 @@ class Generator(nn.Module):
         )
         fresh = torch.stack([yes, yes, ~repeated, yes, ~restored], dim=-1)
         return row, HiddenStates(hidden_size, hidden_move, hidden), fresh, torch.where(restored, back, 0)
+
+    def _new_size_position(self, hidden: Tensor, size: Tensor, last: Tensor, noise: Tensor) -> Tensor:
+        """Position of a size in its bin, [n, 1], so that it is another than the ``last`` ones [n, rows].
+
+        Noise that gives one of them is shifted by a half, in ``noise`` too.
+        """
+        again = self.bins.value(_SIZE, size, self.size_position(hidden, noise[..., 1:2]).squeeze(-1)) == last
+        noise[..., 1] = torch.where(again.any(dim=-1, keepdim=True), (noise[..., 1] + 0.5) % 1, noise[..., 1])
+        return self.size_position(hidden, noise[..., 1:2]).squeeze(-1)
 
     def prefill(self, condition: Rows) -> Cache:
         """The key-value cache before the first row of the window."""

@@ -106,8 +106,7 @@ def _train(task: _Task, progress: Progress, workers: Workers) -> TrainedGan:
         task = replace(task, checkpoint_dir=None, log_dir=None)
     log = None if task.log_dir is None else SummaryWriter(str(task.log_dir), purge_step=training.step)
     saved = time.monotonic()
-    steps = training.config.steps
-    while training.step < steps:
+    while training.step < (steps := training.config.steps):
         losses = training.next_step()
         if broken := {name: value for name, value in losses.items() if not np.isfinite(value)}:
             raise TrainingError(
