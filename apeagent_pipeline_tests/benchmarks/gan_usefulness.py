@@ -3,9 +3,9 @@
     python -m apeagent_pipeline_tests.benchmarks.gan_usefulness SWAPS [--train 2025-02-01,2025-02-02,2025-02-03]
         [--seeds 42] [--windows 5000] [--work FOLDER] [--record]
 
-SWAPS is an archive of swaps. A GAN of the demo's configuration learns the train days. Gradient boosting then forecasts,
-from 14 swaps, the volatility and the sign of the return of the next 10, after it was trained on real windows of the
-train days, on the GAN's, or on both. It is judged on real windows of all later days. Its losses are resampled in blocks
+SWAPS is an archive of swaps. A GAN of the profile laptop learns the train days. Gradient boosting then forecasts, from
+14 swaps, the volatility and the sign of the return of the next 10, after it was trained on real windows of the train
+days, on the GAN's, or on both. It is judged on real windows of all later days. Its losses are resampled in blocks
 of one hour for the intervals, because windows overlap and hours differ. ``--work`` keeps the checkpoint, so that a run
 that was stopped goes on; ``--record`` writes the table to the recorded results. One CPU thread, about four minutes a
 seed.
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from apeagent_pipeline.amm.pool_spec import BASE_ETH_USDC
 from apeagent_pipeline.chain.archive import SwapArchive
-from apeagent_pipeline.defs.profiles import DEMO
+from apeagent_pipeline.defs.profiles import LAPTOP
 from apeagent_pipeline.gan.quality.discriminators import window_summaries
 from apeagent_pipeline.gan.quality.window_sets import real_set, synthetic_set
 from apeagent_pipeline.gan.sampling import SamplingConfig, sample_windows
@@ -116,7 +116,7 @@ def judged(
     windows: TrainingWindows, later: TrainingWindows, seed: int, n_windows: int, work: Path
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
     """Losses on the later windows and number of train windows, by what the forecaster was trained on."""
-    gan = train_gan(windows, DEMO.trained_gan, seed, checkpoint_dir=work / f"seed-{seed}")
+    gan = train_gan(windows, LAPTOP.trained_gan, seed, checkpoint_dir=work / f"seed-{seed}")
     sampling = SamplingConfig(n_windows=n_windows, conditions=list(SPLITS))
     made = sample_windows(gan, windows, BASE_ETH_USDC, sampling, seed)
     synthetic = Examples.of(synthetic_set(made, windows, BASE_ETH_USDC).rows)
@@ -166,7 +166,7 @@ def main() -> None:
         notes = [
             f"Train days {', '.join(map(str, days))}, {windows.table.height:,} rows; later days "
             f"{', '.join(map(str, after))}, {len(blocks):,} overlapping windows in {len(np.unique(blocks))} blocks of "
-            f"an hour, which are resampled for the 95 % intervals. Seed {told} of the GAN of the profile demo; the "
+            f"an hour, which are resampled for the 95 % intervals. Seed {told} of the GAN of the profile laptop; the "
             "intervals do not cover the spread between its seeds.",
             f"From 14 swaps the next {AHEAD} are forecast: the logarithm of the root mean square of their returns "
             "(absolute error), and whether the price rises (log loss). A gain is how much smaller the loss is than "
