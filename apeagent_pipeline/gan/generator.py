@@ -122,7 +122,7 @@ class Generator(nn.Module):
         return torch.cat([self.bins.ranks(rows), origin, *columns, inside, inside.abs()], dim=-1)
 
     def _state_after(self, before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor) -> Tensor:
-        return state_after(before, side, log_size, move, liquidity, tick_spacing=self.tick_spacing)
+        return state_after(before, side, log_size, move, liquidity, range_width=self.range_width)
 
     # The trunk
 

@@ -3,8 +3,6 @@
 Approximations in floats, without the fee. `swap_execution` executes the finished rows exactly, by the same rules.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,7 @@ _SAME_LIQUIDITY = 1e-5
 
 
 def state_after(
-    before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor, *, tick_spacing: int
+    before: Tensor, side: Tensor, log_size: Tensor, move: Tensor, liquidity: Tensor, *, range_width: float
 ) -> Tensor:
     """State [n, T, STATE] after rows that follow the state ``before`` [n, T, STATE].
 
@@ -32,26 +30,25 @@ def state_after(
         log_size: [n, T].
         move: [n, T].
         liquidity: Log liquidity after the rows, relative as in the state, [n, T].
-        tick_spacing: Of the pool; ticks in a range.
+        range_width: Log of the ratio of the prices at both ends of a range.
     """
     _, price, earlier, reserve, range_price, _ = before.unbind(dim=-1)
     direction = torch.where(side > 0, 1.0, -1.0)
-    width = tick_spacing * math.log(1.0001)
-    start = range_price + move / width
+    start = range_price + move / range_width
 
     def change(usage: Tensor) -> Tensor:
         return 2 * torch.log1p(direction * usage.clamp(max=0.5))
 
     # The share of the virtual token1 reserve that the swap takes or adds.
     usage = torch.exp(log_size - (reserve + earlier + (price + move) / 2))
-    end = (start + change(usage) / width).floor()
+    end = (start + change(usage) / range_width).floor()
     leaves = end != start.floor()
     # To the border of the range in which the swap ends it runs at the liquidity of the row before.
-    to_border = (end + (side <= 0).float() - start) * width * leaves
+    to_border = (end + (side <= 0).float() - start) * range_width * leaves
     rest = usage - torch.expm1(to_border / 2).abs() * leaves
     rest = rest.clamp(min=0) * torch.exp(earlier - liquidity - to_border / 2)
     moved = move + to_border + change(rest)
-    return torch.stack([moved, price + moved, liquidity, reserve, range_price + moved / width, log_size], dim=-1)
+    return torch.stack([moved, price + moved, liquidity, reserve, range_price + moved / range_width, log_size], dim=-1)
 
 
 def liquidity_of_range(past: Tensor, at: int, range_price: Tensor) -> tuple[Tensor, Tensor]:

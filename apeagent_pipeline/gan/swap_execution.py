@@ -212,7 +212,8 @@ def _execute(history: _History, rows: np.ndarray, origins: Origins, pool: PoolSp
         size = _smallest_units(sizes[:, step], pool.token1.decimals)
         if of_token0.any():
             token0_price = price_from_sqrt_price(price[of_token0].astype(np.float64), pool)
-            last = [np.where(in0, each, 0)[of_token0] for each, in0 in zip(stated, in_token0, strict=True)][-REPEATS:]
+            newest = zip(stated[-REPEATS:], in_token0[-REPEATS:], strict=True)
+            last = [np.where(in0, each, 0)[of_token0] for each, in0 in newest]
             size[of_token0] = _typed_sizes(history, sizes[of_token0, step] / token0_price, last)
         age = np.maximum(origin - REPEATED + 1, 0)
         size, of_token0 = _repeat(size, stated, age), _repeat(of_token0, in_token0, age).astype(bool)
@@ -281,7 +282,8 @@ def execute_swaps(
     ``liquidity_after`` from there on. Any other has ``liquidity_after`` at every price. Arguments and results are [n].
     """
     swap = swap_step(sqrt_price, liquidity_before, amount_specified, sells, pool.static_fee)
-    first, last = (ticks_at_sqrt_prices(each) // pool.tick_spacing for each in (sqrt_price, swap.sqrt_price_x96))
+    start, end = ticks_at_sqrt_prices(sqrt_price), ticks_at_sqrt_prices(swap.sqrt_price_x96)
+    first, last = start // pool.tick_spacing, end // pool.tick_spacing
     lowest, highest = MIN_TICK // pool.tick_spacing + 1, MAX_TICK // pool.tick_spacing
     borders = last + sells
     leaves = (first != last) & (lowest < borders) & (borders < highest)
@@ -291,11 +293,11 @@ def execute_swaps(
         alone = sqrt_price[stays], liquidity_after[stays], amount_specified[stays], sells[stays]
         moved = swap_step(*alone, pool.static_fee)
         swap.sqrt_price_x96[stays], swap.amount0[stays], swap.amount1[stays] = moved
+        end[stays] = ticks_at_sqrt_prices(moved.sqrt_price_x96)
     # Where the price crosses into another word of the tick bitmap the contract rounds once more, so these swaps run on
     # a whole pool. On the way up the contract stops one spacing below the border.
     shift = np.where(sells, 0, pool.tick_spacing)
-    ends = (sqrt_price, swap.sqrt_price_x96)
-    words = [(ticks_at_sqrt_prices(each) + shift) // (256 * pool.tick_spacing) for each in ends]
+    words = [(ticks + shift) // (256 * pool.tick_spacing) for ticks in (start, end)]
     lowest, highest, borders = lowest * pool.tick_spacing, highest * pool.tick_spacing, borders * pool.tick_spacing
     for i in np.flatnonzero((leaves & changes) | (words[0] != words[1])):
         one = Pool(sqrt_price[i], pool.static_fee, pool.tick_spacing)

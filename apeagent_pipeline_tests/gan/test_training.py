@@ -242,9 +242,8 @@ def test_the_states_during_sampling_follow_the_market(windows, gan):
     condition, window = real.windows(windows.starts("train")[:40], np.random.default_rng(0), torch.device("cpu"))
     before = condition.part(slice(-1, None)).then(window.part(slice(-1))).state
     move = gan.generator.bins.value(3, window.bins[..., 3], window.positions[..., 3])
-    state = state_after(
-        before, window.bins[..., 1], window.state[..., SIZE], move, window.state[..., LIQUIDITY], tick_spacing=10
-    )
+    sides, sizes, liquidity = window.bins[..., 1], window.state[..., SIZE], window.state[..., LIQUIDITY]
+    state = state_after(before, sides, sizes, move, liquidity, range_width=gan.generator.range_width)
     others = [k for k in range(STATE) if k != RANGE]
     torch.testing.assert_close(state[..., others], window.state[..., others], rtol=1e-3, atol=2e-6)
     # The column RANGE counts ranges of a thousandth of the price.
