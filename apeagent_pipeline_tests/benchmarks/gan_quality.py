@@ -62,7 +62,8 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
     """Name and result of every way to go on from the warm start of a seed."""
     begun = time.process_time()
     warm = Training(windows, config, seed)
-    while warm.step < config.likelihood_steps:
+    warm_steps = warm.config.likelihood_steps
+    while warm.step < warm_steps:
         warm.likelihood_step()
         warm.step += 1
     weights = warm.averaged.state_dict()
@@ -72,14 +73,14 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
         run = Training(windows, config.model_copy(update=changes), seed)
         for module in (run.generator, run.averaged, run.best, run.control, run.control_averaged):
             module.load_state_dict(weights)
-        run.step = config.likelihood_steps
+        run.step = warm_steps
         return run
 
     ways = {"with the adversarial stage": {}} | (ABLATIONS if ablations else {})
     spent = 0.0
     for name, changes in ways.items():
         run, begun = fresh(changes), time.process_time()
-        while run.step < config.generator_steps:
+        while run.step < run.config.generator_steps:
             run.adversarial_step()
             run.step += 1
         if not changes:
@@ -90,7 +91,7 @@ def runs(windows: TrainingWindows, config: GanConfig, seed: int, ablations: bool
             while time.process_time() - begun < spent:
                 control.control_step()
                 control.step += 1
-            steps = control.step - config.likelihood_steps
+            steps = control.step - warm_steps
             yield (
                 f"likelihood alone as long ({steps} steps)",
                 replace(warm_result(run), generator=control.control_averaged),

@@ -78,7 +78,7 @@ class Cell(NamedTuple):
     @property
     def work(self) -> float:
         """What its training takes grows with this."""
-        return (self.steps or _DEFAULT.likelihood_steps * max(self.days / 2, 1) ** 0.5) * self.width**1.5
+        return (self.steps or _DEFAULT.likelihood_steps * max(self.days / 2, 1) ** (1 / 3)) * self.width**1.5
 
     @property
     def name(self) -> str:
