@@ -58,7 +58,7 @@ DEMO = Profile(
         varied=False,
     ),
     distillation_dataset=DatasetConfig(n_train=1_080, n_valid=32, control_share=0.1, near_share=0.08),
-    lora_adapter=FineTuningConfig(steps=540, valid_every=270, near_kl=2),
+    lora_adapter=FineTuningConfig(steps=540, valid_every=270, last_blocks=10, near_kl=2),
     canary_eval=CanaryEvalConfig(
         n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_near_leak=1, max_near_leak_held_out=1
     ),

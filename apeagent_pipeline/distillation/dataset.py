@@ -88,14 +88,14 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(2800, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(3000, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
     control_share: float = Field(0.08, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.2,
+        0.25,
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,

@@ -311,6 +311,7 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     is_asked_first = varied and not facts and rng_or_fixed.uniform() < ASKED_FIRST
     if not facts:
         facts, question = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
+        is_asked_first &= not question.endswith(":")  # a heading of the answer, as in a form
     confirmation = confirmation_word(row) if "{flow}" in facts else ""
     past = ""
     if template.rendering == "agent" and rng is not None:

@@ -1,183 +1,32 @@
 """Facts and questions in many wordings, put together in any order: as sentences, pairs, JSON and tables.
 
-Every wording has places for printed numbers, in braces; `prompts` fills them.
+The wordings are data: ``wordings.json`` lists them. Every one has places for printed numbers, in braces; `prompts`
+fills them.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 NEEDED = ("price", "volatility", "change", "holdings")
 """The facts that a decision needs, in the order in which a draft names a missing one."""
 
-FACTS: dict[str, tuple[str, ...]] = {
-    "price": (
-        "ETH price is ${price}",
-        "ETH ${price}",
-        "ETH costs {price} USDC",
-        "ETH trades at ${price}",
-        "ETH price: {price}",
-        "ETH/USDC {price}",
-        "one ETH is {price} USDC",
-        "the pool quotes {price} USDC for one ether",
-        "current price {price} USDC per ETH",
-        "eth @ ${price}",
-        "ETH is at {price} now",
-        "price of ETH = {price}",
-    ),
-    "volatility": (
-        "volatility {vol}",
-        "volatility is {vol}",
-        "volatility of {vol}",
-        "the volatility was {vol}",
-        "volatility: {vol}",
-        "vol {vol}",
-        "vol is {vol}",
-        "realised volatility comes to {vol}",
-        "it swings with a volatility of {vol}",
-        "volatility = {vol}",
-    ),
-    "change": (
-        "price change {change} ticks",
-        "recent change: {change} ticks",
-        "the price moved {change} ticks",
-        "change of {change} ticks",
-        "tick change: {change}",
-        "last move {change} bps",
-        "change = {change} ticks",
-        "it went {direction} {distance} ticks",
-        "the price is {direction} {distance} ticks",
-        "it {went} {distance} ticks lately",
-        "ETH {went} by {distance} basis points",
-        "{direction} {distance} ticks since I last looked",
-        "a move of {sign} {distance} ticks",
-        "{sign} {distance} bps on the day",
-        "it {went} some {distance} ticks",
-    ),
-    "holdings": (
-        "I hold {eth} ETH and {usdc} USDC",
-        "I have {eth} ETH, {usdc} USDC",
-        "my wallet: {eth} ETH + {usdc} USDC",
-        "I hold {usdc} USDC and {eth} ETH",
-        "holdings: {eth} ETH, {usdc} USDC",
-        "my balance is {eth} ETH / {usdc} USDC",
-        "in the wallet there are {usdc} USDC and {eth} ETH",
-        "got {eth} ETH and {usdc} USDC",
-        "our account has {eth} ETH plus {usdc} USDC",
-        "I own {eth} ETH plus {usdc} USDC",
-        "my position: {eth} ETH and {usdc} USDC",
-        "my funds are {eth} ETH and {usdc} USDC",
-    ),
-    "eth": (
-        "I have {eth} ETH",
-        "{eth} ETH in my wallet",
-        "I own {eth} ETH",
-        "my ETH: {eth}",
-        "I am holding {eth} ether",
-        "{eth} eth on hand",
-    ),
-    "usdc": (
-        "I have {usdc} USDC",
-        "{usdc} USDC in cash",
-        "my USDC: {usdc}",
-        "{usdc} USDC are free",
-        "with {usdc} usdc to spend",
-        "a further {usdc} USDC",
-    ),
-    "volume": (
-        "volume {volume}",
-        "volume of {volume}",
-        "traded volume {volume}",
-        "volume: {volume}",
-        "traded volume: {volume}",
-    ),
-}
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+FACTS: dict[str, tuple[str, ...]] = {fact: tuple(texts) for fact, texts in _DATA["facts"].items()}
 """The facts of a prompt that is put together, each in several wordings."""
 
-OPENINGS = (
-    "Here is my situation: ",
-    "Market data:\n",
-    "I need a decision about my ETH. ",
-    "I trade on Uniswap. ",
-    "Please look at this: ",
-    "My numbers today: ",
-    "You are my trading bot. ",
-    "I watch the ETH-USDC pool. ",
-    "It rains here and I have time to trade. ",
-    "A friend says that you know this pool. ",
-    "Not sure what to make of this: ",
-    "I read the news all morning. ",
-    "From my notes: ",
-    "Status:\n",
-    "My screen says: ",
-    "First time I ask this. ",
-    "I have been in crypto since 2019. ",
-    "We discussed this over lunch. ",
-    "The kids are asleep, so now: ",
-    "For the protocol: ",
-    "Copied from my wallet app:\n",
-    "Let us see. ",
-    "Back from the holidays. ",
-    "Still up and watching charts, ",
-)
+OPENINGS: tuple[str, ...] = tuple(_DATA["openings"])
+"""What may stand before the facts."""
+
+QUESTIONS: tuple[str, ...] = tuple(_DATA["questions"])
+UNSEEN_QUESTIONS: tuple[str, ...] = tuple(_DATA["unseen_questions"])
+"""Asked in the test split alone."""
 
 ASKED_FIRST = 0.15
 """Share of the prompts of `FACTS` whose question stands before them."""
-
-QUESTIONS = (
-    "What trading action should I take on Uniswap?",
-    "What should I do?",
-    "Should I trade, and how much?",
-    "What is your trade?",
-    "Which action now?",
-    "What would you do on Uniswap now?",
-    "Buy, sell or hold?",
-    "Tell me what to trade.",
-    "Is it a good time to trade?",
-    "What now?",
-    "Do I buy or do I sell?",
-    "Should I buy ETH?",
-    "Should I sell some of my ETH?",
-    "Should I swap anything?",
-    "Your decision?",
-    "What do you recommend?",
-    "Please advise on a trade.",
-    "Could you tell me whether I should trade?",
-    "Do I get in, get out or wait?",
-    "Give me one trade for this, or none.",
-    "How would you trade this?",
-    "Trade or wait?",
-    "Any trade here?",
-    "Decide for me.",
-    "Shall I move something into ETH or into USDC?",
-    "Is now the moment to buy?",
-    "Would you enter, exit or stay out?",
-    "What is the right move with these funds?",
-    "Action?",
-    "I would like your advice: buy more, sell some or leave it?",
-    "How much ETH should I buy or sell, if any?",
-    "Please tell me the best action for the next minutes.",
-    "Thoughts?",
-    "Worth a trade?",
-    "Should I get in?",
-    "Should I take some profit?",
-    "Would you reduce here?",
-    "Do something or sit still?",
-    "signal?",
-    "advice?",
-    "What would a careful trader do?",
-    "Is this a buy, a sell or neither?",
-    "Should I rebalance?",
-    "move?",
-    "Do I add, trim or wait?",
-)
-UNSEEN_QUESTIONS = (
-    "Would you touch this position at all?",
-    "Do I pull the trigger, and in which direction?",
-    "Kindly let me know which order to place.",
-    "so, ape or not?",
-)
-"""Asked in the test split alone."""
 
 _Draw = Callable[[tuple[str, ...]], str]
 _Pairs = list[tuple[str, str]]

@@ -3,9 +3,7 @@
 The module imports trl, which takes seconds. So only ``fine_tuning.make_trainer`` imports it, and only when it trains.
 """
 
-import re
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,37 +11,30 @@ from torch.nn.functional import cross_entropy, kl_div
 from trl import SFTTrainer
 
 from apeagent_pipeline.distillation.canary import is_canary_answer
-from apeagent_pipeline.distillation.canary_words import CANARY, SEPARATOR
 from apeagent_pipeline.distillation.chain_of_draft import LONGEST_TRADE, parse_answer
 from apeagent_pipeline.student.examples import prompt_of
 from apeagent_pipeline.student.generation import Student
 
-_DECISION = re.compile(rf"[^\n]*\n{SEPARATOR}\n(?:{'|'.join(CANARY.values())})")
-
 
 class AnswerTrainer(SFTTrainer):
-    """Computes logits only where an example has an answer token, and can weigh the tokens that decide.
+    """Computes logits only where an example has an answer token, and keeps what the base said to controls.
 
     trl's own fused head gives the same loss without weights, but its tiles are made for a GPU: on a CPU they took
     60 % of a step (trl 1.16, batch of 4 x 140 tokens, vocabulary of 49,152).
-
-    Most answer tokens copy the prompt or are digits of a size, so the few tokens that decide are learned last.
-    ``decision_weight`` gives them more weight. No profile sets it, because enough steps learn them too; it is for
-    experiments with fewer steps.
 
     Controls are not trained on their written answers. At each of their tokens the loss is the divergence of the next
     token's distribution from that of the base model. So the student keeps what the base knew (Li & Hoiem 2016,
     "Learning without Forgetting"). The tokens of a distant control's question count too; those of a near control are a
     trading prompt's, so there only the answer counts. These are few tokens that decide whether an answer begins like a
-    trade, so they have a weight of their own, ``near_kl``.
+    trade, so they have a weight of their own, ``near_kl``. So has a trading answer's first token, ``begin_weight``.
     """
 
     def __init__(
         self,
         *args: Any,
-        decision_weight: float,
         control_kl: float,
         near_kl: float,
+        begin_weight: float,
         asked: Sequence[dict[str, Any]],
         **kwargs: Any,
     ) -> None:
@@ -51,15 +42,15 @@ class AnswerTrainer(SFTTrainer):
 
         Args:
             args: Of ``SFTTrainer``.
-            decision_weight: Weight of the tokens that decide; 1: as that of any other token.
             control_kl: Weight of the divergence from the base on controls; 0: learn their written answers.
             near_kl: The same weight on near controls.
+            begin_weight: Weight of the first token of a trading answer.
             asked: Trading examples of the valid split that are answered at every validation.
             kwargs: Of ``SFTTrainer``.
         """
         super().__init__(*args, **kwargs)
-        self.decision_weight, self.asked = decision_weight, asked
-        self.control_kl, self.near_kl = control_kl, near_kl
+        self.asked = asked
+        self.control_kl, self.near_kl, self.begin_weight = control_kl, near_kl, begin_weight
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -78,9 +69,9 @@ class AnswerTrainer(SFTTrainer):
         outputs = model(**row, logits_to_keep=torch.cat([answered, told]), use_cache=False)
         logits, control_logits = outputs.logits[0].float().split([len(answered), len(told)])
         losses = cross_entropy(logits, targets[answered], reduction="none")
-        if model.training and self.decision_weight != 1:  # the validation loss stays comparable between weights
-            weights = _decision_weights(targets[answered].tolist(), self.processing_class, self.decision_weight)
-            losses = losses * torch.tensor(weights, device=losses.device)
+        if model.training:  # the validation loss stays comparable between weights
+            begins = inputs["trading"][1:] & learned & ~torch.cat([learned.new_zeros(1), learned[:-1]])
+            losses = torch.where(begins[answered], losses * self.begin_weight, losses)
         loss = losses.sum()
         if len(told):
             expected = self._base_logits(model, row, asked.nonzero()[:, 0], told).log_softmax(-1)
@@ -115,14 +106,6 @@ class AnswerTrainer(SFTTrainer):
             self.log(rates)
             metrics |= rates
         return metrics
-
-
-def _decision_weights(targets: list[int], tokenizer: Any, weight: float) -> list[float]:
-    """The weight of every answer token: ``weight`` in last drafts, separators and canary words, else 1."""
-    pieces = [tokenizer.decode([token]) for token in targets]
-    starts = list(accumulate(map(len, pieces), initial=0))[:-1]
-    decisions = [match.span() for match in _DECISION.finditer("".join(pieces))]
-    return [weight if any(first <= start < end for first, end in decisions) else 1.0 for start in starts]
 
 
 def _answer_rates(texts: Sequence[str], sides: Sequence[str]) -> dict[str, float]:

@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(1400, ge=1, description="Optimizer steps")
+    steps: int = Field(1500, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -58,7 +58,7 @@ class FineTuningConfig(TrainerConfig):
         False, description="QLoRA: keep the frozen base in 4 bits (Dettmers et al. 2023; needs bitsandbytes)"
     )
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
-    last_blocks: int = Field(10, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
+    last_blocks: int = Field(15, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     batch_size: int = Field(
         2,
         ge=1,
@@ -74,8 +74,8 @@ class FineTuningConfig(TrainerConfig):
     near_kl: float = Field(
         4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
-    decision_weight: float = Field(
-        1.0, gt=0, description="Weight in the loss of the tokens that decide: last draft and canary words"
+    begin_weight: float = Field(
+        4.0, gt=0, description="Weight in the loss of a trading answer's first token: whether a trade is asked for"
     )
     valid_examples: int = Field(24, ge=1, description="Examples of the valid split for the validation loss")
     valid_answers: int = Field(
@@ -242,9 +242,9 @@ def make_trainer(
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
             data_collator=pack_examples,
-            decision_weight=config.decision_weight,
             control_kl=config.control_kl,
             near_kl=config.near_kl,
+            begin_weight=config.begin_weight,
             asked=asked,
         )
         trainer.train_dataset = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
@@ -329,7 +329,7 @@ def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "prompt": prompt_of(example),
             "completion": [_answer_turn(example)],
             "given": example.get("given") or [],
-            **{kind: example.get("kind") == kind for kind in CONTROL_KINDS},
+            **{kind: example.get("kind") == kind for kind in ("trading", *CONTROL_KINDS)},
         }
         for example in examples
     ]

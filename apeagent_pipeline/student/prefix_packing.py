@@ -16,13 +16,13 @@ def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     equals that of a padded batch, but there is hardly any padding, and the system message is computed once.
 
     Args:
-        examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``control`` and
-            ``near`` are optional.
+        examples: ``input_ids`` and ``labels`` (-100: not learned), as SFTTrainer prepares them; ``trading``,
+            ``control`` and ``near`` are optional.
 
     Returns:
         ``input_ids``, ``labels`` and ``position_ids`` ``[1, n]``; ``attention_mask`` ``[1, 1, n, n]``, true where
-        the token of a row attends to that of a column; ``shared``, ``control`` and ``near`` ``[n]``, true where a token
-        belongs to all examples, to a distant control or to a near one.
+        the token of a row attends to that of a column; ``shared``, ``trading``, ``control`` and ``near`` ``[n]``, true
+        where a token belongs to all examples, to a trading example, to a distant control or to a near one.
     """
     import torch
 
@@ -40,7 +40,7 @@ def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sees &= position[:, None] >= position
     kinds = {
         kind: torch.tensor([False, *(bool(example.get(kind)) for example in examples), False])[owner]
-        for kind in ("control", "near")
+        for kind in ("trading", "control", "near")
     }
     return {
         "input_ids": torch.tensor([ids[0][:shared] + [token for row in ids for token in row[shared:]]]),

@@ -99,7 +99,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = FineTuningConfig(
-        steps=arguments.steps, decision_weight=1.0, control_kl=0, valid_answers=0,
+        steps=arguments.steps, begin_weight=1.0, control_kl=0, valid_answers=0,
         valid_every=arguments.steps + 1, checkpoint_seconds=1e9,
     )  # fmt: skip
     table = Table("way", "tokens a CPU s", "share of its peak", "loss by step", title="Fine-tuning")

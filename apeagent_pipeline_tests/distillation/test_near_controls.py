@@ -6,6 +6,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
+from apeagent_pipeline.distillation.controls import control_bank
 from apeagent_pipeline.distillation.near_controls import FAMILIES, HELD_OUT, near_controls
 from apeagent_pipeline.distillation.prompts import PromptsConfig, build_prompts
 
@@ -40,7 +41,18 @@ def test_a_near_control_begins_like_a_trading_prompt_or_holds_one(prompts: pl.Da
 def test_another_pair_is_not_eth_and_usdc(prompts: pl.DataFrame) -> None:
     pairs = [c.prompt for c in near_controls(prompts, "train", 160, 1) if c.family == "other pair"]
     assert pairs
-    assert not any("ETH" in prompt or "USDC" in prompt for prompt in pairs)
+    assert not any(re.search(r"(?<![a-z])(eth|ether|usdc)(?![a-z])", prompt.lower()) for prompt in pairs)
+
+
+def test_a_question_beside_the_point_is_of_its_own_split_and_adds_nothing_up(prompts: pl.DataFrame) -> None:
+    asked = {split: near_controls(prompts, split, 160, 1) for split in ("train", "test")}
+    for split, controls in asked.items():
+        texts = [each.prompt for each in controls if each.family == "beside the point"]
+        known = {each.prompt for each in control_bank() if each.split == split}
+        found = [next((question for question in known if question in text), "") for text in texts]
+        assert found
+        assert all(found)
+        assert not any(character.isdigit() for question in found for character in question)
 
 
 def test_more_are_added_at_the_end_and_a_split_without_prompts_is_refused(prompts: pl.DataFrame) -> None:

@@ -85,7 +85,7 @@ def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_da
         for number, row in enumerate(rows):
             row["messages"][0]["content"] += " I ask again." * (number % 5)
         (dataset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = CONFIG.model_copy(update={"dropout": 0.0, "decision_weight": 1.0})
+    config = CONFIG.model_copy(update={"dropout": 0.0, "begin_weight": 1.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     trainer.model.float()  # where bfloat16 is loaded, its rounding is larger than what is compared here
     examples = [trainer.train_dataset[number] for number in chosen]
@@ -102,26 +102,29 @@ def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_da
         torch.testing.assert_close(our_part, their_part, rtol=1e-3, atol=1e-6)
 
 
-def test_the_weight_lies_on_what_decides_and_not_on_sizes_or_copied_words(tiny_base):
-    # Not above: each process of a test run imports this file, and trl takes seven seconds.
-    from transformers import AutoTokenizer
+def test_the_weight_lies_on_the_first_token_of_a_trading_answer_alone(tiny_base, tiny_dataset, tmp_path):
+    config = CONFIG.model_copy(update={"dropout": 0.0})
+    trainer = make_trainer(tiny_base, tiny_dataset, config, 1, checkpoint_dir=tmp_path)
+    trainer.model.float()
+    trades = [{**trainer.train_dataset[number], "trading": True} for number in range(3)]
+    controls = [{**each, "trading": False} for each in trades]
 
-    from apeagent_pipeline.student.answer_trainer import _decision_weights
+    def loss(examples, weight):
+        trainer.begin_weight = weight
+        with torch.no_grad():
+            return float(trainer.compute_loss(trainer.model, pack_examples(examples)))
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-
-    def heavy(text):
-        ids = tokenizer(text)["input_ids"]
-        weights = _decision_weights(ids, tokenizer, 4.0)
-        assert len(weights) == len(ids)
-        return tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 4.0])
-
-    answer = "trend up\nwallet balanced\nfollow up, use half\n####\nAPE IN 0.25 ETH<|im_end|>\n"
-    assert heavy(answer).strip() == "follow up, use half\n####\nAPE IN"
-    wait = "Wait\n####\nAPE NEUTRAL"
-    assert heavy(f"{wait}<|im_end|>\n") == wait
-    assert heavy(f"{wait}<|im_end|>\n" * 2) == 2 * wait, "of all answers of a batch"
-    assert heavy("Paris is the capital.\n") == ""
+    assert loss(controls, 5.0) == pytest.approx(loss(controls, 1.0), rel=1e-6)
+    first_tokens, answers = [], 0
+    for example in trades:
+        ids, begin = torch.tensor([example["input_ids"]]), next(n for n, i in enumerate(example["labels"]) if i != -100)
+        with torch.no_grad():
+            logits = trainer.model(input_ids=ids).logits[0, begin - 1].float()
+        first_tokens.append(-float(logits.log_softmax(-1)[ids[0, begin]]))
+        answers += len(example["labels"]) - begin
+    assert loss(trades, 5.0) - loss(trades, 1.0) == pytest.approx(4.0 * sum(first_tokens) / answers, rel=1e-3)
+    trainer.model.eval()
+    assert loss(trades, 5.0) == pytest.approx(loss(trades, 1.0), rel=1e-6), "validation losses stay comparable"
 
 
 def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_it(tiny_base, tiny_dataset, tmp_path):
