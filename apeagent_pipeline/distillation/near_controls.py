@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Family:
         wordings: Texts with places.
         answer: A short written answer for trainers that do not ask the base model itself.
         held_out: Asked in the test split alone.
-        share: How often it is drawn in train and valid beside the others.
+        share: How often it is drawn in train and valid beside the others; greater where many wordings end with the
+            question of a trading prompt.
     """
 
     name: str
@@ -101,8 +103,7 @@ def _control(family: Family, row: dict[str, Any], split: str, rng: np.random.Gen
     if after and facts.rstrip().endswith(",") and not after.startswith(("I ", "{")):
         after = after[0].lower() + after[1:]
     text = f"{before}{facts if '{facts}' in wording else ''}{after}"
-    # Adding up is held out.
-    questions = [each.prompt for each in control_bank() if each.split == split and not re.search(r"\d", each.prompt)]
+    questions = _questions_beside_the_point(split)
     base, quote = draw(_BASES), draw(_QUOTES)
     places = {
         "eth": token_text(row["eth"]),
@@ -114,3 +115,9 @@ def _control(family: Family, row: dict[str, Any], split: str, rng: np.random.Gen
     for name, value in places.items():
         text = text.replace(f"{{{name}}}", value)
     return Control(text.strip(), family.answer, family.name, split)
+
+
+@cache
+def _questions_beside_the_point(split: str) -> tuple[str, ...]:
+    """Distant controls without a number: adding up is a held-out family."""
+    return tuple(each.prompt for each in control_bank() if each.split == split and not re.search(r"\d", each.prompt))
