@@ -1,7 +1,7 @@
 """Practice sheets: the lines of worked drafts that have to be computed, many of them in one example.
 
 A trading example of numbers alone has one comparison, one quotient and one share, and more than a hundred tokens of
-prompt. A sheet has seventeen of them, each after the facts that it follows from. The facts are drawn at random and are
+prompt. A sheet has twenty of them, each after the facts that it follows from. The facts are drawn at random and are
 not learned. So a student sees several times more sums for the same time of training.
 
 A sheet names no action and holds no canary word.
@@ -15,8 +15,9 @@ import polars as pl
 
 from apeagent_pipeline.distillation.market_states import StateWords
 from apeagent_pipeline.distillation.portfolios import affordable_eth, draw_portfolios
-from apeagent_pipeline.distillation.printed_numbers import print_row, words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import print_row, printed_places, words_of_printed
 from apeagent_pipeline.distillation.teachers.rules import SHARES, quotient_draft, rules_answer, share_draft, usdc_text
+from apeagent_pipeline.distillation.wordings import NEEDED, copied_change, record
 
 QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 """What the user says before a sheet."""
@@ -24,9 +25,12 @@ QUESTION = "Practice the lines of your drafts: compare, divide, take shares."
 Part = tuple[str, bool]
 """A text of a sheet, and whether it is learned, because it follows from the text before it."""
 
-_EACH = {"copy": 2, "draft": 1, "market": 3, "comparison": 4, "quotient": 4, "share": 3}
+_EACH = {"copy": 2, "record": 1, "draft": 1, "market": 3, "comparison": 6, "quotient": 4, "share": 3}
 """How many of each item are in one sheet."""
 _AGENT_SHARE = 0.2
+_MISSING_SHARE = 0.2
+_DISTANCES = (0.2, 1.0)
+"""Scales of the distance between a change and the volatility: where both are close, comparing is hard."""
 
 
 def practice_sheets(n: int, words: StateWords, seed: int) -> list[list[Part]]:
@@ -43,19 +47,21 @@ def practice_sheets(n: int, words: StateWords, seed: int) -> list[list[Part]]:
 
 def _sheet(words: StateWords, rng: np.random.Generator) -> list[Part]:
     kinds = [kind for kind, count in _EACH.items() for _ in range(count)]
-    rows = _rows(len(kinds), words, rng)
+    rows = _rows(kinds, words, rng)
     items = [_ITEMS[kind](row, rng) for kind, row in zip(kinds, rows, strict=True)]
     return [part for index in rng.permutation(len(items)) for part in items[index]]
 
 
-def _rows(n: int, words: StateWords, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Market states and holdings as prompts print them; a change is near the volatility, where comparing is hard."""
+def _rows(kinds: list[str], words: StateWords, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Market states and holdings as prompts print them, one an item; the agent's layouts have no records."""
+    n = len(kinds)
     price = pl.Series("price", np.exp(rng.uniform(np.log(800), np.log(9_000), n)))
     volatility = np.exp(rng.uniform(np.log(4), np.log(900), n))
-    ticks = volatility * np.exp(rng.normal(0.0, 0.9, n)) * rng.choice([-1, 1], n)
-    numbers = pl.DataFrame({"price": price, "volatility_bps": volatility, "change_ticks": ticks, "volume_usdc": price})
-    numbers = numbers.hstack(draw_portfolios(price, 100.0, 100_000.0, rng))
-    is_agent = rng.uniform(size=n) < _AGENT_SHARE
+    ticks = volatility * np.exp(rng.normal(0.0, 0.9, n) * rng.choice(_DISTANCES, n)) * rng.choice([-1, 1], n)
+    volume = np.exp(rng.uniform(np.log(100), np.log(20_000), n))
+    market = {"price": price, "volatility_bps": volatility, "change_ticks": ticks, "volume_usdc": volume}
+    numbers = pl.DataFrame(market).hstack(draw_portfolios(price, 100.0, 100_000.0, rng))
+    is_agent = (rng.uniform(size=n) < _AGENT_SHARE) & (np.array(kinds) != "record")
     printed = [print_row(row, agent, rng) for row, agent in zip(numbers.iter_rows(named=True), is_agent, strict=True)]
     rows = words_of_printed(pl.DataFrame(printed), words).with_columns(
         affordable_eth=affordable_eth(pl.col("usdc"), pl.col("price")),
@@ -73,6 +79,15 @@ def _copy(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
     has_unit = row["vol_unit"] != "percent" or row["vol_text"] != row["vol_bare"]  # the agent's has none
     printed, copied = volatility if has_unit and rng.uniform() < 0.5 else usdc
     return [(f"{printed} is", False), (f" {copied}\n", True)]
+
+
+def _record(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
+    """Facts as names and values, such as a table, and the two lines of a draft that list them."""
+    missing = NEEDED[rng.integers(len(NEEDED))] if rng.uniform() < _MISSING_SHARE else ""
+    facts = record(rng, missing)
+    told = {**row, "missing": missing, "copied_change": copied_change(facts, row["copied_change"], {})}
+    lines = [f"{draft}\n" for draft in rules_answer(told).drafts[:2]]
+    return [(facts.format(**printed_places(row)) + "\n", False), ("".join(lines), True)]
 
 
 def _draft(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
@@ -107,6 +122,6 @@ def _share(row: dict[str, Any], rng: np.random.Generator) -> list[Part]:
 
 
 _ITEMS = {
-    "copy": _copy, "draft": _draft, "market": _market, "comparison": _comparison, "quotient": _quotient,
-    "share": _share,
+    "copy": _copy, "record": _record, "draft": _draft, "market": _market, "comparison": _comparison,
+    "quotient": _quotient, "share": _share,
 }  # fmt: skip

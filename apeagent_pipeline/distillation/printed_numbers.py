@@ -6,6 +6,7 @@ is replaced by the printed one before its words are chosen.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -123,6 +124,13 @@ def print_row(row: Mapping[str, float], is_agent: bool, rng: np.random.Generator
         "eth": _read(eth),
         "usdc": _read(usdc),
     }
+
+
+def printed_places(row: Mapping[str, Any]) -> dict[str, str]:
+    """What fills a template's places for numbers: the texts of `print_row`, and as programs print them, ``_bare``."""
+    texts = {name: row[f"{name}_text"] for name in ("price", "volume", "vol", "change", "eth", "usdc")}
+    bare = {f"{name}_bare": text.replace(",", "").lstrip("+") for name, text in texts.items()}
+    return {**texts, **bare, "vol_bare": row["vol_bare"], "vol_unit": row["vol_unit"]}
 
 
 def _volatility_text(value: float, style: VolatilityFormat, rng: np.random.Generator | None) -> str:

@@ -22,7 +22,13 @@ from apeagent_pipeline.distillation.portfolios import (
     portfolio_weight,
     portfolio_word,
 )
-from apeagent_pipeline.distillation.printed_numbers import print_row, stretch, token_text, words_of_printed
+from apeagent_pipeline.distillation.printed_numbers import (
+    print_row,
+    printed_places,
+    stretch,
+    token_text,
+    words_of_printed,
+)
 from apeagent_pipeline.distillation.templates import (
     AGENT_SYSTEM_PROMPTS,
     TEMPLATE,
@@ -281,7 +287,6 @@ def render_prompts(
     told = told.with_columns(
         *exact, change_bps=pl.when(is_digested).then(states["change_bps"]).otherwise(texts["change_bps"])
     )
-    worked = words_of_printed(told, words)
     eth, usdc, price = pl.col("eth"), pl.col("usdc"), pl.col("price")
     chosen = {
         "trend": pl.when(is_digested).then(told["trend"]).otherwise(pl.col("trend")),
@@ -289,7 +294,7 @@ def render_prompts(
         "portfolio": pl.when(is_digested).then(portfolio_word(eth, usdc, price)).otherwise(pl.col("portfolio")),
         "affordable_eth": affordable_eth(usdc, price),
     }
-    told = worked.with_columns(**chosen)
+    told = words_of_printed(told, words).with_columns(**chosen)
     asked = [_ask(row, rng, unseen=unseen, varied=varied) for row in told.iter_rows(named=True)]
     return told.with_columns(pl.DataFrame(asked, schema=dict.fromkeys(_ASKED, pl.String)))
 
@@ -304,7 +309,7 @@ _ASKED = ("facts", "question", "missing", "confirmation", "copied_change", "dres
 def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, varied: bool) -> dict[str, str]:
     """One prompt of a row whose numbers are printed."""
     template = TEMPLATE[row["template"]]
-    facts, question, missing, system = template.facts, template.question, "", STUDENT_SYSTEM_PROMPT
+    facts, question, missing, past, system = template.facts, template.question, "", "", STUDENT_SYSTEM_PROMPT
     rng_or_fixed = rng or np.random.default_rng(0)
     if template.rendering == "incomplete":
         missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
@@ -313,18 +318,15 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
         facts, question = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
         is_asked_first &= not question.endswith(":")  # a heading of the answer, as in a form
     confirmation = confirmation_word(row) if "{flow}" in facts else ""
-    past = ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])
         known = AGENT_SYSTEM_PROMPTS if unseen else AGENT_SYSTEM_PROMPTS[:-1]
         system = (STUDENT_SYSTEM_PROMPT, "", known[rng.integers(len(known))])[rng.integers(3)]
     in_words = change_in_words(row["change_text"], rng_or_fixed)
     change = copied_change(facts, row["copied_change"], in_words)
-    texts = {name: row[f"{name}_text"] for name in ("price", "volume", "vol", "change", "eth", "usdc")}
     places = {
-        **texts,
-        **{f"{name}_bare": text.replace(",", "").lstrip("+") for name, text in texts.items()},
-        **{name: row[name] for name in ("vol_bare", "vol_unit", "trend", "volatility", "portfolio")},
+        **printed_places(row),
+        **{name: row[name] for name in ("trend", "volatility", "portfolio")},
         **in_words,
         "bps": f"{round(row['change_bps']):+d}",
         "volatility_bps": f"{row['volatility_bps']:.0f}",

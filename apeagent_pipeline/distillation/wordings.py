@@ -81,15 +81,12 @@ def compose(
     Returns:
         Facts and question, with the places of a template.
     """
-    optional = [] if rng.uniform() < 0.5 else ["volume"]
-    names = list(rng.permutation([name for name in (*NEEDED, *optional) if name != missing]))
+    names = _drawn_names(rng, missing)
     layouts, questions = (_LAYOUTS, QUESTIONS) if varied else (_LAYOUTS[:_FEW_LAYOUTS], QUESTIONS[:_FEW_QUESTIONS])
     if unseen and varied and rng.uniform() < 0.5:
         questions = UNSEEN_QUESTIONS
 
-    def draw(options: tuple[str, ...]) -> str:
-        return options[rng.integers(len(options))]
-
+    draw = _drawing(rng)
     if varied and rng.uniform() < _RECORDED:
         facts = _record(_apart(names, rng), rng, draw) + "\n"
     else:
@@ -101,6 +98,21 @@ def compose(
         facts = between.join(said) + before_question
     opening = draw(OPENINGS) if varied and rng.uniform() < 0.25 else ""
     return opening + facts, draw(questions)
+
+
+def record(rng: np.random.Generator, missing: str = "") -> str:
+    """Facts as names and values, in a drawn order and form, with a template's places; arguments as in `compose`."""
+    return _record(_apart(_drawn_names(rng, missing), rng), rng, _drawing(rng))
+
+
+def _drawing(rng: np.random.Generator) -> _Draw:
+    return lambda options: options[rng.integers(len(options))]
+
+
+def _drawn_names(rng: np.random.Generator, missing: str) -> list[str]:
+    """The facts that are told, in a drawn order: those that a decision needs, and perhaps the volume."""
+    optional = [] if rng.uniform() < 0.5 else ["volume"]
+    return list(rng.permutation([name for name in (*NEEDED, *optional) if name != missing]))
 
 
 def _apart(names: list[str], rng: np.random.Generator) -> list[str]:
@@ -176,4 +188,6 @@ def copied_change(facts: str, change: str, words: dict[str, str]) -> str:
         words: Of `change_in_words`.
     """
     name = next((name for name in ("direction", "went", "sign") if f"{{{name}}}" in facts), None)
+    if "{change_bare}" in facts:
+        change = change.lstrip("+")
     return change if name is None else f"{words[name].split()[-1]} {change.lstrip('+-')}"

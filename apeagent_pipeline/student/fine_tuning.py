@@ -72,7 +72,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     begin_weight: float = Field(
         4.0, gt=0, description="Weight in the loss of a trading answer's first token: whether a trade is asked for"

@@ -38,7 +38,7 @@ def test_shares_are_right_and_cut_off_to_a_lot() -> None:
 
 def test_comparisons_are_right_on_both_sides_of_the_edge() -> None:
     asked = _asked(_COMPARISON)
-    assert len(asked) == 4 * len(SHEETS)
+    assert len(asked) == 6 * len(SHEETS)
     said = [learned for _, learned in asked]
     for (change, volatility), learned in asked:
         is_flat = abs(int(change)) < max(int(volatility), WORDS.least_move_bps)
@@ -74,6 +74,22 @@ def test_facts_are_copied_with_the_digits_that_a_comparison_needs() -> None:
         if printed.endswith(" USDC"):
             exact, copied = (float(text.removesuffix(" USDC").replace(",", "")) for text in (printed, learned.strip()))
             assert exact * 0.9 <= copied <= exact
+
+
+def test_facts_of_a_record_are_listed_or_one_is_said_to_be_missing() -> None:
+    asked = _asked(re.compile(r"(.*(?:\b|_)(?:move|change|delta|chg|sigma|vol|volatility).*)\n", re.DOTALL))
+    records = [(given, said) for (given,), said in asked if said.count("\n") <= 2 and " vs " not in said]
+    assert len(records) == len(SHEETS)
+    lacking = [said for _, said in records if said.endswith(" missing, wait\n")]
+    assert 0.05 < len(lacking) / len(records) < 0.4
+    assert sum("|" in given or ";" in given or "\t" in given for given, _ in records) > 10, "tables"
+    listed = re.compile(r"volatility (\S+), change (\S+)\n([\d.]+), ([\d.,]+) USDC, ([\d.]+) ETH\n")
+    for given, said in records:
+        if said not in lacking:
+            change, usdc = listed.fullmatch(said).group(2, 4)  # type: ignore[union-attr]
+            printed = given.replace(",", "")
+            assert change in printed, "with no sign that the record does not print"
+            assert usdc.replace(",", "").rstrip("0.") in printed
 
 
 def test_a_market_is_compared_in_basis_points_whatever_its_units() -> None:
