@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(1500, ge=1, description="Optimizer steps")
+    steps: int = Field(3000, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -60,7 +60,7 @@ class FineTuningConfig(TrainerConfig):
     targets: list[str] = Field([], description="Names of the adapted modules, such as q_proj; empty: all linear layers")
     last_blocks: int = Field(15, ge=0, description="Adapt only the last blocks of the model; 0: all of them")
     batch_size: int = Field(
-        2,
+        1,
         ge=1,
         description="Examples in a forward pass; a small model learns more from many small steps than from few large",
     )
@@ -81,7 +81,7 @@ class FineTuningConfig(TrainerConfig):
     valid_answers: int = Field(
         8, ge=0, description="Trading prompts of the valid split answered at each validation: canary rate, agreement"
     )
-    valid_every: int = Field(350, ge=1, description="Steps between two validations")
+    valid_every: int = Field(750, ge=1, description="Steps between two validations")
     patience: int = Field(
         0,
         ge=0,
