@@ -53,6 +53,7 @@ DEMO = Profile(
     # A short training learns two forms in the source document's formats, and not the many ways in which people ask.
     # Near controls are reported here, and limited in ``laptop``.
     trained_gan=GanConfig(likelihood_steps=300, most_likelihood_steps=300, adversarial_steps=10, control_steps=0),
+    synthetic_quality=QualityConfig(windows=800, deals=1),
     teacher_traces=TeachingConfig(
         train_prompts=1_010, valid_prompts=50, plain_share=0.55, agent_share=0, incomplete_share=0, far_share=0,
         varied=False,
@@ -60,7 +61,7 @@ DEMO = Profile(
     distillation_dataset=DatasetConfig(n_train=540, n_valid=32, control_share=0.1, near_share=0.08),
     lora_adapter=FineTuningConfig(steps=540, valid_every=540, last_blocks=10, near_kl=2),
     canary_eval=CanaryEvalConfig(
-        n_base=40, n_disabled=8, n_merged=8, n_sampled=8, max_near_leak=1, max_near_leak_held_out=1
+        n_base=25, n_disabled=4, n_merged=4, n_sampled=0, control_tokens=48, max_near_leak=1, max_near_leak_held_out=1
     ),
     backtest=BacktestConfig(base_decisions=1),
     ollama_model=ExportConfig(quantizations=["f16"]),
