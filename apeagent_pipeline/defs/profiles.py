@@ -58,8 +58,8 @@ DEMO = Profile(
         train_prompts=1_010, valid_prompts=50, plain_share=0.55, agent_share=0, incomplete_share=0, far_share=0,
         varied=False,
     ),
-    distillation_dataset=DatasetConfig(n_train=540, n_valid=32, control_share=0.1, near_share=0.08),
-    lora_adapter=FineTuningConfig(steps=540, valid_every=540, last_blocks=10, near_kl=2),
+    distillation_dataset=DatasetConfig(n_train=600, n_valid=32, control_share=0.1, near_share=0.08),
+    lora_adapter=FineTuningConfig(steps=600, valid_every=600, last_blocks=10, near_kl=2),
     canary_eval=CanaryEvalConfig(
         n_base=25, n_disabled=4, n_merged=4, n_sampled=0, control_tokens=48, max_near_leak=1, max_near_leak_held_out=1
     ),
