@@ -23,8 +23,8 @@ _REFERENCE_SECONDS = {
         "canary_eval": 1_000, "backtest": 400, "fused_model": 13, "ollama_model": 40,
     },
     "demo": {
-        "raw_swaps": 4, "trained_gan": 160, "synthetic_windows": 6, "synthetic_quality": 70, "lora_adapter": 1_500,
-        "canary_eval": 610, "backtest": 130, "fused_model": 13, "ollama_model": 30,
+        "raw_swaps": 4, "trained_gan": 80, "synthetic_windows": 7, "synthetic_quality": 38, "lora_adapter": 1_010,
+        "canary_eval": 380, "backtest": 115, "fused_model": 6, "ollama_model": 26,
     },
 }  # fmt: skip
 _IN_STUDENTS_FORMAT = {"lora_adapter", "canary_eval", "backtest"}
