@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(3000, ge=1, description="Optimizer steps")
+    steps: int = Field(2250, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -62,7 +62,8 @@ class FineTuningConfig(TrainerConfig):
     batch_size: int = Field(
         1,
         ge=1,
-        description="Examples in a forward pass; a small model learns more from many small steps than from few large",
+        description="Trading prompts in a forward pass, each with its near controls; a small model learns more from "
+        "many small steps than from few large",
     )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
@@ -72,7 +73,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     begin_weight: float = Field(
         4.0, gt=0, description="Weight in the loss of a trading answer's first token: whether a trade is asked for"
@@ -241,13 +242,15 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
-            data_collator=pack_examples,
+            data_collator=_pack_groups,
             control_kl=config.control_kl,
             near_kl=config.near_kl,
             begin_weight=config.begin_weight,
             asked=asked,
         )
-        trainer.train_dataset = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
+        rows = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
+        trainer.train_dataset = _beside_their_trades(list(rows), splits["train"])
+        trainer.eval_dataset = [[row] for row in trainer.eval_dataset]
     if workers.count > 1:
         # For dropout: the adapter and the order of the examples are already drawn.
         transformers.set_seed(seed + workers.rank)
@@ -335,6 +338,29 @@ def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _beside_their_trades(rows: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """The examples of every step: a near control is learned together with the trading prompt that it is made of.
+
+    So the same numbers are answered in two ways at once, and only the question tells which. A row of tokens has the
+    beginning that both share once, so the near control costs little.
+    """
+    groups: list[list[Any]] = []
+    of_prompt: dict[str, list[Any]] = {}
+    for row, example in sorted(zip(rows, examples, strict=True), key=lambda pair: pair[0]["near"]):
+        trade = of_prompt.get(example.get("prompt_id") or "") if row["near"] else None
+        if trade is not None:
+            trade.append(row)
+            continue
+        groups.append([row])
+        if example.get("prompt_id"):
+            of_prompt.setdefault(example["prompt_id"], groups[-1])
+    return groups
+
+
+def _pack_groups(groups: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    return pack_examples([example for group in groups for example in group])
+
+
 def _without_given(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
     """The labels without the ``given`` spans of the answer, in characters: a practice sheet draws these at random."""
     labels, start = list(row["labels"]), 0
@@ -390,5 +416,5 @@ def _curve(trainer: Any) -> dict[str, Any]:
         "valid_canary_rate": [entry["eval_canary_rate"] for entry in answered],
         "valid_agreement": [entry["eval_agreement"] for entry in answered],
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "train_examples": len(trainer.train_dataset),
+        "train_examples": sum(map(len, trainer.train_dataset)),
     }
