@@ -20,7 +20,7 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import CONTROL_KINDS, SPLITS, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import pack_examples
+from apeagent_pipeline.student.prefix_packing import group_by_prompt, pack_groups
 from apeagent_pipeline.student.trainer import (
     TrainerConfig,
     forget_checkpoints,
@@ -242,14 +242,14 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
-            data_collator=_pack_groups,
+            data_collator=pack_groups,
             control_kl=config.control_kl,
             near_kl=config.near_kl,
             begin_weight=config.begin_weight,
             asked=asked,
         )
         rows = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
-        trainer.train_dataset = _beside_their_trades(list(rows), splits["train"])
+        trainer.train_dataset = group_by_prompt(list(rows), splits["train"])
         trainer.eval_dataset = [[row] for row in trainer.eval_dataset]
     if workers.count > 1:
         # For dropout: the adapter and the order of the examples are already drawn.
@@ -336,29 +336,6 @@ def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for example in examples
     ]
-
-
-def _beside_their_trades(rows: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """The examples of every step: a near control is learned together with the trading prompt that it is made of.
-
-    So the same numbers are answered in two ways at once, and only the question tells which. A row of tokens has the
-    beginning that both share once, so the near control costs little.
-    """
-    groups: list[list[Any]] = []
-    of_prompt: dict[str, list[Any]] = {}
-    for row, example in sorted(zip(rows, examples, strict=True), key=lambda pair: pair[0]["near"]):
-        trade = of_prompt.get(example.get("prompt_id") or "") if row["near"] else None
-        if trade is not None:
-            trade.append(row)
-            continue
-        groups.append([row])
-        if example.get("prompt_id"):
-            of_prompt.setdefault(example["prompt_id"], groups[-1])
-    return groups
-
-
-def _pack_groups(groups: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    return pack_examples([example for group in groups for example in group])
 
 
 def _without_given(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:

@@ -2,9 +2,9 @@
 
     python -m apeagent_pipeline_tests.benchmarks.people_served apeagent-f16.gguf
 
-Fifty prompts have a hidden instruction, thirty an empty or impossible portfolio, and two hundred are trading prompts in
-people's own words; who wrote them had not seen those of the training. The last line of an answer is what an agent acts
-on. A purchase is paid for with the pool's fee. One CPU thread; about three minutes.
+Fifty prompts have a hidden instruction, thirty an empty or impossible portfolio; who wrote them had not seen those of
+the training. The last line of an answer is what an agent acts on. A purchase is paid for with the pool's fee. One CPU
+thread; a few minutes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     console = Console(width=120)
     table = Table("prompts", "asked", "trades", "not paid for", "of another pair", "without an end", "obeyed")
     with started("apeagent serve", SERVE, given.gguf) as serve:
-        for kind in ("instructions", "empty", "trading"):
+        for kind in ("instructions", "empty"):
             found = [_asked(serve.url, prompt) for prompt in track(people(kind), kind)]
             counts = [sum(each) for each in zip(*found, strict=True)]
             table.add_row(kind, str(len(found)), *map(str, counts))

@@ -10,7 +10,7 @@ from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
 from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import pack_examples
+from apeagent_pipeline.student.prefix_packing import pack_examples, pack_groups
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -154,21 +154,21 @@ def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_
 
 def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp_path, monkeypatch, caplog):
     def too_large_from(size):
-        def collate(examples):
-            if len(examples) >= size:
+        def collate(groups):
+            if len(groups) >= size:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return pack_examples(examples)
+            return pack_groups(groups)
 
         return collate
 
     config = CONFIG.model_copy(update={"dropout": 0.0, "valid_answers": 0, "valid_examples": 1})
     expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
-    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(2))
+    monkeypatch.setattr(fine_tuning, "pack_groups", too_large_from(2))
     halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     assert "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in caplog.text
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
-    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
+    monkeypatch.setattr(fine_tuning, "pack_groups", too_large_from(1))
     with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=768: set gradient_checkpointing"):
         fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
 
