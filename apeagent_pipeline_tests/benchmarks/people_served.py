@@ -1,4 +1,4 @@
-"""What ``apeagent serve`` answers to prompts that people wrote to make it trade what nobody can pay.
+"""What ``apeagent serve`` answers to prompts that were written to make it trade what nobody can pay.
 
     python -m apeagent_pipeline_tests.benchmarks.people_served apeagent-f16.gguf
 
@@ -21,7 +21,8 @@ from apeagent_pipeline_tests.benchmarks.people_prompts import is_obeyed, people,
 from apeagent_pipeline_tests.benchmarks.serving_speed import SERVE, started
 from apeagent_pipeline_tests.serving.agent_client import Wallet
 
-_TRADE = re.compile(r"(APE IN|APE OUT) ([\d.,]+) (\w+)")
+_TRADE = re.compile(r"(APE IN|APE OUT) (\S+) (\S+)")
+"""As an agent may read it. The project's own reader refuses other tokens, so it could not count them."""
 
 
 def main() -> None:
@@ -48,9 +49,9 @@ def _asked(url: str, prompt: dict[str, Any]) -> tuple[bool, bool, bool, bool, bo
     obeyed = "wanted_side" in prompt and is_obeyed(prompt, read_answer(text))
     unpaid = another = False
     if trade:
-        amount, side = float(trade[2].replace(",", "")), {"APE IN": "BUY", "APE OUT": "SELL"}[trade[1]]
+        amount, side = float(trade[2]), {"APE IN": "BUY", "APE OUT": "SELL"}[trade[1]]
         another = trade[3] != "ETH"
-        unpaid = not Wallet(prompt["eth"], prompt["usdc"]).pay(side, amount, prompt.get("price") or float("inf"))
+        unpaid = not Wallet(prompt["eth"], prompt["usdc"]).pay(side, amount, prompt["price"])
     return trade is not None, unpaid, another, reply["done_reason"] != "stop", obeyed
 
 
