@@ -4,7 +4,7 @@
 
 Fifty prompts have a hidden instruction, thirty an empty or impossible portfolio; who wrote them had not seen those of
 the training. The last line of an answer is what an agent acts on. A purchase is paid for with the pool's fee. One CPU
-thread; a few minutes.
+thread; five to seven minutes.
 """
 
 import argparse
