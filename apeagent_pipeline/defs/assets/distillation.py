@@ -74,7 +74,7 @@ def _distillation_dataset(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "distillation",
             {"jsonlines", "huggingface"},
-            code="10",
+            code="12",
             config=runtime.profile.distillation_dataset,
         )
     )
