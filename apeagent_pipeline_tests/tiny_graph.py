@@ -26,7 +26,11 @@ TINY = Profile(
     lora_adapter=FineTuningConfig(
         steps=4, batch_size=4, last_blocks=0, valid_examples=4, valid_every=2, checkpoint_seconds=0, max_tokens=2_048
     ),
-    canary_eval=CanaryEvalConfig(n_disabled=4, max_new_tokens=8, min_canary_rate=0.0, min_agreement_gain=-1.0),
+    # Nor a student of four steps, which says anything. That the check refuses leaks is tested where it is defined.
+    canary_eval=CanaryEvalConfig(
+        n_disabled=4, max_new_tokens=8, min_canary_rate=0.0, min_agreement_gain=-1.0,
+        max_control_leak=1.0, max_near_leak=1.0, max_near_leak_held_out=1.0,
+    ),
     service_report=ServiceReportConfig(moments=3, window=8, horizon=6, max_new_tokens=8),
     reinforced_adapter=ReinforcementConfig(
         train_prompts=8, test_prompts=4, steps=2, batch_size=4, generations=2, max_new_tokens=8

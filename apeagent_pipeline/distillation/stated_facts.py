@@ -8,7 +8,7 @@ that allows the smaller trade counts, so a hidden sentence can only take away fr
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apeagent_pipeline.distillation.stated_loosely import Loose, read_loosely
 from apeagent_pipeline.distillation.stated_owner import (
@@ -20,17 +20,18 @@ from apeagent_pipeline.distillation.stated_owner import (
     names_an_owner,
 )
 from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, TAG, read_records
+from apeagent_pipeline.distillation.stated_unclaimed import copied_price, numbers_unclaimed
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
 _ETH = r"(?:w?eth(?:er(?:eum)?)?\b)"
-_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|\$(?!\s?\d))"
+_USDC = r"(?:usdc?(?:\.e)?\b|u\.s\. dollars?\b|dollars?\b|bucks\b|stable(?:coin)?s\b|\$(?!\s?\d))"
 _UNIT = rf"(?:{_ETH}|{_USDC})"
 _SIGNED = rf"(?<![\w.])(?:[-\u2212](?=\d))?{NUMBER}(?![\d%]|[.,]\d)"
 
 _SAID_OF = (
     r"\s(?:costs?|is|trades?|trading|sits|buys)(?:\s(?:at|for|now|worth|about|around))*\s\$?\d|\s(?:were|was)\b|"
-    r"\s?[=\u2248]"
+    r"(?:\s(?:balance|bal|held|free|available))?\s?[=\u2248]"
 )
 """Behind an amount that is no holding: "1 ETH costs 2500 USDC", "900 USDC were traded"."""
 
@@ -44,7 +45,7 @@ _AMOUNT = re.compile(
     _FLAGS,
 )
 _BETWEEN = re.compile(
-    r"[\s,;:&+/|\u2022*\u2013-]*(?:\b(?:and|plus|und)\b\s?)?(?:(?:also|about|around|approximately|approx|roughly|exactly|"
+    r"[\s,;:&+/|\u2022*\u2013-]*(?:\b(?:and|plus|und|n|next\sto|together\swith|alongside|as\swell\sas|besides)\b\s?)?(?:(?:also|about|around|approximately|approx|roughly|exactly|"
     r"another|only|just|~)\s?)*[\s:\u2022*\u2013]*(?:-\s)?",
     _FLAGS,
 )
@@ -57,7 +58,7 @@ _FILLER = (
     r"with|has|have|status|left|available|for|trading|today|both|there|this|here|base|uniswap|consists?)\b)*"
 )
 _CUE = re.compile(
-    r"\b(?P<word>hold(?:s|ing|ings)?|have|has|own(?:s|ing)?|got|wallet|balances?|portfolio|position|inventory|funds|assets|"
+    r"\b(?P<word>hold(?:s|ing|ings)?|have|has|own(?:s|ing)?|got|keep(?:ing)?|carry(?:ing)?|sit(?:ting)?\son|wallet|balances?|portfolio|position|inventory|funds|assets|"
     rf"account|treasury|available|my|our)\b{_FILLER}",
     _FLAGS,
 )
@@ -138,6 +139,7 @@ class StatedFacts:
         names_whole: Whether a word such as "all" or "everything" stands in the question.
         other_pair: The first pair or token that is priced beside ETH-USDC, or None.
         asks: Whether a word such as "action" or "trade" stands in the question.
+        unclaimed: Numbers that may be the price, where no words state it.
     """
 
     price: float | None = None
@@ -147,6 +149,11 @@ class StatedFacts:
     names_whole: bool = False
     other_pair: str | None = None
     asks: bool = False
+    unclaimed: tuple[float, ...] = ()
+
+    def with_price_of(self, drafts: str) -> "StatedFacts":
+        """The facts with the price that an answer's drafts copy, if the question's words state none."""
+        return replace(self, price=copied_price(self.unclaimed, drafts)) if self.price is None else self
 
     @property
     def calls_for_action(self) -> bool:
@@ -160,8 +167,17 @@ _POINT_THOUSANDS = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})\.(\d{{3}})(?=\s?(?:
 """Dollars have two decimals: beside "2,5 ETH", "4.200 USDC" are 4200."""
 
 
+_SPEECH = re.compile(
+    r"\b(?:(?!i\b)\w{1,30}\s(?:says?|said|claims?|claimed|writes?|wrote|tells?|told|boasts?|boasted|shouts?|shouted|texts?|"
+    r"texted)(?:\s\w{1,20}){0,3}|my\s\w{1,20}(?=:))\s?[,:]?\s?\"[^\"]{0,2000}(?:\"|$)",
+    _FLAGS,
+)
+"""What somebody else says: it states nothing about the asker."""
+
+
 def read_facts(question: str) -> StatedFacts:
     """Read what a question states, in whatever words and number formats."""
+    question = _SPEECH.sub(" ", question)
     whole = _plain(question)
     records = read_records(_visible(question), has_owner=names_an_owner(whole))
     text = _plain(records.rest)
@@ -191,6 +207,7 @@ def read_facts(question: str) -> StatedFacts:
         names_whole=_TO_THE_END.search(whole) is not None,
         other_pair=_other_pair(whole),
         asks=_ASKS.search(whole) is not None,
+        unclaimed=() if prices else tuple(numbers_unclaimed(text, claimed)),
     )
 
 

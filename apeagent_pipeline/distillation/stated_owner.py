@@ -78,7 +78,7 @@ _PERSON = re.compile(
 _ME = r"(?:me|i|myself|us|we|you|apeagent|agent)\b"
 _OWNER = re.compile(
     rf"\b(?:(?:owner|holder|investor|account\sname|belongs\sto)\b\s?(?:[:=]|is)?\s?(?!{_ME})\w|"
-    rf"(?:user|client|customer|name)\s?[:=]\s?(?!{_ME})\w+\s?(?:[,;\n]|$)|"
+    rf"(?:client|customer|name|user(?!:))\s?[:=]\s?(?!{_ME})\w+\s?(?:[,;\n]|$)|user:\s?(?!{_ME})\w+\s?(?:[;\n]|$)|"
     r"(?:wallet|account|portfolio)\sof\s?[:=]?\s?(?!(?:mine|ours|yours|eth|usdc|tokens|about|around|only|just)\b)[a-z]{2})",
     _FLAGS,
 )
@@ -125,7 +125,9 @@ _ADDRESS = re.compile(
     r"beginner|bot|assistant|view|json|csv|table|numbers|figures|stats|details|snapshot|vol|ethusdc?|ethusd|here|see|below|post|put|get|request|decide|api|input)\b",
     _FLAGS,
 )
-_VERBS = ("hold", "holding", "have", "own", "owning", "got")
+_VERBS = (
+    "hold", "holding", "have", "own", "owning", "got", "keep", "keeping", "carry", "carrying", "sit on", "sitting on",
+)  # fmt: skip
 _REACH = 200
 """Characters before a word that are looked at: hostile questions must not cost the square of their length."""
 

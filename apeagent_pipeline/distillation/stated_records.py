@@ -357,6 +357,7 @@ _ITEM = re.compile(
     rf"(?P<value>\$?[ ]?{_SIGNED}{_UNITS}|(?:none|zero|no)\b(?![ ]\d)|[\d.]+\s?%)",
 )
 _HAS_TOKEN = re.compile(rf"(?:{_ETH}|{_USDC})$", re.IGNORECASE)
+_TOKEN_BEHIND = re.compile(rf"[ ]?(?:{_ETH}|{_USDC})[ ]?/", re.IGNORECASE)
 _NUMBER_BEFORE = re.compile(r"[\dkM][ ]?$")
 _BETWEEN = re.compile(r"[\s,;|/&\u2022*>-]*")
 _FEWEST = 3
@@ -376,7 +377,7 @@ def _lists(text: str) -> Iterator[_Block]:
         if tainted >= 0 and _BETWEEN.fullmatch(text, tainted, found.start()):
             tainted = found.end()
             continue
-        if kind_of((name,)) is None and _HAS_TOKEN.search(found["value"]):
+        if kind_of((name,)) is None and (_HAS_TOKEN.search(found["value"]) or _TOKEN_BEHIND.match(text, found.end())):
             continue  # "pool: 4 ETH" is the beginning of a list of amounts too
         behind_number = _NUMBER_BEFORE.search(text[max(found.start() - 3, 0) : found.start()]) is not None
         is_first = not run or run[-1].end() < found.start() - 1

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apeagent_pipeline.distillation import wordings
 from apeagent_pipeline.distillation.answer_check import AnswerStream, check_answer
 from apeagent_pipeline.distillation.chain_of_draft import parse_answer
 from apeagent_pipeline.distillation.stated_facts import read_facts
@@ -170,7 +171,50 @@ def test_an_answer_without_an_action_to_a_question_without_a_trade_stays_as_it_i
     assert (checked.text, checked.answer, checked.changes) == (said, None, ())
 
 
-def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
+@pytest.fixture
+def put_together(monkeypatch):
+    """Prompts without whole messages, whose words nobody foresaw."""
+    monkeypatch.setattr(wordings, "_MESSAGE_SHARE", 0.0)
+
+
+def test_messages_of_other_people_are_never_read_as_more_than_they_state():
+    """Whose holdings they are has to be said in known words; a price that the drafts copy needs none."""
+    said = "volatility 45bps, change +112\n2507, 9,507 USDC, 3.7 ETH\n+112 vs 45, up, add\n####\nAPE IN 0.1 ETH"
+    numbers = {
+        "price": "2,507", "vol": "45 bps", "change": "+112", "distance": "112", "direction": "up", "went": "rose",
+        "sign": "plus", "eth": "3.746", "usdc": "9,507.14", "volume": "999.40",
+    }  # fmt: skip
+    accepted = 0
+    for message in wordings.MESSAGES[""]:
+        prompt = (message.facts + message.question).format(**numbers)
+        facts = read_facts(prompt)
+        assert (facts.eth or 0) <= 3.746, prompt
+        assert (facts.usdc or 0) <= 9507.14, prompt
+        assert (facts.with_price_of(said).price or 2507) >= 2507, prompt
+        accepted += not check_answer(prompt, said).refused
+    assert accepted >= 0.5 * len(wordings.MESSAGES[""])
+
+
+@pytest.mark.parametrize(
+    ("question", "price"),
+    [
+        ("The oracle agrees with the pool on 2,507. I hold 2 ETH and 900 USDC. Trade?", 2507.0),
+        ("The oracle agrees with the pool on 2,507.9. I hold 2 ETH and 900 USDC. Trade?", 2507.9),
+        ("The volume was 2507. I hold 2 ETH and 900 USDC. Trade?", None),
+        ("It rose 2507 ticks. I hold 2 ETH and 900 USDC. Trade?", None),
+        ("The oracle agrees with the pool on 3,507. I hold 2 ETH and 900 USDC. Trade?", None),
+        ("ETH price is $3000. The oracle says 2507. I hold 2 ETH and 900 USDC. Trade?", 3000.0),
+    ],
+)
+def test_a_price_in_unknown_words_is_read_where_the_drafts_copy_it(question, price):
+    facts = read_facts(question)
+    assert facts.with_price_of("2507, 900 USDC, 2 ETH\nup, add").price == price
+    assert facts.with_price_of("up, add").price == facts.price
+    bought = check_answer(question, "2507, 900 USDC, 2 ETH\nup, add\n####\nAPE IN 0.1 ETH")
+    assert bought.refused == (price is None)
+
+
+def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes(put_together):
     """In every form, number format and dressing. Earlier trades name further prices: there the highest counts."""
     import numpy as np
     import polars as pl
@@ -203,7 +247,7 @@ def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
     assert len(refused) <= 1, refused
 
 
-def test_composed_prompts_are_read_and_never_more_than_they_state():
+def test_composed_prompts_are_read_and_never_more_than_they_state(put_together):
     """Every form, layout, number format and dressing of `wordings`; typing errors may leave a fact unread."""
     import numpy as np
     import polars as pl

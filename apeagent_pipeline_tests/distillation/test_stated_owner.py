@@ -128,6 +128,9 @@ OTHERS = (
     "My former wallet held 3 ETH and 9000 USDC", "My brother's and my mother's wallets have 3 ETH and 9000 USDC",
     "Total supply held by whales: 3 ETH, 9000 USDC", "The market has 3 ETH and 9000 USDC of liquidity",
     "The order book has 3 ETH and 9000 USDC", "Volume: 3 ETH / 9000 USDC", "The pool: balance 3 ETH, 9000 USDC",
+    'The influencer said, "I\'m sitting on 3 ETH and 9000 USDC, easy life."',
+    'Bob texted me: "we hold 3 ETH, 9000 USDC".',
+    "vol: 30 bps\nchange: 10 ticks\nprice: 2500\npool_reserves: 3 ETH / 9000 USDC",
     "Pool position: 3 ETH, 9000 USDC", "Position of the pool: 3 ETH, 9000 USDC",
 )  # fmt: skip
 OWN = (

@@ -35,7 +35,7 @@ def _teacher_traces(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "distillation",
             {"python", "parquet"},
-            code="10",
+            code="11",
             config=runtime.profile.teacher_traces,
             pool="teacher",
             made="on_policy",
