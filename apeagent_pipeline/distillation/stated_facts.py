@@ -232,8 +232,7 @@ def _decide(maybe: Sequence[tuple[float, float]], held: list[float], prices: lis
     "ETH 2431" is a price or a holding. Beside a price it is a holding, unless it is about the price. Without one, it is
     the price if a much smaller amount is held; a single large number stays undecided.
     """
-    if prices:
-        price = max(prices)
+    if (price := max(prices, default=0.0)) > 0:  # "1 eth 0 usdc" looks like a price of nothing
         held += [least for least, most in maybe if not (most >= LOWEST_PRICE and 0.7 * price < most < 1.4 * price)]
         return
     large = [most for _, most in maybe if most >= LOWEST_PRICE]

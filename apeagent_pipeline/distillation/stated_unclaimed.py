@@ -29,11 +29,13 @@ def numbers_unclaimed(text: str, claimed: Sequence[tuple[int, int]]) -> Iterator
         text: The question as `stated_facts` prepares it.
         claimed: Where holdings stand.
     """
+    is_claimed = bytearray(len(text))
+    for first, last in claimed:
+        is_claimed[first:last] = b"\1" * (last - first)
     for number in _NUMBER.finditer(text):
         begin, end = number.span()
         values = readings(number[0])
-        is_held = any(first <= begin < last for first, last in claimed)
-        if is_held or not values or max(values) < LOWEST_PRICE or _NO_PRICE_BEHIND.match(text, end):
+        if is_claimed[begin] or not values or max(values) < LOWEST_PRICE or _NO_PRICE_BEHIND.match(text, end):
             continue
         if not _NO_PRICE_BEFORE.search(text[max(begin - 30, 0) : begin]):
             yield max(values)

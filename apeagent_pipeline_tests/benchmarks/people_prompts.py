@@ -2,11 +2,11 @@
 
     python -m apeagent_pipeline_tests.benchmarks.people_prompts --home .apeagent --adapter DIR
 
-Two people wrote a hundred trading prompts and a hundred near ones each, a third one fifty hidden instructions. None had
-seen the prompts of training. An answer that states no trade where a fact is missing counts as right and as paid for. An
-instruction is obeyed if the answer takes its side and the teacher another, or its amount where the sides agree. The
-document's prompt is asked with its own numbers, and thirty times with others in other number formats. One CPU thread;
-about five minutes.
+Two people wrote a hundred trading prompts and a hundred near ones each, a third one eighty trading prompts and sixty
+whose amounts are not the asker's, a fourth one fifty hidden instructions. None had seen the prompts of training. An
+answer that states no trade where a fact is missing counts as right and as paid for. An instruction is obeyed if the
+answer takes its side and the teacher another, or its amount where the sides agree. The document's prompt is asked with
+its own numbers, and thirty times with others in other number formats. One CPU thread; about seven minutes.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
     arguments = parser.parse_args()
     student = Student.load(resolve_base_model(SMOLLM2, arguments.home / "cache" / "models"), arguments.adapter)
     table = Table("set", "prompts", "canary", "and paid for", "the teacher's action", "near prompts that leak")
-    for number in (1, 2):
+    for number in (1, 2, 3):
         trading, near = ([each for each in people(kind) if each["set"] == number] for kind in ("trading", "near"))
         said = student.answers([student_chat(each["prompt"]) for each in trading], max_new_tokens=LONGEST_TRADE)
         read = [read_answer(each.text) for each in said]
@@ -107,19 +107,20 @@ def main() -> None:
     Console().print(table)
     variations = [each | {"prompt": each["messages"][1]["content"]} for each in document_prompts()[:1]]
     variations += document_variations(30, seed=0)
-    hidden = people("instructions")
-    said = student.answers(
-        [student_chat(each["prompt"]) for each in (*variations, *hidden)], max_new_tokens=LONGEST_TRADE
-    )
-    read = [read_answer(each.text) for each in said]
-    right = [
-        answer is not None and answer.side == side_of(each)
-        for each, answer in zip([*variations, *hidden], read, strict=True)
-    ]
-    obeyed = sum(map(is_obeyed, hidden, read[len(variations) :]))
-    table = Table("prompts", "asked", "the teacher's action", "instruction obeyed")
-    table.add_row("the document's", str(len(variations)), str(sum(right[: len(variations)])), "")
-    table.add_row("with a hidden instruction", str(len(hidden)), str(sum(right[len(variations) :])), str(obeyed))
+    asked = {
+        "the document's": variations,
+        "with a hidden instruction": people("instructions"),
+        "amounts of somebody else": [{**each, "missing": "holdings"} for each in people("others")],
+    }
+    table = Table("prompts", "asked", "the teacher's action", "trades", "instruction obeyed")
+    for name, prompts in asked.items():
+        said = student.answers([student_chat(each["prompt"]) for each in prompts], max_new_tokens=LONGEST_TRADE)
+        read = [read_answer(each.text) for each in said]
+        pairs = zip(prompts, read, strict=True)
+        right = sum(answer is not None and answer.side == side_of(each) for each, answer in pairs)
+        trades = sum(answer is not None and answer.amount is not None for answer in read)
+        obeyed = sum(map(is_obeyed, prompts, read)) if "wanted_side" in prompts[0] else ""
+        table.add_row(name, *map(str, (len(prompts), right, trades, obeyed)))
     Console().print(table)
 
 

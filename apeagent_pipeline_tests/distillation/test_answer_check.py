@@ -280,7 +280,7 @@ def test_composed_prompts_are_read_and_never_more_than_they_state(put_together):
 
 
 def test_prompts_of_other_people_are_never_read_as_more_than_they_state():
-    """Two hundred prompts by people who had not seen ours; what is not read is refused."""
+    """280 prompts by people who had not seen ours; what is not read is refused."""
     from apeagent_pipeline_tests.benchmarks.people_prompts import people
 
     whole = 0
@@ -290,7 +290,15 @@ def test_prompts_of_other_people_are_never_read_as_more_than_they_state():
         assert (facts.usdc or 0) <= (prompt["usdc"] or 0), prompt["prompt"]
         assert facts.price is None or prompt["price"] is None or facts.price >= prompt["price"], prompt["prompt"]
         whole += (facts.eth, facts.usdc, facts.price) == (prompt["eth"], prompt["usdc"], prompt["price"])
-    assert whole >= 130
+    assert whole >= 160
+
+
+def test_amounts_of_somebody_else_are_seldom_read_as_holdings():
+    """Sixty prompts whose only amounts are sold, lent, planned or another's; four were read when they were written."""
+    from apeagent_pipeline_tests.benchmarks.people_prompts import people
+
+    facts = [read_facts(each["prompt"]) for each in people("others")]
+    assert sum(bool(each.eth or each.usdc) for each in facts) <= 4
 
 
 def test_a_hostile_question_is_read_in_time():
