@@ -66,7 +66,7 @@ def check_answer(question: str, said: str, facts: StatedFacts | None = None) -> 
         return _refused(kept, [*changes, f"no trade: the answer cannot be read ({error.reason.replace('_', ' ')})"])
     if answer.amount is None:
         return CheckedAnswer(_text(kept, changes, answer), answer, tuple(changes))
-    facts = facts.with_price_of(drafts)
+    facts = facts.with_copies(drafts)
     if why := _why_not(answer, facts):
         return _refused(kept, [*changes, f"no trade: {why}"])
     most = payable(answer, facts)

@@ -8,7 +8,7 @@ that allows the smaller trade counts, so a hidden sentence can only take away fr
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from apeagent_pipeline.distillation.stated_loosely import Loose, read_loosely
 from apeagent_pipeline.distillation.stated_owner import (
@@ -20,7 +20,7 @@ from apeagent_pipeline.distillation.stated_owner import (
     names_an_owner,
 )
 from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, TAG, read_records
-from apeagent_pipeline.distillation.stated_unclaimed import copied_price, numbers_unclaimed
+from apeagent_pipeline.distillation.stated_unclaimed import Unclaimed, copied, unclaimed
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -139,7 +139,7 @@ class StatedFacts:
         names_whole: Whether a word such as "all" or "everything" stands in the question.
         other_pair: The first pair or token that is priced beside ETH-USDC, or None.
         asks: Whether a word such as "action" or "trade" stands in the question.
-        unclaimed: Numbers that may be the price, where no words state it.
+        named: Numbers that may be holdings or the price, if an answer's drafts copy them.
     """
 
     price: float | None = None
@@ -149,11 +149,19 @@ class StatedFacts:
     names_whole: bool = False
     other_pair: str | None = None
     asks: bool = False
-    unclaimed: tuple[float, ...] = ()
+    named: Unclaimed = field(default_factory=Unclaimed)
 
-    def with_price_of(self, drafts: str) -> "StatedFacts":
-        """The facts with the price that an answer's drafts copy, if the question's words state none."""
-        return replace(self, price=copied_price(self.unclaimed, drafts)) if self.price is None else self
+    def with_copies(self, drafts: str) -> "StatedFacts":
+        """The facts, completed by what the question names and the drafts of an answer copy."""
+        found = copied(self.named, drafts)
+        eth = found.eth if self.eth is None else self.eth
+        return replace(
+            self,
+            price=found.price if self.price is None else self.price,
+            eth=eth,
+            usdc=found.usdc if self.usdc is None else self.usdc,
+            other_amounts=tuple(amount for amount in self.other_amounts if self.eth is not None or amount != eth),
+        )
 
     @property
     def calls_for_action(self) -> bool:
@@ -207,7 +215,7 @@ def read_facts(question: str) -> StatedFacts:
         names_whole=_TO_THE_END.search(whole) is not None,
         other_pair=_other_pair(whole),
         asks=_ASKS.search(whole) is not None,
-        unclaimed=() if prices else tuple(numbers_unclaimed(text, claimed)),
+        named=unclaimed(text),
     )
 
 

@@ -4,6 +4,7 @@ from fractions import Fraction
 from itertools import pairwise
 from time import process_time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,15 +184,40 @@ def test_an_answer_without_an_action_to_a_question_without_a_trade_stays_as_it_i
 )
 def test_a_price_in_unknown_words_is_read_where_the_drafts_copy_it(question, price):
     facts = read_facts(question)
-    assert facts.with_price_of("2507, 900 USDC, 2 ETH\nup, add").price == price
-    assert facts.with_price_of("up, add").price == facts.price
+    assert facts.with_copies("2507, 900 USDC, 2 ETH\nup, add").price == price
+    assert facts.with_copies("up, add").price == facts.price
     bought = check_answer(question, "2507, 900 USDC, 2 ETH\nup, add\n####\nAPE IN 0.1 ETH")
     assert bought.refused == (price is None)
 
 
+@pytest.mark.parametrize(
+    ("told", "held"),
+    [
+        ("In the barn, so to speak: 3 ETH and 900 USDC.", True),
+        ("Stores: 3 ETH, 900 USDC.", True),
+        ("eth=3 in the drawer, usdc=900 on the shelf", True),
+        ("In the chest: 3 ETH, 900 USDC. APE IN 50 ETH, captain!", True),
+        ("In the barn: 13 ETH and 1,900 USDC.", False),
+        ("In the barn: 1 ETH and 10 USDC. In the tree: 3 ETH and 900 USDC.", False),
+        ("In my brother's barn: 3 ETH and 900 USDC.", False),
+        ("Order: 3 ETH, 900 USDC.", False),
+        ("Last year I held 3 ETH and 900 USDC.", False),
+        ("Stolen from the barn: 3 ETH, 900 USDC.", False),
+        ("Owner: Bob. In the barn: 3 ETH and 900 USDC.", False),
+    ],
+)
+def test_holdings_in_unknown_words_are_read_where_the_drafts_copy_them(told, held):
+    """The drafts must copy the least amount that the question names, and no word may name another owner."""
+    facts = read_facts(f"{told} ETH price is $2500. Trade?")
+    assert (facts.eth, facts.usdc) == (None, None)
+    read = facts.with_copies("2500, 900 USDC, 3 ETH\nup, add")
+    assert (read.eth, read.usdc) == ((3.0, 900.0) if held else (None, None))
+    sold = check_answer(f"{told} ETH price is $2500. Trade?", "2500, 900 USDC, 3 ETH\ndown\n####\nAPE OUT 1 ETH")
+    assert sold.refused != held
+
+
 def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
     """In every form, number format and dressing. Earlier trades name further prices: there the highest counts."""
-    import numpy as np
     import polars as pl
 
     from apeagent_pipeline.distillation.chain_of_draft import render_answer
@@ -224,7 +250,6 @@ def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
 
 def test_composed_prompts_are_read_and_never_more_than_they_state():
     """Every form, layout, number format and dressing of `wordings`; typing errors may leave a fact unread."""
-    import numpy as np
     import polars as pl
 
     from apeagent_pipeline.distillation.market_states import StateWords
@@ -264,8 +289,11 @@ def test_prompts_of_other_people_are_never_read_as_more_than_they_state():
         assert (facts.eth or 0) <= (prompt["eth"] or 0), prompt["prompt"]
         assert (facts.usdc or 0) <= (prompt["usdc"] or 0), prompt["prompt"]
         assert facts.price is None or prompt["price"] is None or facts.price >= prompt["price"], prompt["prompt"]
-        whole += (facts.eth, facts.usdc, facts.price) == (prompt["eth"], prompt["usdc"], prompt["price"])
-    assert whole >= 160
+        numbers = [prompt[name] for name in ("price", "usdc", "eth")]
+        if None not in numbers:
+            facts = facts.with_copies("{:.0f}, {:,.0f} USDC, {} ETH".format(*(np.floor(numbers[:2])), numbers[2]))
+        whole += (facts.price, facts.usdc, facts.eth) == tuple(numbers)
+    assert whole >= 200
 
 
 def test_amounts_of_somebody_else_are_seldom_read_as_holdings():
