@@ -20,7 +20,7 @@ from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import CONTROL_KINDS, SPLITS, answer_of, prompt_of, read_examples
 from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import group_by_prompt, pack_groups
+from apeagent_pipeline.student.prefix_packing import pack_examples
 from apeagent_pipeline.student.trainer import (
     TrainerConfig,
     forget_checkpoints,
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(2250, ge=1, description="Optimizer steps")
+    steps: int = Field(3000, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -62,8 +62,7 @@ class FineTuningConfig(TrainerConfig):
     batch_size: int = Field(
         1,
         ge=1,
-        description="Trading prompts in a forward pass, each with its near controls; a small model learns more from "
-        "many small steps than from few large",
+        description="Examples in a forward pass; a small model learns more from many small steps than from few large",
     )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
@@ -73,7 +72,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        4.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     begin_weight: float = Field(
         4.0, gt=0, description="Weight in the loss of a trading answer's first token: whether a trade is asked for"
@@ -242,15 +241,13 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
-            data_collator=pack_groups,
+            data_collator=pack_examples,
             control_kl=config.control_kl,
             near_kl=config.near_kl,
             begin_weight=config.begin_weight,
             asked=asked,
         )
-        rows = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
-        trainer.train_dataset = group_by_prompt(list(rows), splits["train"])
-        trainer.eval_dataset = [[row] for row in trainer.eval_dataset]
+        trainer.train_dataset = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
     if workers.count > 1:
         # For dropout: the adapter and the order of the examples are already drawn.
         transformers.set_seed(seed + workers.rank)
@@ -393,5 +390,5 @@ def _curve(trainer: Any) -> dict[str, Any]:
         "valid_canary_rate": [entry["eval_canary_rate"] for entry in answered],
         "valid_agreement": [entry["eval_agreement"] for entry in answered],
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "train_examples": sum(map(len, trainer.train_dataset)),
+        "train_examples": len(trainer.train_dataset),
     }

@@ -74,7 +74,7 @@ def _distillation_dataset(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "distillation",
             {"jsonlines", "huggingface"},
-            code="11",
+            code="10",
             config=runtime.profile.distillation_dataset,
         )
     )
