@@ -88,20 +88,20 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(3800, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(4200, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
-    control_share: float = Field(0.063, description="Share of distant controls in train and valid", ge=0, lt=1)
+    control_share: float = Field(0.155, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.41,
+        0.36,
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,
     )
     practice_share: float = Field(
-        0.117, description="Share of practice sheets in train, if the teacher is the embedded policy", ge=0, lt=1
+        0.105, description="Share of practice sheets in train, if the teacher is the embedded policy", ge=0, lt=1
     )
     balance_classes: bool = Field(
         False,

@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(2250, ge=1, description="Optimizer steps")
+    steps: int = Field(2690, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
