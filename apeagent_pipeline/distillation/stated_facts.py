@@ -20,7 +20,7 @@ from apeagent_pipeline.distillation.stated_owner import (
     names_an_owner,
 )
 from apeagent_pipeline.distillation.stated_records import LOWEST_PRICE, TAG, read_records
-from apeagent_pipeline.distillation.stated_unclaimed import Unclaimed, copied, unclaimed
+from apeagent_pipeline.distillation.stated_unclaimed import copied
 from apeagent_pipeline.distillation.written_numbers import NUMBER, readings
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -139,7 +139,7 @@ class StatedFacts:
         names_whole: Whether a word such as "all" or "everything" stands in the question.
         other_pair: The first pair or token that is priced beside ETH-USDC, or None.
         asks: Whether a word such as "action" or "trade" stands in the question.
-        named: Numbers that may be holdings or the price, if an answer's drafts copy them.
+        text: The question as it was read, in which copies of an answer's drafts are looked for.
     """
 
     price: float | None = None
@@ -149,11 +149,13 @@ class StatedFacts:
     names_whole: bool = False
     other_pair: str | None = None
     asks: bool = False
-    named: Unclaimed = field(default_factory=Unclaimed)
+    text: str = field(default="", repr=False)
 
     def with_copies(self, drafts: str) -> "StatedFacts":
-        """The facts, completed by what the question names and the drafts of an answer copy."""
-        found = copied(self.named, drafts)
+        """The facts, completed by what the question names in unknown words and the drafts of an answer copy."""
+        if None not in (self.price, self.eth, self.usdc):
+            return self
+        found = copied(self.text, drafts)
         eth = found.eth if self.eth is None else self.eth
         return replace(
             self,
@@ -215,7 +217,7 @@ def read_facts(question: str) -> StatedFacts:
         names_whole=_TO_THE_END.search(whole) is not None,
         other_pair=_other_pair(whole),
         asks=_ASKS.search(whole) is not None,
-        named=unclaimed(text),
+        text=text,
     )
 
 

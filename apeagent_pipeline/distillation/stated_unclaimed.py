@@ -47,7 +47,8 @@ _NOT_HELD = NOT_THE_PRICE | TAKES_AWAY | words(
     "said says without except happy quiero vorrei quero"
 )  # fmt: skip
 _COPY = re.compile(
-    r"^(?:(?P<price>\d[\d,.]*), )?(?P<usdc>\d[\d,.]*) USDC, (?P<eth>\d[\d.]*) ETH$", re.MULTILINE | re.ASCII
+    r"^(?:(?P<price>\d[\d,]*(?:\.\d+)?), )?(?P<usdc>\d[\d,]*(?:\.\d+)?) USDC, (?P<eth>\d+(?:\.\d+)?) ETH$",
+    re.MULTILINE | re.ASCII,
 )
 _CUT_OFF = 1.1
 """A draft keeps at least two digits of a number."""
@@ -56,49 +57,39 @@ _Unit = Literal["eth", "usdc"]
 
 
 @dataclass(frozen=True)
-class Unclaimed:
-    """What a question names without saying in known words whose or what it is.
-
-    Attributes:
-        eth, usdc: Amounts of each token in their least reading; 0 for one that is another's.
-        price: Numbers that may be the price, in their greatest reading.
-    """
-
-    eth: tuple[float, ...] = ()
-    usdc: tuple[float, ...] = ()
-    price: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class Copied:
-    """What the drafts of an answer copy of it; None for what they do not."""
+    """What a question names and the drafts of its answer copy; None for what they do not copy."""
 
     eth: float | None = None
     usdc: float | None = None
     price: float | None = None
 
 
-def unclaimed(text: str) -> Unclaimed:
-    """Read a text as `stated_facts` prepares it; nothing where it names the owner of what it states."""
-    found: dict[str, list[float]] = {"eth": [], "usdc": [], "price": []}
-    if not names_an_owner(text):
-        for kind, value in _numbers(text):
-            found[kind].append(value)
-    return Unclaimed(**{kind: tuple(values) for kind, values in found.items()})
+def copied(text: str, drafts: str) -> Copied:
+    """What the drafts copy, in the line that lists price and holdings.
 
-
-def copied(named: Unclaimed, drafts: str) -> Copied:
-    """What the drafts copy, in the line that lists price and holdings."""
+    Args:
+        text: The question as `stated_facts` prepares it. Nothing is read where it names the owner of what it states.
+        drafts: The drafts of the answer, one a line.
+    """
     line = _COPY.search(drafts)
-    if line is None:
+    if line is None or names_an_owner(text):
         return Copied()
     told = {name: float(number.replace(",", "")) for name, number in line.groupdict().items() if number}
-    prices = [value for value in (*named.price, *named.usdc) if _is_copy(told.get("price", 0.0), value) and value > 0]
-    dollars = [value for value in named.usdc if value not in prices]
-    return Copied(_least(named.eth, told["eth"]), _least(dollars, told["usdc"]), max(prices, default=None))
+    named: dict[str, list[float]] = {"eth": [], "usdc": [], "price": []}
+    for kind, value in _numbers(text):
+        named[kind].append(value)
+    written = told.get("price", 0.0)
+    prices = [value for value in (*named["price"], *named["usdc"]) if value > 0 and _is_copy(written, value)]
+    dollars = [value for value in named["usdc"] if value not in prices]
+    return Copied(_least(named["eth"], told["eth"]), _least(dollars, told["usdc"]), max(prices, default=None))
 
 
 def _numbers(text: str) -> Iterator[tuple[str, float]]:
+    """Every number that may be a holding or the price: amounts in their least reading, prices in their greatest.
+
+    An amount that is another's counts as 0.
+    """
     for number in _NUMBER.finditer(text):
         begin, end = number.span()
         values = readings(number[0].lstrip("-+\u2212"))
