@@ -3,7 +3,8 @@
 People find ever new words: "2.5 ETH in the barn", "the oracle agrees with the pool on 2,507". `stated_facts` does not
 know them. The student lists in its drafts what it took for the price and the asker's holdings. Where both readings
 agree, the number counts: the drafts copy the least amount of a token that the question names, and no word around it
-names another owner, an order or another day. Training teaches the student to list no holdings that are another's.
+names another owner, an order or another day. No list of such words is complete, so this also relies on the student not
+to list holdings that are another's; ``benchmarks.people_prompts`` counts how often it trades for them.
 """
 
 import re
