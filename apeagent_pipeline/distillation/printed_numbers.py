@@ -176,8 +176,10 @@ def words_of_printed(states: pl.DataFrame, words: StateWords) -> pl.DataFrame:
         rough_usdc=rough_usdc,
         rough_price=rough_price,
         rough_eth=two_digits(pl.col("eth")),
-        rough_bought=one_digit(two_digits(rough_usdc) / two_digits(rough_price)),
     )
+    # Step by step: one expression of all of them would hold hundreds of copies of its inputs.
+    states = states.with_columns(rough_bought=two_digits(pl.col("rough_usdc")) / two_digits(pl.col("rough_price")))
+    states = states.with_columns(rough_bought=one_digit(pl.col("rough_bought")))
     down_strong, down_weak, flat, up_weak, up_strong = (pl.lit(word) for word in TRENDS)
     size, level = pl.col("rough_change").abs(), pl.col("rough_volatility")
     is_strong = size >= words.strong_from * level
