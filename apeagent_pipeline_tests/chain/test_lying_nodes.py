@@ -81,6 +81,7 @@ def test_an_honest_second_endpoint_completes_the_day(name: str, true: Truth) -> 
     assert found.proof.confirmed
 
 
+@pytest.mark.slow
 def test_a_node_that_leaves_logs_out_now_and_then_costs_hundreds_of_requests_and_not_thousands(true: Truth) -> None:
     for seed in range(3):
         with lies.nodes(true.provider, [lies.sometimes_left_out(0.03, seed)]) as (node,):
@@ -221,6 +222,7 @@ def test_a_head_that_stands_still_does_not_end_the_day_if_another_endpoint_goes_
     assert found.swaps.equals(true.swaps)
 
 
+@pytest.mark.slow
 def test_a_few_runs_of_the_campaign_are_never_incomplete_and_complete(true: Truth) -> None:
     runs = [run(seed, true) for seed in range(1_000, 1_012)]
     assert not [each for each in runs if each.missing and each.state == "confirmed"]

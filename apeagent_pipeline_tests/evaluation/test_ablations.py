@@ -59,6 +59,7 @@ def test_controls_leave_the_training_alone_and_a_direct_answer_has_no_drafts():
         )
 
 
+@pytest.mark.slow
 def test_ablations_killed_half_way_go_on_and_train_no_student_twice(tmp_path, monkeypatch):
     base, dataset = build_tiny_qwen2(tmp_path / "base"), write_dataset(tmp_path / "dataset")
     fine_tune(base, dataset, RECIPE, 1, tmp_path / "adapter", checkpoint_dir=tmp_path / "checkpoints")
