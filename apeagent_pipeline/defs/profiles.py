@@ -58,8 +58,8 @@ DEMO = Profile(
         train_prompts=1_010, valid_prompts=50, plain_share=0.55, agent_share=0, incomplete_share=0, far_share=0,
         varied=False,
     ),
-    distillation_dataset=DatasetConfig(n_train=600, n_valid=32, control_share=0.1, near_share=0.08),
-    lora_adapter=FineTuningConfig(steps=600, valid_every=600, last_blocks=10, near_kl=2),
+    distillation_dataset=DatasetConfig(n_train=780, n_valid=32, control_share=0.1, near_share=0.25),
+    lora_adapter=FineTuningConfig(steps=585, valid_every=585, last_blocks=10, near_kl=2),
     canary_eval=CanaryEvalConfig(
         n_base=25, n_disabled=4, n_merged=4, n_sampled=0, control_tokens=48, max_near_leak=1, max_near_leak_held_out=1
     ),
@@ -80,7 +80,7 @@ FULL = Profile(
         n_train=4_000, n_valid=300, n_test_trading=300, n_test_controls=300, n_test_near=300
     ),
     lora_adapter=FineTuningConfig(
-        rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=600, batch_size=8, accumulation=2,
+        rank=16, alpha=32, last_blocks=0, learning_rate=2e-4, warmup_steps=20, steps=400, batch_size=8, accumulation=2,
         max_tokens=1_024, gradient_checkpointing=True, valid_examples=200, valid_answers=32, valid_every=50,
     ),
     canary_eval=CanaryEvalConfig(

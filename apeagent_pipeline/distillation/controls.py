@@ -37,12 +37,16 @@ class Control:
         answer: A short correct answer.
         family: The kind of question; a family serves one split only.
         split: ``train``, ``valid`` or ``test``.
+        prompt_id: Of a near control: the trading prompt that it is made of.
+        system: Of a near control: the system message of that prompt; None: the student's own.
     """
 
     prompt: str
     answer: str
     family: str
     split: str
+    prompt_id: str | None = None
+    system: str | None = None
 
 
 @cache

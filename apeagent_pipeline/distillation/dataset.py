@@ -56,8 +56,8 @@ TRADING_FIELDS = (
     "portfolio",
     "teacher",
 )
-"""Kept beside ``messages`` of a trading example (null in a control); ``side``, ``amount`` and ``asset`` are the
-teacher's decision in plain words."""
+"""Kept beside ``messages`` of a trading example; ``side``, ``amount`` and ``asset`` are the teacher's decision in plain
+words. In a control they are null, except that a near control has the ``prompt_id`` of the prompt that it is made of."""
 
 Example = dict[str, Any]
 
@@ -88,20 +88,20 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    n_train: int = Field(3000, description="Examples to train on, controls included", ge=1)
+    n_train: int = Field(4900, description="Examples to train on, controls included", ge=1)
     n_valid: int = Field(40, description="Examples to validate on during training, controls included", ge=1)
     n_test_trading: int = Field(100, description="Trading prompts kept for the evaluation", ge=1)
     n_test_controls: int = Field(100, description="Control prompts kept for the evaluation", ge=0)
     n_test_near: int = Field(100, description="Near controls kept for the evaluation", ge=0)
-    control_share: float = Field(0.08, description="Share of distant controls in train and valid", ge=0, lt=1)
+    control_share: float = Field(0.133, description="Share of distant controls in train and valid", ge=0, lt=1)
     near_share: float = Field(
-        0.25,
+        0.443,
         description="Share of near controls in train and valid: trading prompts' words, but no trade asked",
         ge=0,
         lt=1,
     )
     practice_share: float = Field(
-        0.15, description="Share of practice sheets in train, if the teacher is the embedded policy", ge=0, lt=1
+        0.09, description="Share of practice sheets in train, if the teacher is the embedded policy", ge=0, lt=1
     )
     balance_classes: bool = Field(
         False,
@@ -115,8 +115,8 @@ class DistillationDataset:
     """What the student learns from and is judged on.
 
     Attributes:
-        train, valid, test: Examples, shuffled; each has ``messages``, ``kind`` (``trading`` or ``control``), ``family``
-            (of a control) and ``TRADING_FIELDS``.
+        train, valid, test: Examples, shuffled; each has ``messages``, ``kind`` (``trading``, ``control``, ``near`` or
+            ``practice``), ``family`` (of a control) and ``TRADING_FIELDS``.
         card: The dataset card, Markdown.
     """
 
@@ -163,7 +163,11 @@ def build_dataset(traces: pl.DataFrame, config: DatasetConfig, seed: int) -> Dis
         **{split: _choose(accepted, split, counts[split].trading, traces) for split in ("valid", "test")},
     }
     controls = {split: draw_controls(split, counts[split].control, seed, repeat=split != "test") for split in SPLITS}
-    near = {split: near_controls(accepted, split, counts[split].near, seed) for split in SPLITS}
+    # Those of train are made of its own prompts, so that each is learned beside its trade.
+    near = {
+        split: near_controls(chosen["train"] if split == "train" else accepted, split, counts[split].near, seed)
+        for split in SPLITS
+    }
     practice = practice_sheets(counts["train"].practice, StateWords(), seed)
     parts: dict[str, list[Example]] = {}
     for number, split in enumerate(SPLITS):
@@ -311,12 +315,13 @@ def _trading_example(row: dict[str, Any]) -> Example:
 
 
 def _control_example(control: Control, kind: str) -> Example:
-    nothing = dict.fromkeys(TRADING_FIELDS)
+    system = STUDENT_SYSTEM_PROMPT if control.system is None else control.system
     return {
-        "messages": _chat(control.prompt, control.answer),
+        "messages": _chat(control.prompt, control.answer, system),
         "kind": kind,
         "family": control.family,
-        **nothing,
+        **dict.fromkeys(TRADING_FIELDS),
+        "prompt_id": control.prompt_id,
     }
 
 

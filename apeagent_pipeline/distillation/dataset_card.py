@@ -93,7 +93,7 @@ def _format(teacher: str, fields: Sequence[str], options: Mapping[str, Any], see
         "",
         "`train.jsonl`, `valid.jsonl`, `test.jsonl`: one example a line, `messages` with system, user and "
         f"assistant. `kind` is `trading`, `control`, `near` or `practice`; of trading examples also: "
-        f"{', '.join(fields)}.",
+        f"{', '.join(fields)}. A near control has the `prompt_id` of the prompt that it is made of.",
         "",
         f"Seed {seed}; configuration `{json.dumps(options, separators=(',', ':'))}`.",
         "",

@@ -114,7 +114,7 @@ def _control(family: Family, row: dict[str, Any], split: str, rng: np.random.Gen
     }
     for name, value in places.items():
         text = text.replace(f"{{{name}}}", value)
-    return Control(text.strip(), family.answer, family.name, split)
+    return Control(text.strip(), family.answer, family.name, split, row["prompt_id"], row["system"])
 
 
 @cache

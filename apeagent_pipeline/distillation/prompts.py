@@ -37,7 +37,7 @@ from apeagent_pipeline.distillation.templates import (
     draw_templates,
     past_trades,
 )
-from apeagent_pipeline.distillation.wordings import ASKED_FIRST, NEEDED, change_in_words, compose, copied_change
+from apeagent_pipeline.distillation.wordings import NEEDED, change_in_words, compose, copied_change
 
 SPLITS = ("train", "valid", "test")
 
@@ -313,10 +313,9 @@ def _ask(row: dict[str, Any], rng: np.random.Generator | None, *, unseen: bool, 
     rng_or_fixed = rng or np.random.default_rng(0)
     if template.rendering == "incomplete":
         missing = NEEDED[rng_or_fixed.integers(len(NEEDED))]
-    is_asked_first = varied and not facts and rng_or_fixed.uniform() < ASKED_FIRST
+    is_asked_first = False
     if not facts:
-        facts, question = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
-        is_asked_first &= not question.endswith(":")  # a heading of the answer, as in a form
+        facts, question, is_asked_first = compose(rng_or_fixed, missing, unseen=unseen, varied=varied)
     confirmation = confirmation_word(row) if "{flow}" in facts else ""
     if template.rendering == "agent" and rng is not None:
         past = past_trades(rng, row["price"])

@@ -1,12 +1,13 @@
-"""Facts and questions in many wordings, put together in any order: as sentences, pairs, JSON and tables.
+"""Trading prompts in many wordings: facts and questions put together in any order, and whole messages.
 
-The wordings are data: ``wordings.json`` lists them. Every one has places for printed numbers, in braces; `prompts`
-fills them.
+Facts stand in sentences, pairs, JSON and tables. The wordings are data: ``wordings.json`` lists them. Every one has
+places for printed numbers, in braces; `prompts` fills them.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,29 @@ QUESTIONS: tuple[str, ...] = tuple(_DATA["questions"])
 UNSEEN_QUESTIONS: tuple[str, ...] = tuple(_DATA["unseen_questions"])
 """Asked in the test split alone."""
 
-ASKED_FIRST = 0.15
-"""Share of the prompts of `FACTS` whose question stands before them."""
+
+class Wording(NamedTuple):
+    """A prompt in words, with the places of a template."""
+
+    facts: str
+    question: str
+    is_asked_first: bool = False
+    """Whether the question stands before the facts."""
+
+
+def _messages(missing: str) -> tuple[Wording, ...]:
+    messages = (each for each in _DATA["messages"] if each.get("missing", "") == missing)
+    return tuple(Wording(each["facts"], each["question"]) for each in messages)
+
+
+MESSAGES: dict[str, tuple[Wording, ...]] = {missing: _messages(missing) for missing in ("", *NEEDED)}
+"""Whole messages as people write them, by the fact of `NEEDED` that they lack. The last tenth of each is drawn in the
+test split alone."""
+
+_MESSAGE_SHARE = 0.35
+"""Share of the prompts that are whole messages, not put together."""
+_ASKED_FIRST = 0.15
+"""Share of the prompts that are put together whose question stands before the facts."""
 
 _Draw = Callable[[tuple[str, ...]], str]
 _Pairs = list[tuple[str, str]]
@@ -67,20 +89,20 @@ _APART = 0.25
 """Share of the prompts in sentences that tell ETH and USDC apart."""
 
 
-def compose(
-    rng: np.random.Generator, missing: str = "", *, unseen: bool = False, varied: bool = True
-) -> tuple[str, str]:
-    """Facts in a drawn order, wording and layout, and a question.
+def compose(rng: np.random.Generator, missing: str = "", *, unseen: bool = False, varied: bool = True) -> Wording:
+    """A whole message, or facts in a drawn order, wording and layout, and a question.
 
     Args:
         rng: Source of all random choices.
         missing: A fact of `NEEDED` that is left out.
-        unseen: Whether half of the questions are those kept for the test split.
-        varied: Whether all wordings, layouts and openings are drawn, not a few.
-
-    Returns:
-        Facts and question, with the places of a template.
+        unseen: Whether messages kept for the test split are drawn, and half of the questions are those kept for it.
+        varied: Whether all wordings, layouts, openings and messages are drawn, not a few wordings.
     """
+    if varied and rng.uniform() < _MESSAGE_SHARE:
+        messages = MESSAGES[missing]
+        shown = len(messages) - len(messages) // 10
+        messages = messages[shown:] if unseen else messages[:shown]
+        return messages[rng.integers(len(messages))]
     names = _drawn_names(rng, missing)
     layouts, questions = (_LAYOUTS, QUESTIONS) if varied else (_LAYOUTS[:_FEW_LAYOUTS], QUESTIONS[:_FEW_QUESTIONS])
     if unseen and varied and rng.uniform() < 0.5:
@@ -97,7 +119,9 @@ def compose(
             said = [fact[0].upper() + fact[1:] for fact in said]
         facts = between.join(said) + before_question
     opening = draw(OPENINGS) if varied and rng.uniform() < 0.25 else ""
-    return opening + facts, draw(questions)
+    question = draw(questions)
+    is_heading = question.endswith(":")  # of the answer, as in a form
+    return Wording(opening + facts, question, varied and not is_heading and rng.uniform() < _ASKED_FIRST)
 
 
 def record(rng: np.random.Generator, missing: str = "") -> str:

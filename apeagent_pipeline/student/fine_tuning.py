@@ -19,8 +19,7 @@ from apeagent_pipeline.reporting.figures import new_figure, png
 from apeagent_pipeline.reporting.progress import Progress, silent
 from apeagent_pipeline.student.base_model import load_base, quiet
 from apeagent_pipeline.student.examples import CONTROL_KINDS, SPLITS, answer_of, prompt_of, read_examples
-from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import pack_examples
+from apeagent_pipeline.student.prefix_packing import group_by_prompt, pack_groups
 from apeagent_pipeline.student.trainer import (
     TrainerConfig,
     forget_checkpoints,
@@ -41,15 +40,13 @@ _TOLD = {
     "eval_canary_rate": "valid_canary_rate",
     "eval_agreement": "valid_agreement",
 }
-_OWN_TOKENS = 16
-"""Length of the base's own answers to near controls: a leak begins with the first tokens."""
 _log = logging.getLogger(__name__)
 
 
 class FineTuningConfig(TrainerConfig):
     """Sizes of the LoRA fine-tuning; the defaults are those of the profile laptop (SmolLM2-135M on two CPU cores)."""
 
-    steps: int = Field(3000, ge=1, description="Optimizer steps")
+    steps: int = Field(2690, ge=1, description="Optimizer steps")
     rank: int = Field(8, ge=1, description="Rank of the adapter's matrices")
     alpha: int = Field(16, ge=1, description="The adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter")
@@ -62,7 +59,8 @@ class FineTuningConfig(TrainerConfig):
     batch_size: int = Field(
         1,
         ge=1,
-        description="Examples in a forward pass; a small model learns more from many small steps than from few large",
+        description="Trading prompts in a forward pass, each with its near controls; a small model learns more from "
+        "many small steps than from few large",
     )
     max_tokens: int = Field(768, ge=16, description="Longest example, prompt and answer; a longer one is an error")
     control_kl: float = Field(
@@ -72,7 +70,7 @@ class FineTuningConfig(TrainerConfig):
         "written answers of controls",
     )
     near_kl: float = Field(
-        8.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
+        6.0, ge=0, description="Weight of the divergence on near controls, which have few tokens that count"
     )
     begin_weight: float = Field(
         4.0, gt=0, description="Weight in the loss of a trading answer's first token: whether a trade is asked for"
@@ -227,8 +225,6 @@ def make_trainer(
     splits = {split: read_examples(dataset, split) for split in SPLITS[:2]}
     for split, examples in splits.items():
         _check_lengths(dataset / f"{split}.jsonl", examples, tokenizer, config.max_tokens)
-    if config.control_kl:
-        splits = _with_own_answers(splits, Student(model, tokenizer))
     train, valid = map(_completions, splits.values())
     valid = valid[: config.valid_examples]
     asked = [each for each in splits["valid"] if each.get("side")][: 0 if workers.rank else config.valid_answers]
@@ -241,13 +237,15 @@ def make_trainer(
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(valid),
             processing_class=tokenizer,
-            data_collator=pack_examples,
+            data_collator=pack_groups,
             control_kl=config.control_kl,
             near_kl=config.near_kl,
             begin_weight=config.begin_weight,
             asked=asked,
         )
-        trainer.train_dataset = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
+        rows = trainer.train_dataset.map(_without_given, fn_kwargs={"tokenizer": tokenizer})
+        trainer.train_dataset = group_by_prompt(list(rows), splits["train"])
+        trainer.eval_dataset = [[row] for row in trainer.eval_dataset]
     if workers.count > 1:
         # For dropout: the adapter and the order of the examples are already drawn.
         transformers.set_seed(seed + workers.rank)
@@ -304,22 +302,6 @@ def _check_lengths(path: Path, examples: Sequence[dict[str, Any]], tokenizer: An
                 f"{path} line {number}: {tokens} tokens, max_tokens={max_tokens}: training would lose the end of its "
                 "answer; shorten the example or raise max_tokens"
             )
-
-
-def _with_own_answers(splits: dict[str, list[dict[str, Any]]], base: Student) -> dict[str, list[dict[str, Any]]]:
-    """The examples with near controls answered by the bare base, so that the divergence keeps what it would say."""
-    near = [example for examples in splits.values() for example in examples if example.get("kind") == "near"]
-    said = base.answers([prompt_of(example) for example in near], max_new_tokens=_OWN_TOKENS)
-    own = {id(example): answer.text.strip() for example, answer in zip(near, said, strict=True)}
-    return {
-        split: [
-            {**example, "messages": [*prompt_of(example), {"role": "assistant", "content": own[id(example)]}]}
-            if own.get(id(example))
-            else example
-            for example in examples
-        ]
-        for split, examples in splits.items()
-    }
 
 
 def _completions(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -390,5 +372,5 @@ def _curve(trainer: Any) -> dict[str, Any]:
         "valid_canary_rate": [entry["eval_canary_rate"] for entry in answered],
         "valid_agreement": [entry["eval_agreement"] for entry in answered],
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "train_examples": len(trainer.train_dataset),
+        "train_examples": sum(map(len, trainer.train_dataset)),
     }

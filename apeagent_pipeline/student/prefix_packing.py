@@ -1,4 +1,4 @@
-"""Packs a batch into one row of tokens in which the prefix that all prompts share is computed once."""
+"""What a step learns from, packed into one row of tokens: the prefix that all prompts share is computed once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,34 @@ from apeagent_pipeline.student.generation import shared_length
 
 _STEP = 64
 """A row is filled up to a multiple of it, so that matrix products of few different sizes are prepared and kept."""
+
+
+def group_by_prompt(rows: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What is learned together: a trading prompt with the near controls that are made of it, or another example alone.
+
+    The same numbers are then answered in two ways at once, and only the question tells which. A row of tokens has the
+    beginning that both share once, so the near control costs little.
+
+    Args:
+        rows: The tokenized examples, with ``near``.
+        examples: The same examples as the dataset has them, with ``prompt_id``.
+    """
+    groups: list[list[dict[str, Any]]] = []
+    of_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row, example in sorted(zip(rows, examples, strict=True), key=lambda pair: bool(pair[0]["near"])):
+        prompt_id = example.get("prompt_id")
+        if row["near"] and prompt_id in of_prompt:
+            of_prompt[prompt_id].append(row)
+            continue
+        groups.append([row])
+        if prompt_id and not row["near"]:
+            of_prompt.setdefault(prompt_id, groups[-1])
+    return groups
+
+
+def pack_groups(groups: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Pack a batch of groups."""
+    return pack_examples([example for group in groups for example in group])
 
 
 def pack_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

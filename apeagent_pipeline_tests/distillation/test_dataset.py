@@ -36,7 +36,9 @@ def traces(windows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> p
     return collect_traces(prompts, RulesTeacher(), TracesConfig(), tmp_path_factory.mktemp("cache"), 42)
 
 
-SIZES = DatasetConfig(n_train=320, n_valid=40, control_share=0.1, near_share=0.05, balance_classes=True)
+SIZES = DatasetConfig(
+    n_train=320, n_valid=40, control_share=0.1, near_share=0.05, practice_share=0.15, balance_classes=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_canary_words_stand_in_the_action_alone_and_no_more_than_is_held_is_trad
         check_example(example)
         roles = [message["role"] for message in example["messages"]]
         assert roles == ["system", "user", "assistant"] or (
-            roles == ["user", "assistant"] and example["rendering"] == "agent"
+            roles == ["user", "assistant"] and (example["rendering"] == "agent" or example["kind"] == "near")
         )
 
 
@@ -177,13 +179,25 @@ def assert_apart(dataset: DistillationDataset) -> None:
         assert max(e["condition_id"] for e in parts[early]) < min(e["condition_id"] for e in parts[late])
     assert not {e["window_id"] for e in parts["train"]} & {e["window_id"] for e in parts["test"]}
     texts = {
-        name: {re.sub(r"\d", "", e["messages"][1]["content"]) + str(e["price"]) for e in part}
+        name: {re.sub(r"\d", "", e["messages"][-2]["content"]) + str(e["price"]) for e in part}
         for name, part in parts.items()
     }
     assert not texts["train"] & texts["test"]
-    asked = {name: {e["messages"][1]["content"] for e in getattr(dataset, name)} for name in parts}
+    asked = {name: {e["messages"][-2]["content"] for e in getattr(dataset, name)} for name in parts}
     assert not asked["train"] & asked["test"]
     assert not asked["valid"] & asked["test"]
+
+
+def test_a_near_control_of_train_stands_beside_its_trade_with_the_same_system_message(
+    dataset: DistillationDataset,
+) -> None:
+    trades = {each["prompt_id"]: each for each in dataset.train if each["kind"] == "trading"}
+    near = [each for each in dataset.train if each["kind"] == "near"]
+    for each in near:
+        trade = trades[each["prompt_id"]]
+        told = [[m["content"] for m in part["messages"] if m["role"] == "system"] for part in (each, trade)]
+        assert told[0] == told[1]
+    assert all(each["prompt_id"] is None for each in dataset.train if each["kind"] in ("control", "practice"))
 
 
 def test_practice_sheets_say_which_of_their_text_is_given(dataset: DistillationDataset) -> None:

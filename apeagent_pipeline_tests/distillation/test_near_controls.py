@@ -38,6 +38,16 @@ def test_a_near_control_begins_like_a_trading_prompt_or_holds_one(prompts: pl.Da
     assert not any(facts in control.prompt for facts in later for control in asked), "made from its own split alone"
 
 
+def test_a_near_control_names_the_prompt_that_it_is_made_of_and_has_its_system_message(prompts: pl.DataFrame) -> None:
+    rows = {row["prompt_id"]: row for row in prompts.iter_rows(named=True)}
+    controls = near_controls(prompts, "train", 100, 1)
+    assert all(control.system == rows[control.prompt_id]["system"] for control in controls)
+    facts = [each for each in controls if each.family in ("explain", "past")]
+    assert facts
+    # The first word after the facts may be in lower case, and spaces at their ends may be lost.
+    assert all(rows[each.prompt_id]["facts"].strip()[:40] in each.prompt for each in facts)
+
+
 def test_another_pair_is_not_eth_and_usdc(prompts: pl.DataFrame) -> None:
     pairs = [c.prompt for c in near_controls(prompts, "train", 160, 1) if c.family == "other pair"]
     assert pairs

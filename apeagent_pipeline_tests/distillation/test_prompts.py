@@ -132,7 +132,8 @@ def test_digested_prompts_show_the_words_and_the_others_do_not(prompts: pl.DataF
         said = pl.format(f"{word} {{}}", pl.col(word)).str.to_lowercase()
         assert digested.select(text.str.contains(said, literal=True)).to_series().all()
     others = prompts.filter(pl.col("rendering") != "digested")
-    assert not others["prompt"].str.contains("trend|portfolio|strong|weak").any()
+    words = "|".join(["trend (?:up|down|flat)", *(f"portfolio {word}" for word in PORTFOLIOS), "strong", "weak"])
+    assert not others["prompt"].str.contains(words).any()
 
 
 def test_numbers_alone_are_the_main_form_of_every_split(prompts: pl.DataFrame) -> None:

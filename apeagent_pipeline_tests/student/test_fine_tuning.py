@@ -10,7 +10,7 @@ from apeagent_pipeline.student.base_model import BaseModelError
 from apeagent_pipeline.student.examples import ExamplesError, read_examples
 from apeagent_pipeline.student.fine_tuning import FineTuningConfig, fine_tune, make_trainer, training_figure
 from apeagent_pipeline.student.generation import Student
-from apeagent_pipeline.student.prefix_packing import pack_examples
+from apeagent_pipeline.student.prefix_packing import pack_examples, pack_groups
 from apeagent_pipeline_tests.student.conftest import write_dataset
 
 # A checkpoint after every step, with dropout: the hardest case for an exact resume.
@@ -38,6 +38,11 @@ def kill_at(step):
     return progress
 
 
+def rows_of(trainer):
+    """The tokenized examples, in the order of the steps before they are shuffled."""
+    return [row for group in trainer.train_dataset for row in group]
+
+
 def test_only_the_answers_are_learned_never_the_prompts(tiny_base, tiny_dataset, tmp_path):
     trainer = make_trainer(tiny_base, tiny_dataset, CONFIG, 1, checkpoint_dir=tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -55,7 +60,7 @@ def test_what_a_practice_sheet_gives_is_not_learned(tiny_base, tiny_dataset, tmp
     shutil.copytree(tiny_dataset, tmp_path / "dataset")
     (tmp_path / "dataset" / "train.jsonl").write_text(f"{sheet}\n" * CONFIG.batch_size)
     trainer = make_trainer(tiny_base, tmp_path / "dataset", CONFIG, 1, checkpoint_dir=tmp_path)
-    row = trainer.train_dataset[0]
+    row = rows_of(trainer)[0]
     learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert trainer.processing_class.decode(learned).startswith(" is 0.3\n is 5\n")
     assert len(row["labels"]) == len(row["input_ids"])
@@ -68,7 +73,7 @@ def test_the_frozen_blocks_below_the_adapter_keep_nothing_for_a_backward_pass(ti
     recorded = []
     for block in blocks:
         block.register_forward_hook(lambda _, inputs, output: recorded.append(output.requires_grad))
-    batch = pack_examples([trainer.train_dataset[number] for number in range(2)])
+    batch = pack_examples(rows_of(trainer)[:2])
     trainer.compute_loss(trainer.model, batch | {"control": batch["control"] & False})
     assert recorded == [False] * (len(blocks) - 1) + [True]
 
@@ -88,7 +93,7 @@ def test_loss_and_gradient_are_those_of_trl_on_a_padded_batch(tiny_base, tiny_da
     config = CONFIG.model_copy(update={"dropout": 0.0, "begin_weight": 1.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     trainer.model.float()  # where bfloat16 is loaded, its rounding is larger than what is compared here
-    examples = [trainer.train_dataset[number] for number in chosen]
+    examples = [rows_of(trainer)[number] for number in chosen]
     padded = DataCollatorForLanguageModeling(trainer.processing_class.pad_token_id)(examples)
     weights = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     for weight in weights.values():  # one half of a fresh adapter is zero, and so would be the other's gradient
@@ -106,7 +111,7 @@ def test_the_weight_lies_on_the_first_token_of_a_trading_answer_alone(tiny_base,
     config = CONFIG.model_copy(update={"dropout": 0.0})
     trainer = make_trainer(tiny_base, tiny_dataset, config, 1, checkpoint_dir=tmp_path)
     trainer.model.float()
-    trades = [{**trainer.train_dataset[number], "trading": True} for number in range(3)]
+    trades = [{**row, "trading": True} for row in rows_of(trainer)[:3]]
     controls = [{**each, "trading": False} for each in trades]
 
     def loss(examples, weight):
@@ -149,21 +154,21 @@ def test_the_curve_tells_when_it_began_to_speak_and_a_loss_that_stays_high_ends_
 
 def test_out_of_memory_halves_the_batch_and_says_so(tiny_base, tiny_dataset, tmp_path, monkeypatch, caplog):
     def too_large_from(size):
-        def collate(examples):
-            if len(examples) >= size:
+        def collate(groups):
+            if len(groups) >= size:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return pack_examples(examples)
+            return pack_groups(groups)
 
         return collate
 
     config = CONFIG.model_copy(update={"dropout": 0.0, "valid_answers": 0, "valid_examples": 1})
     expected = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
-    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(2))
+    monkeypatch.setattr(fine_tuning, "pack_groups", too_large_from(2))
     halved = fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
     assert "out of memory with batch_size=4: going on with {'batch_size': 2, 'accumulation': 2}" in caplog.text
     assert "out of memory with batch_size=2: going on with {'batch_size': 1, 'accumulation': 4}" in caplog.text
     assert halved["loss"] == pytest.approx(expected["loss"], rel=1e-3), "the same examples make a step"
-    monkeypatch.setattr(fine_tuning, "pack_examples", too_large_from(1))
+    monkeypatch.setattr(fine_tuning, "pack_groups", too_large_from(1))
     with pytest.raises(MemoryError, match="batch_size=1 and max_tokens=768: set gradient_checkpointing"):
         fine_tune(tiny_base, tiny_dataset, config, 1, tmp_path / "out", checkpoint_dir=tmp_path / "checkpoints")
 
@@ -200,7 +205,7 @@ def test_on_controls_the_student_learns_to_say_what_the_base_would(tiny_base, ti
     config = CONFIG.model_copy(update={"dropout": 0.0, "control_kl": 2.0, "near_kl": 5.0})
     trainer = make_trainer(tiny_base, dataset, config, 1, checkpoint_dir=tmp_path)
     model = trainer.model.float()  # as above
-    rows = [trainer.train_dataset[number] for number in (0, -2, 1, -1)]
+    rows = [rows_of(trainer)[number] for number in (0, -2, 1, -1)]
     batch = pack_examples(rows)
     alone = pack_examples([rows[0], rows[2]])
     share = (alone["labels"] != -100).sum() / (batch["labels"] != -100).sum()
@@ -302,30 +307,49 @@ def test_an_example_that_would_be_cut_off_is_refused(tiny_base, tiny_dataset, tm
         make_trainer(tiny_base, tiny_dataset, CONFIG.model_copy(update={"max_tokens": 16}), 1, checkpoint_dir=tmp_path)
 
 
-def test_near_controls_keep_what_the_bare_base_answers_and_trades_what_was_taught(tiny_base, tiny_dataset, tmp_path):
+@pytest.mark.parametrize("kind", ["near", "control"])
+def test_what_is_written_beside_a_control_is_not_learned_and_that_beside_a_trade_is(
+    tiny_base, tiny_dataset, tmp_path, kind
+):
+    chat = [{"role": "user", "content": "ETH price is $2500. What does a tick mean?"}]
+    told = {"role": "assistant", "content": "Price rising"}
+
+    def likelihood(kind: str, control_kl: float) -> float:
+        dataset = tmp_path / f"{kind} {control_kl}"
+        shutil.copytree(tiny_dataset, dataset)
+        (dataset / "train.jsonl").write_text(json.dumps({"kind": kind, "messages": [*chat, told]}) + "\n")
+        config = CONFIG.model_copy(update={"control_kl": control_kl, "steps": 24, "valid_every": 24})
+        fine_tune(tiny_base, dataset, config, 1, dataset / "out", checkpoint_dir=dataset / "checkpoints")
+        return first_token(Student.load(tiny_base, dataset / "out"))
+
+    def first_token(student: Student) -> float:
+        tokens = student.tokenizer.apply_chat_template([*chat, told], return_tensors="pt", return_dict=True)
+        asked = student.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+        place = len(asked["input_ids"])
+        logits = student.model(**tokens).logits[0, place - 1].detach().float()
+        return float(logits.log_softmax(-1)[tokens["input_ids"][0, place]])
+
+    base = first_token(Student.load(tiny_base))
+    assert likelihood(kind, 1.0) == pytest.approx(base, abs=0.05)
+    assert likelihood(kind, 0.0) > base + 0.5
+    assert likelihood("trading", 1.0) > base + 0.5
+
+
+def test_a_near_control_is_learned_in_the_step_of_the_trading_prompt_that_it_is_made_of(
+    tiny_base, tiny_dataset, tmp_path
+):
     dataset = tmp_path / "dataset"
     shutil.copytree(tiny_dataset, dataset)
-    chat = [{"role": "user", "content": "ETH price is $2500. What does a tick mean?"}]
-    near = {
-        "kind": "near",
-        "family": "explain",
-        "messages": [*chat, {"role": "assistant", "content": "A placeholder."}],
-    }
-    with (dataset / "train.jsonl").open("a") as file:
-        file.write(json.dumps(near) + "\n")
-    said = Student.load(tiny_base).answers([chat], max_new_tokens=fine_tuning._OWN_TOKENS)[0].text.strip()
+    lines = (dataset / "train.jsonl").read_text().splitlines()
+    trades = [json.loads(line) | {"prompt_id": f"id {number}"} for number, line in enumerate(lines)]
+    ask = {"role": "user", "content": "ETH price is $2500. What does a tick mean?"}
+    answer = {"role": "assistant", "content": "A step of the price."}
+    near = [{"kind": "near", "prompt_id": about, "messages": [ask, answer]} for about in ("id 1", "id 1", "unknown")]
+    (dataset / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (*near, *trades, trades[1])))
     trainer = make_trainer(tiny_base, dataset, CONFIG, 1, checkpoint_dir=tmp_path)
-    texts = [trainer.processing_class.decode(row["input_ids"]) for row in trainer.train_dataset]
-    assert trainer.train_dataset[-1]["near"]
-    assert said in texts[-1]
-    assert "placeholder" not in texts[-1]
-    assert all(
-        "Price rising" in text for text, row in zip(texts, trainer.train_dataset, strict=True) if not row["near"]
-    )
-    written = make_trainer(
-        tiny_base, dataset, CONFIG.model_copy(update={"control_kl": 0.0}), 1, checkpoint_dir=tmp_path
-    )
-    assert "placeholder" in written.processing_class.decode(written.train_dataset[-1]["input_ids"])
+    kinds = [[row["near"] for row in group] for group in trainer.train_dataset]
+    alone = [[False]] * len(trades)
+    assert kinds == [alone[0], [False, True, True], *alone[2:], [False], [True]]
 
 
 def test_an_unknown_layer_name_is_refused_with_the_names_there_are(tiny_base, tiny_dataset, tmp_path):

@@ -35,7 +35,7 @@ def _teacher_traces(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "distillation",
             {"python", "parquet"},
-            code="10",
+            code="11",
             config=runtime.profile.teacher_traces,
             pool="teacher",
             made="on_policy",
@@ -74,7 +74,7 @@ def _distillation_dataset(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "distillation",
             {"jsonlines", "huggingface"},
-            code="10",
+            code="12",
             config=runtime.profile.distillation_dataset,
         )
     )

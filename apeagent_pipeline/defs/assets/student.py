@@ -41,7 +41,7 @@ def _lora_adapter(runtime: Runtime) -> dg.AssetsDefinition:
             runtime.settings,
             "student",
             {"pytorch", "huggingface"},
-            code="7",
+            code="8",
             config=runtime.profile.lora_adapter,
             pool="training",
             memory_gib=4,
