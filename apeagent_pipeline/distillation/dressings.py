@@ -67,4 +67,4 @@ def with_typing_errors(text: str, rng: np.random.Generator) -> str:
 
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
