@@ -63,13 +63,14 @@ class Student:
         self.end_tokens = sorted(end_token_ids(tokenizer))
 
     @classmethod
-    def load(cls, base: Path, adapter: Path | None = None, *, dtype: str = "auto") -> Self:
+    def load(cls, base: Path, adapter: Path | None = None, *, dtype: str = "auto", trainable: bool = False) -> Self:
         """Load the base model of folder ``base``, and attach the adapter of folder ``adapter`` if given.
 
         Args:
             base: Folder of the base model.
             adapter: Folder of the adapter.
             dtype: As of ``load_base``.
+            trainable: As of `attach`.
 
         Raises:
             BaseModelError: ``base`` is no model folder.
@@ -77,11 +78,16 @@ class Student:
         """
         student = cls(*load_base(base, dtype=dtype))
         if adapter is not None:
-            student.attach(adapter)
+            student.attach(adapter, trainable=trainable)
         return student
 
-    def attach(self, adapter: Path) -> None:
+    def attach(self, adapter: Path, *, trainable: bool = False) -> None:
         """Attach the adapter of a folder to the base model.
+
+        Args:
+            adapter: Folder of the adapter.
+            trainable: Keep the adapter in float32, so that its small updates are not lost. Otherwise it has the number
+                format of the base, and answers take a third less time.
 
         Raises:
             AdapterError: the folder holds no adapter, or one whose layers the base model does not have.
@@ -96,7 +102,9 @@ class Student:
                 raise AdapterError(f"{adapter}: no {name}. Expected the folder of a trained LoRA adapter.")
         try:
             with quiet():
-                self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+                self.model = PeftModel.from_pretrained(
+                    self.model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=trainable
+                ).eval()
         except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"{adapter}: not an adapter of this base model ({reason})") from error

@@ -207,8 +207,7 @@ def make_trainer(
 
     from apeagent_pipeline.workers import Workers
 
-    student = Student.load(base, adapter)
-    student.model.set_adapter("default")  # makes it trainable
+    student = Student.load(base, adapter, trainable=True)
     transformers.set_seed(seed)
     rows = [
         {"prompt": student_chat(row["prompt"])} | {name: row[name] for name in _STATE} for row in prompts.to_dicts()

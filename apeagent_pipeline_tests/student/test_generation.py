@@ -21,6 +21,19 @@ def test_switching_the_adapter_off_gives_the_base_model(tiny_base, tiny_adapter)
     assert (student.logits(PROMPTS) - expected).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_adapter_answers_in_the_number_format_of_its_base_and_is_trained_in_float32(tiny_base, tiny_adapter, dtype):
+    def formats(student):
+        return {weight.dtype for name, weight in student.model.named_parameters() if "lora" in name}
+
+    assert formats(Student.load(tiny_base, tiny_adapter, dtype=dtype)) == {getattr(torch, dtype)}
+    trained = Student.load(tiny_base, tiny_adapter, dtype=dtype, trainable=True)
+    assert formats(trained) == {torch.float32}
+    learned = {name for name, weight in trained.model.named_parameters() if weight.requires_grad}
+    assert learned
+    assert all("lora" in name for name in learned)
+
+
 def test_answers_come_back_in_the_order_of_the_prompts_and_padding_changes_nothing(tiny_base):
     student = Student.load(tiny_base, dtype="float32")
     together = student.answers(PROMPTS, max_new_tokens=6, batch_size=3)
