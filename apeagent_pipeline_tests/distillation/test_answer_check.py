@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apeagent_pipeline.distillation import wordings
 from apeagent_pipeline.distillation.answer_check import AnswerStream, check_answer
 from apeagent_pipeline.distillation.chain_of_draft import parse_answer
 from apeagent_pipeline.distillation.stated_facts import read_facts
@@ -222,7 +223,33 @@ def test_holdings_in_unknown_words_are_read_where_the_drafts_copy_them(told, hel
     assert sold.refused != held
 
 
-def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
+@pytest.fixture
+def put_together(monkeypatch):
+    """Prompts without whole messages, whose words nobody foresaw."""
+    monkeypatch.setattr(wordings, "_MESSAGE_SHARE", 0.0)
+
+
+def test_messages_of_other_people_are_never_read_as_more_than_they_state():
+    said = "volatility 45bps, change +112\n2507, 9,507 USDC, 3.7 ETH\n+112 vs 45, up, add\n####\nAPE IN 0.1 ETH"
+    numbers = {
+        "price": "2,507", "vol": "45 bps", "change": "+112", "distance": "112", "direction": "up", "went": "rose",
+        "sign": "plus", "eth": "3.746", "usdc": "9,507.14", "volume": "999.40",
+    }  # fmt: skip
+    accepted = 0
+    for message in wordings.MESSAGES[""]:
+        prompt = (message.facts + message.question).format(**numbers)
+        facts = read_facts(prompt)
+        assert (facts.eth or 0) <= 3.746, prompt
+        assert (facts.usdc or 0) <= 9507.14, prompt
+        copied = facts.with_copies(said)
+        assert (copied.eth or 0) <= 3.746, prompt
+        assert (copied.usdc or 0) <= 9507.14, prompt
+        assert (copied.price or 2507) >= 2507, prompt
+        accepted += not check_answer(prompt, said).refused
+    assert accepted >= 0.75 * len(wordings.MESSAGES[""])
+
+
+def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes(put_together):
     """In every form, number format and dressing. Earlier trades name further prices: there the highest counts."""
     import polars as pl
 
@@ -254,7 +281,7 @@ def test_prompts_of_training_are_read_and_the_answer_of_the_rules_passes():
     assert len(refused) <= 1, refused
 
 
-def test_composed_prompts_are_read_and_never_more_than_they_state():
+def test_composed_prompts_are_read_and_never_more_than_they_state(put_together):
     """Every form, layout, number format and dressing of `wordings`; typing errors may leave a fact unread."""
     import polars as pl
 

@@ -63,7 +63,7 @@ def test_sizes_shares_and_classes_are_as_configured(dataset: DistillationDataset
 def check_example(example: dict[str, object]) -> None:
     *system, user, assistant = (message["content"] for message in example["messages"])  # type: ignore[attr-defined]
     assert plain_words(assistant) == []
-    assert assistant.isascii()
+    assert assistant.isascii() or example["kind"] == "control"  # some are asked and answered in other languages
     assert not any(map(speaks_canary, system))
     if example["kind"] in (*CONTROL_KINDS, "practice"):
         assert not speaks_canary(assistant)
